@@ -1,0 +1,31 @@
+"""Text-driven video editing with image diffusion models: VALA, FLDM, GE-Adapter and their theory.
+
+Importing this package is instant: torch and diffusers are loaded when a name below is first used.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "VideoEditPipeline": "vala_research.diffusion.editing",
+    "read_clip": "vala_research.data.clips",
+    "write_clip": "vala_research.data.clips",
+    "Clip": "vala_research.data.clips",
+    "miniature_path": "vala_research.assets",
+}
+__all__ = ["InputError", *_HOMES]
+
+
+class InputError(ValueError):
+    """Bad input: one sentence that names the input, the problem and the remedy."""
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,1 @@
+"""The machine that hosts the methods: schedule, backbone, attention, inversion, editing."""

@@ -1,0 +1,1 @@
+"""Numbers and pictures: one function per reported number, one style per figure."""

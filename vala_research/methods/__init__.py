@@ -1,0 +1,1 @@
+"""One paper idea per file: torch in, torch out; nothing of the package is imported here."""
