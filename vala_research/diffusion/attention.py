@@ -1,0 +1,204 @@
+"""Frames of a clip agree when they attend to each other: what each frame sees is a policy.
+
+A policy receives one layer's keys and values `f n d` (one guidance branch) and returns a lookup:
+given a slice of frames, the keys and values those frames attend to, `r m d`, where r is the number
+of frames in the slice, or 1 when they all share them (then nothing is copied). Heavy work is done
+once a layer, before the lookup; add a policy with `POLICIES[name] = policy`. Injection: Tumanyan
+et al. 2023, Plug-and-play diffusion features, section 3.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vala_research import InputError
+from vala_research.diffusion.backbone import Patch, UNet, chunks, is_self_attention
+
+Lookup = Callable[[slice], tuple[Tensor, Tensor]]
+Policy = Callable[[Tensor, Tensor, str], Lookup]  # (keys, values, layer name) -> lookup
+
+
+def own(keys: Float[Tensor, "f n d"], values: Float[Tensor, "f n d"], layer: str) -> Lookup:
+    """Each frame attends to itself: the image model, frame by frame."""
+    return lambda frames: (keys[frames], values[frames])
+
+
+def first(keys: Float[Tensor, "f n d"], values: Float[Tensor, "f n d"], layer: str) -> Lookup:
+    """Every frame attends to the first one (Khachatryan et al. 2023, Text2Video-Zero, Eq. (9))."""
+    return lambda frames: (keys[:1], values[:1])
+
+
+def sparse_causal(
+    keys: Float[Tensor, "f n d"], values: Float[Tensor, "f n d"], layer: str
+) -> Lookup:
+    """Each frame attends to the first and the previous (Wu et al. 2023, Tune-A-Video, 4.1).
+
+    The first frame sees itself twice, which is to see itself once.
+    """
+
+    def gather(x: Tensor, frames: slice) -> Tensor:
+        previous = torch.arange(len(x), device=x.device)[frames].sub(1).clamp_min(0)
+        return torch.cat([x[:1].expand(len(previous), -1, -1), x[previous]], dim=1)
+
+    return lambda frames: (gather(keys, frames), gather(values, frames))
+
+
+def extended(keys: Float[Tensor, "f n d"], values: Float[Tensor, "f n d"], layer: str) -> Lookup:
+    """Every frame attends to all frames (Wang et al. 2023, vid2vid-zero, dense attention)."""
+    k, v = rearrange(keys, "f n d -> 1 (f n) d"), rearrange(values, "f n d -> 1 (f n) d")
+    return lambda frames: (k, v)
+
+
+POLICIES: dict[str, Policy] = {
+    "own": own,
+    "first": first,
+    "sparse_causal": sparse_causal,
+    "extended": extended,
+}
+
+
+def get_policy(attention: str | Policy) -> Policy:
+    """A policy by its name, or the policy itself; InputError lists the valid names."""
+    if callable(attention):
+        return attention
+    if attention not in POLICIES:
+        raise InputError(f"Unknown attention {attention!r}: choose one of {', '.join(POLICIES)}.")
+    return POLICIES[attention]
+
+
+@dataclass
+class SelfAttention:
+    """Attention processor: queries of each frame, keys and values where the policy says.
+
+    Branches never mix, but for injection: then every branch takes its queries and keys from the
+    last one, the source, and keeps its own values. Queries go chunk by chunk; scores are never
+    materialised.
+    """
+
+    policy: Policy
+    layer: str
+    n_branches: int
+    frames_per_chunk: int
+    is_injected: bool = False
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        x = rearrange(hidden_states, "(g f) n c -> g f n c", g=self.n_branches)
+        out = torch.empty_like(x)
+        for branch, y in zip(x, out, strict=True):
+            layout = x[-1] if self.is_injected else branch
+            lookup = self.policy(attn.to_k(layout), attn.to_v(branch), self.layer)
+            for frames in chunks(len(branch), self.frames_per_chunk):
+                y[frames] = attend(attn, attn.to_q(layout[frames]), *lookup(frames))
+        out = rearrange(out, "g f n c -> (g f) n c")
+        if attn.residual_connection:
+            out = out + hidden_states
+        return out / attn.rescale_output_factor
+
+
+def attend(
+    attn: Attention,
+    q: Float[Tensor, "f n d"],
+    k: Float[Tensor, "r m d"],
+    v: Float[Tensor, "r m d"],
+) -> Float[Tensor, "f n c"]:
+    """softmax(q k' / sqrt(d)) v, projected; keys that all frames share (r = 1) are not copied."""
+    n_frames = len(q)
+    if len(k) == 1:  # one long sequence of queries, rather than f copies of the keys
+        q = rearrange(q, "f n d -> 1 (f n) d")
+    q, k, v = (rearrange(x, "r n (head d) -> r head n d", head=attn.heads) for x in (q, k, v))
+    q = q if attn.norm_q is None else attn.norm_q(q)
+    k = k if attn.norm_k is None else attn.norm_k(k)
+    out = rearrange(F.scaled_dot_product_attention(q, k, v), "r head n d -> r n (head d)")
+    out = rearrange(out, "r (f n) d -> (r f) n d", f=n_frames // len(k))
+    return attn.to_out[1](attn.to_out[0](out))
+
+
+# Injection of the source's features.
+
+
+@dataclass(frozen=True)
+class Injection:
+    """First fractions of the steps, in [0, 1], in which source features replace the edit's.
+
+    attention: queries and keys of the decoder's self-attention, which hold the layout.
+    feature: the residual of one decoder resnet, which holds the shape; the paper uses 0.5 and 0.8.
+    """
+
+    attention: float = 0.5
+    feature: float = 0.8
+
+    def __post_init__(self):
+        for name, fraction in vars(self).items():
+            if not 0 <= fraction <= 1:
+                raise InputError(
+                    f"The injection ({name}) is {fraction!r}: give a fraction of the steps "
+                    "from 0 to 1."
+                )
+
+    @classmethod
+    def of(cls, injection: "float | Injection") -> "Injection":
+        """One number sets both fractions."""
+        return injection if isinstance(injection, Injection) else cls(injection, injection)
+
+    def n_steps(self, n_steps: int) -> tuple[int, int]:
+        """How many first steps inject attention, and the feature."""
+        return round(self.attention * n_steps), round(self.feature * n_steps)
+
+
+def injected_attention_layers(unet: UNet) -> frozenset[str]:
+    """Decoder self-attentions but the coarsest (Stable Diffusion 1.5: layers 4 to 11).
+
+    A decoder of one or two such layers gives them all.
+    """
+    names = [
+        n for n, m in unet.named_modules() if n.startswith("up_blocks.") and is_self_attention(n, m)
+    ]
+    return frozenset(names if len(names) <= 2 else names[1:])
+
+
+def injected_feature_layer(unet: UNet) -> str:
+    """The convolution that makes the residual: up_blocks.1.resnets.1.conv2 in SD 1.5.
+
+    Rule for other depths: block (n - 1) // 2 of n decoder blocks, its second resnet (or its only
+    one).
+    """
+    block = (len(unet.up_blocks) - 1) // 2
+    resnet = min(1, len(unet.up_blocks[block].resnets) - 1)
+    return f"up_blocks.{block}.resnets.{resnet}.conv2"
+
+
+def attention_patches(
+    unet: UNet,
+    attention: str | Policy,
+    n_branches: int,
+    frames_per_chunk: int,
+    injects_attention: bool = False,
+    injects_feature: bool = False,
+) -> list[Patch]:
+    """The patches of one network call; when injecting, the last branch is the source."""
+    policy = get_policy(attention)
+    layers = injected_attention_layers(unet) if injects_attention else frozenset()
+
+    def processor(name: str, attn: Attention) -> SelfAttention:
+        return SelfAttention(policy, name, n_branches, frames_per_chunk, name in layers)
+
+    patches = [Patch(is_self_attention, processor=processor)]
+    if injects_feature:
+        site = injected_feature_layer(unet)
+
+        def source_only(_name: str, _module: nn.Module, forward: Callable) -> Callable:
+            def inject(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                source = rearrange(x, "(g f) c h w -> g f c h w", g=n_branches)[-1]
+                return forward(source, *args, **kwargs).repeat(n_branches, 1, 1, 1)
+
+            return inject
+
+        patches.append(Patch(lambda name, _: name == site, forward=source_only))
+    return patches

@@ -1,0 +1,193 @@
+"""What enters and leaves the latent space: frames through the VAE, prompts through CLIP.
+
+Frames are floats in [0, 1] on our side and in [-1, 1] on the VAE's; latents are scaled by its
+config.
+"""
+
+import math
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.diffusion.backbone import chunks, vae_factor
+
+# Pixels the VAE sees at once: its decoder then works in about 2 GB (fp32), whatever the clip's
+# length.
+PIXELS_PER_CHUNK = 2**20
+SMALL_VOCABULARY = (
+    4096  # below it a tokenizer knows a toy world, and unknown words deserve a warning
+)
+
+
+def as_frames(video: Any) -> Float[Tensor, "f 3 h w"]:
+    """A clip in any accepted form as one float tensor in [0, 1].
+
+    f c h w tensor; numpy f h w c or f c h w; floats in [0, 1] or uint8; list of PIL images; or an
+    object with `.frames`. Raises InputError for an empty clip, other channels than 3, other ranges.
+    """
+    video = getattr(video, "frames", video)
+    if isinstance(video, list | tuple):
+        video = _stack(video)
+    if isinstance(video, np.ndarray):
+        is_channels_last = video.ndim == 4 and video.shape[-1] in (1, 2, 3, 4)
+        video = torch.from_numpy(np.ascontiguousarray(video))
+        video = video.permute(0, 3, 1, 2) if is_channels_last else video
+    if not isinstance(video, Tensor):
+        raise InputError(
+            f"The video is a {type(video).__name__}: give a tensor or array of frames, a list "
+            "of PIL "
+            "images, or a clip from read_clip."
+        )
+    if video.ndim != 4:
+        raise InputError(
+            f"The video has shape {tuple(video.shape)}: give one clip with axes frame, channel, "
+            "height, width."
+        )
+    if 0 in video.shape:
+        raise InputError(
+            f"The video of shape {tuple(video.shape)} is empty: give at least one frame."
+        )
+    if video.shape[1] != 3:
+        raise InputError(
+            f"The video has {video.shape[1]} channels: give 3 (repeat grey ones, drop or blend "
+            "alpha)."
+        )
+    if video.dtype == torch.uint8:
+        return video.float() / 255
+    video = video if video.is_floating_point() else video.float()
+    low, high = video.min().item(), video.max().item()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # a codec's rounding is forgiven; NaN is not
+        raise InputError(
+            f"The video's pixels run from {low:.3g} to {high:.3g}: give finite values in [0, 1] "
+            "(divide by 255), or uint8."
+        )
+    return video.clamp(0, 1)
+
+
+def _stack(images: list | tuple) -> np.ndarray:
+    """PIL images as one uint8 array f h w c."""
+    if not images:
+        raise InputError("The video is an empty list: give at least one frame.")
+    if not all(isinstance(image, PIL.Image.Image) for image in images):
+        kinds = sorted({type(image).__name__ for image in images})
+        raise InputError(f"The video is a list of {', '.join(kinds)}: give a list of PIL images.")
+    if len({image.size for image in images}) > 1:
+        sizes = sorted({image.size for image in images})
+        raise InputError(f"The frames have different sizes {sizes[:3]}: resize them to one.")
+    return np.stack([np.asarray(image.convert("RGB")) for image in images])
+
+
+def check_size(frames: Tensor, vae: Any) -> None:
+    """The VAE halves the image a fixed number of times; the UNet copes with any latent size."""
+    (h, w), k = frames.shape[-2:], vae_factor(vae)
+    if h % k or w % k:
+        near = f"{max(k, h // k * k)} high and {max(k, w // k * k)} wide"
+        raise InputError(
+            f"The video is {h} pixels high and {w} wide, but this model needs multiples of {k}: "
+            f"crop or resize it, for example to {near}."
+        )
+
+
+def chunks_of(n_frames: int, height: int, width: int, frames_per_chunk: int | None) -> list[slice]:
+    """Frames the VAE sees together: as asked, or as fit in PIXELS_PER_CHUNK, at least one."""
+    return chunks(n_frames, frames_per_chunk or max(1, PIXELS_PER_CHUNK // (height * width)))
+
+
+def encode_frames(
+    vae: Any, frames: Float[Tensor, "f 3 h w"], frames_per_chunk: int | None = None
+) -> Float[Tensor, "f c y x"]:
+    """Scaled latents in the frames' precision: the posterior's mode, so nothing is random."""
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    z = [
+        vae.encode((2 * frames[part] - 1).to(vae.dtype)).latent_dist.mode().to(frames.dtype)
+        for part in chunks_of(len(frames), *frames.shape[-2:], frames_per_chunk)
+    ]
+    return (torch.cat(z) - shift) * vae.config.scaling_factor
+
+
+def decode_latents(
+    vae: Any, z: Float[Tensor, "f c y x"], frames_per_chunk: int | None = None
+) -> Float[Tensor, "f 3 h w"]:
+    """Frames in [0, 1], in the latents' precision; FloatingPointError when not finite."""
+    z = z / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+    k = vae_factor(vae)
+    frames = torch.cat(
+        [
+            vae.decode(z[part].to(vae.dtype), return_dict=False)[0].to(z.dtype)
+            for part in chunks_of(len(z), k * z.shape[-2], k * z.shape[-1], frames_per_chunk)
+        ]
+    )
+    if not torch.isfinite(frames).all():
+        raise FloatingPointError(
+            f"The VAE returned NaN or infinity when decoding in {vae.dtype}: "
+            "run it in torch.float32 or torch.bfloat16."
+        )
+    return (frames / 2 + 0.5).clamp(0, 1)
+
+
+def encode_prompts(
+    tokenizer: Any, text_encoder: Any, prompts: list[str], device: torch.device
+) -> Float[Tensor, "g n d"]:
+    """One text embedding a prompt, each different prompt encoded once.
+
+    Warns of what a prompt longer than the tokenizer's limit loses, and, where the vocabulary is a
+    small one, of words that are not in it. Raises InputError for a prompt that is not a string.
+    """
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise InputError(f"A prompt is a {type(prompt).__name__}: give one string.")
+    distinct = list(dict.fromkeys(prompts))
+    limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+    for prompt in distinct:
+        _warn_of_losses(tokenizer, prompt, limit)
+    inputs = tokenizer(
+        distinct, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+    )
+    uses_mask = getattr(text_encoder.config, "use_attention_mask", False)  # as diffusers does
+    mask = inputs.attention_mask.to(device) if uses_mask else None
+    hidden = text_encoder(inputs.input_ids.to(device), attention_mask=mask)[0]
+    return hidden[[distinct.index(prompt) for prompt in prompts]]
+
+
+def _warn_of_losses(tokenizer: Any, prompt: str, limit: int) -> None:
+    """What the tokenizer cuts off, or does not know."""
+    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+    if len(ids) > limit:
+        cut = tokenizer.decode(ids[limit - 1 : -1]).strip()  # the last place is the end token's
+        warnings.warn(
+            f"The prompt has {len(ids) - 2} tokens and the model reads {limit - 2}: cut off "
+            f"{cut!r}.",
+            stacklevel=3,
+        )
+    if len(tokenizer) >= SMALL_VOCABULARY:
+        return
+    words = dict.fromkeys(re.findall(r"[^\W_]+", prompt.lower()))
+    unknown = [word for word in words if not _is_known(tokenizer, word)]
+    if unknown:
+        warnings.warn(
+            f"The model's vocabulary does not hold {', '.join(map(repr, unknown))} in the prompt "
+            f"{prompt!r}: the edit will not follow these words.",
+            stacklevel=3,
+        )
+
+
+def _is_known(tokenizer: Any, word: str) -> bool:
+    """A small vocabulary holds its words whole: a word in pieces was never seen in training."""
+    ids = tokenizer(word, add_special_tokens=False).input_ids
+    return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+
+def check_guidance(guidance_scale: float) -> None:
+    """A finite number that is not negative."""
+    if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+        raise InputError(
+            f"guidance_scale is {guidance_scale!r}: give a finite number of at least 0 (1 "
+            "turns it off)."
+        )

@@ -1,0 +1,387 @@
+"""An edit inverts under one prompt and samples under another, all frames in lock-step.
+
+The composition of the parts: schedule x inversion x attention policy x injection x guidance.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import BaseOutput
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.diffusion import codec
+from vala_research.diffusion.attention import Injection, Policy, attention_patches, get_policy
+from vala_research.diffusion.backbone import Backbone, resolve_checkpoint, vae_factor
+from vala_research.diffusion.inversion import ExactSettings, Inversion, get_method, invert
+from vala_research.diffusion.schedule import Schedule
+
+GUIDANCE_SCALE = 3.0
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class VideoEditOutput(BaseOutput):
+    """frames: a batch of one clip: PIL lists, or an array in [0, 1], or latents 1 f c h w."""
+
+    frames: Any
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an edit will cost.
+
+    n_evaluations: single frames through the UNet, all guidance branches counted; exact, but for
+    inversion "exact", where it is an upper bound. peak_bytes: see `VideoEditPipeline.estimate`.
+    """
+
+    n_evaluations: int
+    peak_bytes: int
+    frames_per_chunk: int
+
+
+class VideoEditPipeline(DiffusionPipeline):
+    """Edits a clip with an image diffusion model of the Stable Diffusion 1.x/2.x class.
+
+    vae, text_encoder, tokenizer, unet, scheduler: as in StableDiffusionPipeline. The scheduler gives
+    its noise schedule and timesteps; the steps themselves are deterministic DDIM.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+
+    def __init__(self, vae, text_encoder, tokenizer, unet, scheduler):
+        super().__init__()
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise InputError(
+                f"The UNet reads {unet.config.in_channels} channels and the VAE makes "
+                f"{vae.config.latent_channels}: inpainting and depth checkpoints are not supported, "
+                "give a text-to-image one."
+            )
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+        )
+        self.vae_scale_factor = vae_factor(vae)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path, dtype: torch.dtype | None = None, **hub):
+        """Load "miniature", a local folder, or a hub id of Stable Diffusion 1.x/2.x; safetensors only.
+
+        dtype: of the networks (default float32; the solver's arithmetic is float32 whatever it is).
+        hub: `revision`, `variant`, `cache_dir`, `token`, `local_files_only`. Raises InputError.
+        """
+        folder = resolve_checkpoint(name_or_path, **hub)
+        variant = {"variant": hub["variant"]} if hub.get("variant") else {}
+        try:
+            return super().from_pretrained(
+                folder, dtype=dtype or torch.float32, use_safetensors=True, **variant
+            )
+        except InputError:
+            raise
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"The checkpoint {str(name_or_path)!r} cannot be loaded ({reason}): fetch it again."
+            ) from error
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        video: Any,
+        prompt: str,
+        source_prompt: str = "",
+        negative_prompt: str | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = GUIDANCE_SCALE,
+        inversion: str = "ddim",
+        attention: str | Policy = "extended",
+        injection: float | Injection = 0.0,
+        frames_per_chunk: int | None = None,
+        exact_settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | Inversion | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
+    ) -> VideoEditOutput | tuple:
+        """Edit a clip.
+
+        video: f c h w tensor or f h w c array, in [0, 1] or uint8; a list of PIL images; or a Clip. May
+            be None when `latents` are given.
+        prompt: describes the edited clip; source_prompt: the clip as it is.
+        negative_prompt: the branch that guidance moves away from. None takes the source prompt
+            (negative-prompt inversion, Miyake et al. 2023, arXiv 2305.16807): guidance then holds only
+            what differs between the prompts, and prompt == source_prompt reconstructs at any scale;
+            "" is classic classifier-free guidance.
+        guidance_scale: eps = eps_neg + guidance_scale (eps_prompt - eps_neg); 1 turns guidance off.
+        inversion: "ddim", or "exact" (slower; reconstructs to rounding error).
+        attention: what frames attend to: "own", "first", "sparse_causal", "extended", or a policy. The
+            inversion uses the same one, since sampling undoes only the process that was inverted.
+        injection: first fraction of the steps in which the source's attention maps and features
+            replace the edit's (0 none, 1 always); an `Injection` sets the two apart.
+        frames_per_chunk: bounds the memory, not the result; None chooses from the resolution.
+        generator: accepted as everywhere in diffusers; DDIM with the VAE's mode draws nothing from it.
+        latents: f c h w at the noisiest level, or an `Inversion`, to skip inverting.
+        output_type: "pil", "np", "pt" or "latent".
+        callback_on_step_end: `(pipe, i, t, tensors) -> dict` that may replace the tensors it was given.
+        Returns `.frames`, a batch of one clip. Raises InputError, FloatingPointError (NaN).
+        """
+        tensor_inputs = getattr(
+            callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs
+        )
+        self._check_call(guidance_scale, output_type, generator, tensor_inputs)
+        injection = Injection.of(injection)
+        schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
+        get_policy(attention), get_method(inversion)
+        negative_prompt = source_prompt if negative_prompt is None else negative_prompt
+        text = self.encode_prompt([negative_prompt, prompt, source_prompt])  # g n d
+
+        if latents is None:
+            latents = self._invert(
+                video, text[2:], schedule, inversion, attention, frames_per_chunk, exact_settings
+            )
+        found = (
+            latents if isinstance(latents, Inversion) else Inversion(self._check_latents(latents))
+        )
+        if found.trajectory and len(found.trajectory) != len(schedule) + 1:
+            raise InputError(
+                f"The inversion given as latents has {len(found.trajectory) - 1} steps and the edit has "
+                f"{len(schedule)}: use the same num_inference_steps for both."
+            )
+        z = self._sample(
+            found, text, schedule, guidance_scale, attention, injection, frames_per_chunk,
+            callback_on_step_end, tensor_inputs,
+        )  # fmt: skip
+        frames = self._as_output(z, output_type, frames_per_chunk)
+        self.maybe_free_model_hooks()
+        return VideoEditOutput(frames=frames) if return_dict else (frames,)
+
+    def _sample(
+        self, found, text, schedule, w, attention, injection, frames_per_chunk, callback, names
+    ):
+        """The edit loop; branches: negative, prompt (one at w = 0 or 1), source if injecting."""
+        z = source = found.latents.to(self._execution_device)
+        backbone = Backbone(self.unet, frames_per_chunk)
+        n_attention, n_feature = injection.n_steps(len(schedule))
+        edits = {0: [0], 1: [1]}.get(w, [0, 1])
+        with self.progress_bar(total=len(schedule)) as bar:
+            for i, step in enumerate(schedule):
+                is_injecting = i < max(n_attention, n_feature)
+                rows = [*edits, 2] if is_injecting else edits
+                if is_injecting and found.trajectory:
+                    source = found.trajectory[i].to(z)
+                x = torch.stack([z] * len(edits) + [source] * is_injecting)  # g f c h w
+                patches = attention_patches(
+                    self.unet, attention, len(x), backbone.chunk_size(x.shape[1], len(x), *x.shape[3:]),
+                    injects_attention=i < n_attention, injects_feature=i < n_feature,
+                )  # fmt: skip
+                prediction = backbone(x, step.t, text[rows], patches)
+                guided = prediction[0]
+                if len(edits) == 2:
+                    guided = guided + w * (prediction[1] - guided)
+                z = schedule.denoise(z, guided, step)
+                if is_injecting:
+                    source = schedule.denoise(source, prediction[-1], step)
+                if callback is not None:
+                    state = {
+                        "latents": z,
+                        "prompt_embeds": text[1:2],
+                        "negative_prompt_embeds": text[:1],
+                    }
+                    new = callback(self, i, step.t, {k: state[k] for k in names}) or {}
+                    z = new.pop("latents", z)
+                    negative = new.pop("negative_prompt_embeds", text[:1])
+                    text = torch.cat([negative, new.pop("prompt_embeds", text[1:2]), text[2:]])
+                bar.update()
+        return z
+
+    # The parts of an edit, for notebooks and measurements.
+
+    @torch.no_grad()
+    def invert(
+        self,
+        video: Any,
+        source_prompt: str = "",
+        num_inference_steps: int = 50,
+        inversion: str = "ddim",
+        attention: str | Policy = "extended",
+        frames_per_chunk: int | None = None,
+        exact_settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
+        return_inversion: bool = False,
+    ) -> Float[Tensor, "f c h w"] | Inversion:
+        """Latents at the noisiest level, from which `reconstruct` returns to the clip (guidance 1).
+
+        return_inversion: the whole `Inversion`: trajectory, residuals, number of evaluations.
+        """
+        schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
+        get_policy(attention), get_method(inversion)
+        text = self.encode_prompt([source_prompt])
+        found = self._invert(
+            video, text, schedule, inversion, attention, frames_per_chunk, exact_settings
+        )
+        self.maybe_free_model_hooks()
+        return found if return_inversion else found.latents
+
+    def _invert(
+        self, video, text, schedule, method, attention, frames_per_chunk, settings
+    ) -> Inversion:
+        z_0 = self.encode(video, frames_per_chunk)
+        # A network in half precision cannot answer more precisely than its own rounding.
+        floor = torch.finfo(self.unet.dtype).eps
+        settings = replace(settings, tolerance=max(settings.tolerance, floor))
+        predict = self._predictor(text, attention, frames_per_chunk)
+        return invert(predict, z_0, schedule, method, settings, progress=self.progress_bar)
+
+    def _predictor(
+        self, text: Tensor, attention, frames_per_chunk
+    ) -> Callable[[Tensor, int], Tensor]:
+        """`(z: f c h w, t) -> prediction` at guidance 1."""
+        backbone = Backbone(self.unet, frames_per_chunk)
+
+        def predict(z: Tensor, t: int) -> Tensor:
+            size = backbone.chunk_size(len(z), 1, *z.shape[2:])
+            return backbone(z[None], t, text, attention_patches(self.unet, attention, 1, size))[0]
+
+        return predict
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        latents: Tensor,
+        source_prompt: str = "",
+        num_inference_steps: int = 50,
+        attention: str | Policy = "extended",
+        frames_per_chunk: int | None = None,
+    ) -> Float[Tensor, "f c h w"]:
+        """Sample at guidance 1 and decode: what `invert` undoes; frames in [0, 1]."""
+        schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
+        get_policy(attention)
+        predict = self._predictor(self.encode_prompt([source_prompt]), attention, frames_per_chunk)
+        z = self._check_latents(latents)
+        for step in self.progress_bar(list(schedule)):
+            z = schedule.denoise(z, predict(z, step.t), step)
+        frames = self.decode(z, frames_per_chunk)
+        self.maybe_free_model_hooks()
+        return frames
+
+    @torch.no_grad()
+    def encode(self, video: Any, frames_per_chunk: int | None = None) -> Float[Tensor, "f c h w"]:
+        """Scaled latents of a clip: the mode of the VAE's posterior, float32 or more."""
+        frames = codec.as_frames(video)
+        codec.check_size(frames, self.vae)
+        frames = frames.to(self._execution_device, self._solver_dtype)
+        return codec.encode_frames(self.vae, frames, frames_per_chunk)
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Float[Tensor, "f c h w"], frames_per_chunk: int | None = None
+    ) -> Float[Tensor, "f 3 y x"]:
+        """Frames in [0, 1] of scaled latents."""
+        return codec.decode_latents(self.vae, self._check_latents(latents), frames_per_chunk)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: list[str]) -> Float[Tensor, "g n d"]:
+        """One text embedding a prompt; warns of words that are cut off or unknown."""
+        return codec.encode_prompts(
+            self.tokenizer, self.text_encoder, prompts, self._execution_device
+        )
+
+    def estimate(
+        self,
+        n_frames: int,
+        height: int,
+        width: int,
+        num_inference_steps: int = 50,
+        guidance_scale: float = GUIDANCE_SCALE,
+        inversion: str = "ddim",
+        injection: float | Injection = 0.0,
+        frames_per_chunk: int | None = None,
+        exact_settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
+        has_latents: bool = False,
+    ) -> Estimate:
+        """What an edit costs, before it starts; takes the arguments of the edit.
+
+        peak_bytes adds up, from the networks' configurations: all weights; the UNet's skip features of
+        all frames and branches, one layer's keys and values of all frames, and one chunk's widest
+        feed-forward layer (or the VAE's widest feature map of one chunk, if larger); the trajectory.
+        Within a factor of two of what is measured; an allocator's cache and the framework come on top.
+        """
+        get_method(inversion)
+        n = len(Schedule.from_scheduler(self.scheduler, num_inference_steps))
+        branches = 1 if guidance_scale in (0, 1) else 2
+        n_injected = max(Injection.of(injection).n_steps(n))
+        per_step = 1 if inversion == "ddim" else exact_settings.max_iterations
+        n_inverted = 0 if has_latents else n * per_step
+        n_evaluations = n_frames * (n_inverted + n * branches + n_injected)
+
+        h, w = height // self.vae_scale_factor, width // self.vae_scale_factor
+        branches += n_injected > 0
+        size = Backbone(self.unet, frames_per_chunk).chunk_size(n_frames, branches, h, w)
+        channels, layers = self.unet.config.block_out_channels, self.unet.config.layers_per_block
+        skips = sum((layers + 1) * c * h * w / 4**i for i, c in enumerate(channels))
+        wide = channels[0] * h * w  # one feature map of one frame at full latent resolution
+        unet = wide * n_frames * 4 + branches * (skips * n_frames + 16 * wide * size)
+        part = codec.chunks_of(n_frames, height, width, frames_per_chunk)[0].stop
+        vae = 5 * self.vae.config.block_out_channels[0] * height * width * part
+        weights = sum(
+            p.numel() * p.element_size()
+            for m in (self.vae, self.text_encoder, self.unet)
+            for p in m.parameters()
+        )
+        solver = (
+            4 * n_frames * (self.unet.config.in_channels * h * w * (n + 10) + 6 * height * width)
+        )
+        activations = max(unet * self.unet.dtype.itemsize, vae * self.vae.dtype.itemsize)
+        return Estimate(n_evaluations, int(weights + solver + activations), size)
+
+    # Checks and conversions.
+
+    @property
+    def _solver_dtype(self) -> torch.dtype:
+        """The solver works in float32, or in float64 when the network does."""
+        return torch.promote_types(torch.float32, self.unet.dtype)
+
+    def _check_call(self, guidance_scale, output_type, generator, tensor_inputs) -> None:
+        """Refuse bad arguments before any work is done."""
+        codec.check_guidance(guidance_scale)
+        if output_type not in OUTPUT_TYPES:
+            raise InputError(
+                f"Unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}."
+            )
+        if isinstance(generator, list) and len(generator) != 1:
+            raise InputError(
+                f"generator is a list of {len(generator)}: a call edits one clip, give one generator."
+            )
+        unknown = [k for k in tensor_inputs if k not in self._callback_tensor_inputs]
+        if unknown:
+            raise InputError(
+                f"The callback asks for {', '.join(unknown)}: "
+                f"choose from {', '.join(self._callback_tensor_inputs)}."
+            )
+
+    def _check_latents(self, latents: Tensor) -> Float[Tensor, "f c h w"]:
+        """Latents of one clip, on the device and in the precision of the solver."""
+        z = latents[0] if latents.ndim == 5 and len(latents) == 1 else latents
+        if z.ndim != 4 or z.shape[1] != self.unet.config.in_channels or 0 in z.shape:
+            raise InputError(
+                f"The latents have shape {tuple(latents.shape)}: give those of one clip, "
+                f"frames x {self.unet.config.in_channels} x height x width."
+            )
+        return z.to(self._execution_device, self._solver_dtype)
+
+    def _as_output(self, z: Tensor, output_type: str, frames_per_chunk: int | None) -> Any:
+        """A batch of one clip, in the type asked for."""
+        if output_type == "latent":
+            return z[None]
+        frames = self.decode(z, frames_per_chunk)
+        if output_type == "pt":
+            return frames[None]
+        array = rearrange(frames, "f c h w -> f h w c").cpu().float().numpy()
+        return array[None] if output_type == "np" else [VaeImageProcessor.numpy_to_pil(array)]

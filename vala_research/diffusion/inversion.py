@@ -1,0 +1,184 @@
+"""Inversion finds the noise from which deterministic sampling returns to the given latents.
+
+`ddim`: Song et al. 2021, section 4.3: the step is walked backwards with the noise predicted at the
+point one comes from; one network evaluation a step, error of first order in the step size.
+`exact`: the implicit equation `z_t = A z_s + B eps(z_t, t)` is solved, so that sampling from z_t
+lands on z_s (Pan et al. 2023, Effective real image editing with accelerated iterative diffusion
+inversion). Fixed-point iteration contracts when `(lambda_t - lambda_s) sqrt(alpha_bar_t) L_eps <
+1`, where `lambda = sqrt(1/alpha_bar - 1)` and L_eps is the network's Lipschitz constant; Anderson
+acceleration (Walker and Ni 2011) speeds it up and often converges where it does not contract.
+"""
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.diffusion.schedule import Predict, Schedule, Step
+
+
+@dataclass(frozen=True)
+class ExactSettings:
+    """How hard the exact inversion tries.
+
+    tolerance: accepted RMS residual of the implicit step, relative to the RMS of z_t; to first
+    order the sampling step misses z_s by as much. max_iterations: network evaluations a step at
+    most.
+    window: how many earlier iterates Anderson acceleration mixes (0: plain fixed-point iteration).
+    """
+
+    tolerance: float = 1e-6
+    max_iterations: int = 30
+    window: int = 4
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What an inversion found.
+
+    latents: z at the noisiest level. trajectory: z at every level in sampling order, noisiest
+    first, ending with the clean latents (n_steps + 1 entries; empty when not kept). n_evaluations:
+    network calls, each on all frames. residuals: of the implicit step, one a step in sampling
+    order (ddim: empty).
+    """
+
+    latents: Float[Tensor, "*shape"]
+    trajectory: tuple[Tensor, ...] = ()
+    n_evaluations: int = 0
+    residuals: tuple[float, ...] = ()
+
+
+@dataclass
+class Solution:
+    """An approximate fixed point, its relative residual, and what it cost."""
+
+    z: Tensor
+    residual: float = float("inf")
+    n_evaluations: int = 0
+
+
+def invert(
+    predict: Predict,
+    z_0: Float[Tensor, "*shape"],
+    schedule: Schedule,
+    method: str = "ddim",
+    settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
+    keep_trajectory: bool = True,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Inversion:
+    """Invert clean latents to the noisiest level of the schedule, at guidance 1.
+
+    predict: `(z_t, t) ->` the network's prediction in the solver's precision (fp32, or fp64
+    latents).
+    method: "ddim" or "exact". progress: wraps the loop over steps, such as a progress bar.
+    Raises InputError for an unknown method.
+    """
+    solve = get_method(method)
+    z = z_0 if z_0.dtype == torch.float64 else z_0.float()
+    trajectory, residuals, n_evaluations = deque([z]), deque(), 0
+    for step in progress(list(reversed(list(schedule)))):
+        solution = solve(predict, z, schedule, step, settings)
+        z = solution.z
+        n_evaluations += solution.n_evaluations
+        if keep_trajectory:
+            trajectory.appendleft(z)
+        if method != "ddim":
+            residuals.appendleft(solution.residual)
+    kept = tuple(trajectory) if keep_trajectory else ()
+    missed = [r for r in residuals if r > settings.tolerance]
+    if missed:
+        warnings.warn(
+            f"Exact inversion missed its tolerance of {settings.tolerance:.0e} in {len(missed)} of "
+            f"{len(schedule)} steps (worst residual {max(missed):.1e}): use more steps, or "
+            "more iterations.",
+            stacklevel=2,
+        )
+    return Inversion(z, kept, n_evaluations, tuple(residuals))
+
+
+def ddim(
+    predict: Predict, z_s: Tensor, schedule: Schedule, step: Step, _: ExactSettings
+) -> Solution:
+    """One iteration of the implicit step from the guess z_t = z_s: plain DDIM inversion."""
+    return Solution(schedule.renoise(z_s, z_s, predict(z_s, step.t), step), n_evaluations=1)
+
+
+def exact(
+    predict: Predict, z_s: Tensor, schedule: Schedule, step: Step, settings: ExactSettings
+) -> Solution:
+    """The z_t whose sampling step is z_s, to the tolerance."""
+    return fixed_point(lambda z: schedule.renoise(z_s, z, predict(z, step.t), step), z_s, settings)
+
+
+METHODS: dict[str, Callable[..., Solution]] = {"ddim": ddim, "exact": exact}
+
+
+def get_method(name: str) -> Callable[..., Solution]:
+    """The inversion step of that name; InputError lists the valid names."""
+    if name not in METHODS:
+        raise InputError(f"Unknown inversion {name!r}: choose one of {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+@dataclass
+class Anderson:
+    """Type-II Anderson mixing: the next iterate minimises the linearised residual."""
+
+    window: int
+    iterates: deque[Tensor] = field(init=False)
+    residuals: deque[Tensor] = field(init=False)
+
+    def __post_init__(self):
+        self.iterates, self.residuals = deque(maxlen=self.window + 1), deque(maxlen=self.window + 1)
+
+    def restart(self):
+        """Forget the past, after a step that made things worse."""
+        self.iterates.clear()
+        self.residuals.clear()
+
+    def step(self, z: Tensor, r: Tensor) -> Tensor:
+        """Next iterate from z and its residual r = g(z) - z."""
+        self.iterates.append(z)
+        self.residuals.append(r)
+        if len(self.residuals) < 2:
+            return z + r
+        d_z = torch.stack([z - old for old in list(self.iterates)[:-1]]).flatten(1)  # k d
+        d_r = torch.stack([r - old for old in list(self.residuals)[:-1]]).flatten(1)  # k d
+        gram = (d_r.double() @ d_r.double().T).cpu()
+        # The smallest ridge that keeps a stagnating (rank-deficient) window solvable in fp64.
+        gram += (
+            1e-12 * gram.diagonal().max().clamp_min(1e-300) * torch.eye(len(gram), dtype=gram.dtype)
+        )
+        gamma = torch.linalg.solve(gram, (d_r.double() @ r.double().flatten()).cpu())
+        gamma = gamma.to(device=z.device, dtype=z.dtype)
+        return z + r - (gamma @ (d_z + d_r)).view_as(z)
+
+
+def fixed_point(g: Callable[[Tensor], Tensor], z: Tensor, settings: ExactSettings) -> Solution:
+    """Solve z = g(z), returning the iterate of the smallest residual that was actually measured.
+
+    Safeguard: when the residual grows to twice the best one, the mixing restarts from the best
+    iterate with its step halved, so a map that does not contract is damped and never diverges.
+    """
+    anderson, best, damping = Anderson(settings.window), Solution(z), 1.0
+    best_r = torch.zeros_like(z)
+    for n in range(1, settings.max_iterations + 1):
+        r = g(z) - z
+        residual = float(r.square().mean().sqrt() / z.square().mean().sqrt().clamp_min(1e-12))
+        if residual < best.residual:
+            best, best_r = Solution(z, residual), r
+        best.n_evaluations = n
+        if residual <= settings.tolerance:
+            break
+        if residual > 2 * best.residual:
+            damping /= 2
+            anderson.restart()
+            z = best.z + damping * best_r
+        else:
+            z = anderson.step(z, r)
+    return best

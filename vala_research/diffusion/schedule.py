@@ -1,0 +1,175 @@
+"""Deterministic DDIM is one affine map between two noise levels, written once, run both ways.
+
+Song et al. 2021, Denoising Diffusion Implicit Models, Eq. (12) with sigma = 0. Notation:
+`alpha_bar_t` is the cumulative product of the schedule, `z_t = sqrt(alpha_bar_t) x0 + sqrt(1 -
+alpha_bar_t) eps`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research import InputError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+Predict = Callable[[Tensor, int], Tensor]  # (z_t, t) -> what the network predicts there
+
+
+def ddim_step(
+    z: Float[Tensor, "*shape"],
+    eps: Float[Tensor, "*shape"],
+    alpha_bar_from: float,
+    alpha_bar_to: float,
+) -> Float[Tensor, "*shape"]:
+    """Move `z` from one noise level to another along the noise direction `eps`, either way.
+
+    `x0 = (z - sqrt(1-a) eps) / sqrt(a)`, `z' = sqrt(b) x0 + sqrt(1-b) eps`, a = alpha_bar_from > 0,
+    b = alpha_bar_to. With the same `eps`, the step b -> a undoes the step a -> b.
+    """
+    a, b = float(alpha_bar_from), float(alpha_bar_to)
+    scale = sqrt(b / a)
+    return scale * z + (sqrt(1 - b) - scale * sqrt(1 - a)) * eps
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sampling step t -> s, s the less noisy level; inversion walks it s -> t.
+
+    The network is always asked at `t`, in both directions: the last level (`s` = -1) has no
+    timestep of its own, and so the two directions meet in the same equation.
+    """
+
+    t: int
+    s: int
+    alpha_bar_t: float
+    alpha_bar_s: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The signal schedule and the chain of timesteps that both sampling and inversion visit.
+
+    alpha_bar: the T training levels, decreasing; final_alpha_bar: the level after the last step
+    (1, or alpha_bar[0] when the checkpoint says `set_alpha_to_one: false`); timesteps: decreasing,
+    noisiest first.
+    """
+
+    alpha_bar: tuple[float, ...]
+    final_alpha_bar: float
+    prediction_type: str
+    timesteps: tuple[int, ...]
+
+    def __post_init__(self):
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise InputError(
+                f"The scheduler's prediction type {self.prediction_type!r} is not supported: "
+                f"use a checkpoint that predicts one of {', '.join(PREDICTION_TYPES)}."
+            )
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, num_inference_steps: int) -> "Schedule":
+        """Read any diffusers scheduler of Stable Diffusion (DDIM, PNDM, Euler, DPM-Solver, ...).
+
+        The same levels as `DDIMScheduler.from_config(scheduler.config)`, without its clipping of
+        x0, which no inversion could undo. Differs from diffusers: a step always ends where the
+        next one begins; diffusers steps by T // n, which misses that level for `linspace` spacing,
+        and for `trailing` spacing when n does not divide T.
+        """
+        defaulted = set(scheduler.config.get("_use_default_values", ()))
+        config = {k: v for k, v in scheduler.config.items() if k not in defaulted}
+        alpha_bar = tuple(scheduler.alphas_cumprod.double().tolist())
+        timesteps = inference_timesteps(
+            len(alpha_bar),
+            num_inference_steps,
+            config.get("timestep_spacing", "leading"),
+            config.get("steps_offset", 0),
+        )
+        final = 1.0 if config.get("set_alpha_to_one", True) else alpha_bar[0]
+        return cls(alpha_bar, final, config.get("prediction_type", "epsilon"), timesteps)
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def __iter__(self) -> Iterator[Step]:
+        """The steps in sampling order; `reversed(list(schedule))` is the order of inversion."""
+        for t, s in zip(self.timesteps, (*self.timesteps[1:], -1), strict=True):
+            alpha_bar_s = self.alpha_bar[s] if s >= 0 else self.final_alpha_bar
+            yield Step(t, s, self.alpha_bar[t], alpha_bar_s)
+
+    def split(
+        self, z: Float[Tensor, "*shape"], prediction: Float[Tensor, "*shape"], alpha_bar: float
+    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+        """(x0, eps) from a prediction at `z`: the one place that knows prediction types.
+
+        epsilon: eps; sample: x0; v (Salimans and Ho 2022): v = sqrt(alpha_bar) eps -
+        sqrt(1-alpha_bar) x0.
+        """
+        a, b = sqrt(alpha_bar), sqrt(1 - alpha_bar)
+        if self.prediction_type == "epsilon":
+            return (z - b * prediction) / a, prediction
+        if self.prediction_type == "sample":
+            return prediction, (z - a * prediction) / b
+        return a * z - b * prediction, a * prediction + b * z
+
+    def denoise(
+        self, z: Float[Tensor, "*shape"], prediction: Float[Tensor, "*shape"], step: Step
+    ) -> Float[Tensor, "*shape"]:
+        """One sampling step t -> s, from (x0, eps): alpha_bar_t = 0 (zero SNR) is allowed."""
+        x0, eps = self.split(z, prediction, step.alpha_bar_t)
+        return sqrt(step.alpha_bar_s) * x0 + sqrt(1 - step.alpha_bar_s) * eps
+
+    def renoise(
+        self,
+        z_s: Float[Tensor, "*shape"],
+        z_t: Float[Tensor, "*shape"],
+        prediction: Float[Tensor, "*shape"],
+        step: Step,
+    ) -> Float[Tensor, "*shape"]:
+        """One inversion step s -> t, the prediction having been made at (z_t, t) for a guess z_t.
+
+        A guess that this map returns unchanged is the exact preimage of z_s under `denoise`.
+        """
+        _, eps = self.split(z_t, prediction, step.alpha_bar_t)
+        return ddim_step(z_s, eps, step.alpha_bar_s, step.alpha_bar_t)
+
+
+def sample(
+    predict: Predict, z: Float[Tensor, "*shape"], schedule: Schedule
+) -> Float[Tensor, "*shape"]:
+    """Walk from the noisiest level to the final one: DDIM sampling with eta = 0."""
+    for step in schedule:
+        z = schedule.denoise(z, predict(z, step.t), step)
+    return z
+
+
+def inference_timesteps(n_train: int, n_steps: int, spacing: str, offset: int) -> tuple[int, ...]:
+    """The timesteps of `n_steps` steps, noisiest first; Lin et al. 2024 (2305.08891), Table 2."""
+    if not isinstance(n_steps, int) or isinstance(n_steps, bool) or not 1 <= n_steps <= n_train:
+        raise InputError(
+            f"num_inference_steps is {n_steps!r}: choose a whole number from 1 to {n_train}, "
+            "the number of steps this model was trained with."
+        )
+    if spacing == "leading":
+        timesteps = [i * (n_train // n_steps) + offset for i in reversed(range(n_steps))]
+    elif spacing == "trailing":
+        timesteps = [round(n_train - i * n_train / n_steps) - 1 for i in range(n_steps)]
+    elif spacing == "linspace":
+        grid = torch.linspace(0, n_train - 1, n_steps, dtype=torch.float64)
+        timesteps = grid.round().long().flip(0).tolist()
+    else:
+        raise InputError(
+            f"The scheduler's timestep_spacing {spacing!r} is not supported: "
+            "use one of leading, trailing, linspace."
+        )
+    if timesteps[0] >= n_train:
+        raise InputError(
+            f"num_inference_steps is {n_steps}: with the scheduler's steps_offset of {offset} "
+            "the first "
+            f"step would lie outside the {n_train} trained ones; choose {n_train // 2} or fewer."
+        )
+    return tuple(timesteps)
