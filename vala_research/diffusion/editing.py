@@ -49,8 +49,8 @@ class Estimate:
 class VideoEditPipeline(DiffusionPipeline):
     """Edits a clip with an image diffusion model of the Stable Diffusion 1.x/2.x class.
 
-    vae, text_encoder, tokenizer, unet, scheduler: as in StableDiffusionPipeline. The scheduler gives
-    its noise schedule and timesteps; the steps themselves are deterministic DDIM.
+    vae, text_encoder, tokenizer, unet, scheduler: as in StableDiffusionPipeline. The scheduler
+    gives its noise schedule and timesteps; the steps themselves are deterministic DDIM.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -61,7 +61,8 @@ class VideoEditPipeline(DiffusionPipeline):
         if unet.config.in_channels != vae.config.latent_channels:
             raise InputError(
                 f"The UNet reads {unet.config.in_channels} channels and the VAE makes "
-                f"{vae.config.latent_channels}: inpainting and depth checkpoints are not supported, "
+                f"{vae.config.latent_channels}: inpainting and depth checkpoints are not "
+                "supported, "
                 "give a text-to-image one."
             )
         self.register_modules(
@@ -71,9 +72,10 @@ class VideoEditPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, name_or_path, dtype: torch.dtype | None = None, **hub):
-        """Load "miniature", a local folder, or a hub id of Stable Diffusion 1.x/2.x; safetensors only.
+        """Load "miniature", a local folder, or a hub id of Stable Diffusion 1.x/2.x.
 
-        dtype: of the networks (default float32; the solver's arithmetic is float32 whatever it is).
+        dtype: of the networks (default float32); the solver works in float32 whatever it is. Only
+        safetensors are read.
         hub: `revision`, `variant`, `cache_dir`, `token`, `local_files_only`. Raises InputError.
         """
         folder = resolve_checkpoint(name_or_path, **hub)
@@ -113,24 +115,28 @@ class VideoEditPipeline(DiffusionPipeline):
     ) -> VideoEditOutput | tuple:
         """Edit a clip.
 
-        video: f c h w tensor or f h w c array, in [0, 1] or uint8; a list of PIL images; or a Clip. May
+        video: f c h w tensor or f h w c array, in [0, 1] or uint8; a list of PIL images; or a
+        Clip. May
             be None when `latents` are given.
         prompt: describes the edited clip; source_prompt: the clip as it is.
         negative_prompt: the branch that guidance moves away from. None takes the source prompt
-            (negative-prompt inversion, Miyake et al. 2023, arXiv 2305.16807): guidance then holds only
-            what differs between the prompts, and prompt == source_prompt reconstructs at any scale;
-            "" is classic classifier-free guidance.
+            (negative-prompt inversion, Miyake et al. 2023, arXiv 2305.16807): guidance then holds
+            only what differs between the prompts, and prompt == source_prompt reconstructs at any
+            scale; "" is classic classifier-free guidance.
         guidance_scale: eps = eps_neg + guidance_scale (eps_prompt - eps_neg); 1 turns guidance off.
         inversion: "ddim", or "exact" (slower; reconstructs to rounding error).
-        attention: what frames attend to: "own", "first", "sparse_causal", "extended", or a policy. The
+        attention: what frames attend to: "own", "first", "sparse_causal", "extended", or a policy.
+        The
             inversion uses the same one, since sampling undoes only the process that was inverted.
         injection: first fraction of the steps in which the source's attention maps and features
             replace the edit's (0 none, 1 always); an `Injection` sets the two apart.
         frames_per_chunk: bounds the memory, not the result; None chooses from the resolution.
-        generator: accepted as everywhere in diffusers; DDIM with the VAE's mode draws nothing from it.
+        generator: accepted as everywhere in diffusers; DDIM with the VAE's mode draws nothing from
+        it.
         latents: f c h w at the noisiest level, or an `Inversion`, to skip inverting.
         output_type: "pil", "np", "pt" or "latent".
-        callback_on_step_end: `(pipe, i, t, tensors) -> dict` that may replace the tensors it was given.
+        callback_on_step_end: `(pipe, i, t, tensors) -> dict` that may replace the tensors it was
+        given.
         Returns `.frames`, a batch of one clip. Raises InputError, FloatingPointError (NaN).
         """
         tensor_inputs = getattr(
@@ -152,7 +158,8 @@ class VideoEditPipeline(DiffusionPipeline):
         )
         if found.trajectory and len(found.trajectory) != len(schedule) + 1:
             raise InputError(
-                f"The inversion given as latents has {len(found.trajectory) - 1} steps and the edit has "
+                f"The inversion given as latents has {len(found.trajectory) - 1} steps and the "
+                "edit has "
                 f"{len(schedule)}: use the same num_inference_steps for both."
             )
         z = self._sample(
@@ -308,10 +315,11 @@ class VideoEditPipeline(DiffusionPipeline):
     ) -> Estimate:
         """What an edit costs, before it starts; takes the arguments of the edit.
 
-        peak_bytes adds up, from the networks' configurations: all weights; the UNet's skip features of
-        all frames and branches, one layer's keys and values of all frames, and one chunk's widest
-        feed-forward layer (or the VAE's widest feature map of one chunk, if larger); the trajectory.
-        Within a factor of two of what is measured; an allocator's cache and the framework come on top.
+        peak_bytes adds up, from the networks' configurations: all weights; the UNet's skip
+        features of all frames and branches, one layer's keys and values of all frames, and one
+        chunk's widest feed-forward layer (or the VAE's widest feature map of one chunk, if
+        larger); the trajectory. Within a factor of two of what is measured; an allocator's cache
+        and the framework come on top.
         """
         get_method(inversion)
         n = len(Schedule.from_scheduler(self.scheduler, num_inference_steps))
@@ -357,7 +365,8 @@ class VideoEditPipeline(DiffusionPipeline):
             )
         if isinstance(generator, list) and len(generator) != 1:
             raise InputError(
-                f"generator is a list of {len(generator)}: a call edits one clip, give one generator."
+                f"generator is a list of {len(generator)}: a call edits one clip, give one "
+                "generator."
             )
         unknown = [k for k in tensor_inputs if k not in self._callback_tensor_inputs]
         if unknown:
