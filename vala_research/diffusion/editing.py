@@ -115,28 +115,27 @@ class VideoEditPipeline(DiffusionPipeline):
     ) -> VideoEditOutput | tuple:
         """Edit a clip.
 
-        video: f c h w tensor or f h w c array, in [0, 1] or uint8; a list of PIL images; or a
-        Clip. May
-            be None when `latents` are given.
+        video: f c h w tensor or f h w c array, in [0, 1] or uint8; a list of PIL images; or a Clip
+            (None when `latents` are given).
         prompt: describes the edited clip; source_prompt: the clip as it is.
         negative_prompt: the branch that guidance moves away from. None takes the source prompt
             (negative-prompt inversion, Miyake et al. 2023, arXiv 2305.16807): guidance then holds
             only what differs between the prompts, and prompt == source_prompt reconstructs at any
             scale; "" is classic classifier-free guidance.
-        guidance_scale: eps = eps_neg + guidance_scale (eps_prompt - eps_neg); 1 turns guidance off.
+        guidance_scale: eps = eps_neg + guidance_scale (eps_prompt - eps_neg); 1 turns it off.
         inversion: "ddim", or "exact" (slower; reconstructs to rounding error).
-        attention: what frames attend to: "own", "first", "sparse_causal", "extended", or a policy.
-        The
-            inversion uses the same one, since sampling undoes only the process that was inverted.
+        attention: "own", "first", "sparse_causal", "extended", or a policy. The inversion uses the
+            same one, since sampling undoes only the process that was inverted.
         injection: first fraction of the steps in which the source's attention maps and features
             replace the edit's (0 none, 1 always); an `Injection` sets the two apart.
         frames_per_chunk: bounds the memory, not the result; None chooses from the resolution.
-        generator: accepted as everywhere in diffusers; DDIM with the VAE's mode draws nothing from
-        it.
+        exact_settings: tolerance and iterations of inversion "exact".
+        generator: accepted as everywhere in diffusers; deterministic DDIM from the VAE's mode
+            draws nothing from it.
         latents: f c h w at the noisiest level, or an `Inversion`, to skip inverting.
         output_type: "pil", "np", "pt" or "latent".
-        callback_on_step_end: `(pipe, i, t, tensors) -> dict` that may replace the tensors it was
-        given.
+        callback_on_step_end: `(pipe, i, t, tensors) -> dict`, whose tensors replace the given ones;
+            it may set `pipe._interrupt = True` to stop.
         Returns `.frames`, a batch of one clip. Raises InputError, FloatingPointError (NaN).
         """
         tensor_inputs = getattr(
@@ -150,64 +149,66 @@ class VideoEditPipeline(DiffusionPipeline):
         text = self.encode_prompt([negative_prompt, prompt, source_prompt])  # g n d
 
         if latents is None:
+            n_injected = max(injection.n_steps(len(schedule)))
             latents = self._invert(
-                video, text[2:], schedule, inversion, attention, frames_per_chunk, exact_settings
-            )
-        found = (
-            latents if isinstance(latents, Inversion) else Inversion(self._check_latents(latents))
-        )
-        if found.trajectory and len(found.trajectory) != len(schedule) + 1:
+                video, text[2:], schedule, inversion, attention, frames_per_chunk, exact_settings,
+                keep_trajectory=n_injected > 0,
+            )  # fmt: skip
+        if not isinstance(latents, Inversion):
+            latents = Inversion(self._check_latents(latents))
+        if latents.trajectory and len(latents.trajectory) != len(schedule) + 1:
             raise InputError(
-                f"The inversion given as latents has {len(found.trajectory) - 1} steps and the "
-                "edit has "
-                f"{len(schedule)}: use the same num_inference_steps for both."
+                f"The inversion given as latents has {len(latents.trajectory) - 1} steps and the "
+                f"edit has {len(schedule)}: use the same num_inference_steps for both."
             )
-        z = self._sample(
-            found, text, schedule, guidance_scale, attention, injection, frames_per_chunk,
-            callback_on_step_end, tensor_inputs,
-        )  # fmt: skip
+        self._interrupt = False
+        z = latents.latents.to(self._execution_device)
+        with self.progress_bar(total=len(schedule)) as bar:
+            for i, step in enumerate(schedule):
+                if self._interrupt:
+                    break
+                if i == 0 or latents.trajectory:
+                    source = latents.trajectory[i].to(z) if latents.trajectory else z
+                z, source = self._edit_step(
+                    i, step, z, source, text, schedule, guidance_scale, attention, injection,
+                    frames_per_chunk,
+                )  # fmt: skip
+                if callback_on_step_end is not None:
+                    state = {"latents": z, "prompt_embeds": text[1:2]}
+                    state["negative_prompt_embeds"] = text[:1]
+                    given = {name: state[name] for name in tensor_inputs}
+                    state.update(callback_on_step_end(self, i, step.t, given) or {})
+                    z, positive, negative = (state[k] for k in self._callback_tensor_inputs)
+                    text = torch.cat([negative, positive, text[2:]])
+                bar.update()
         frames = self._as_output(z, output_type, frames_per_chunk)
         self.maybe_free_model_hooks()
         return VideoEditOutput(frames=frames) if return_dict else (frames,)
 
-    def _sample(
-        self, found, text, schedule, w, attention, injection, frames_per_chunk, callback, names
-    ):
-        """The edit loop; branches: negative, prompt (one at w = 0 or 1), source if injecting."""
-        z = source = found.latents.to(self._execution_device)
-        backbone = Backbone(self.unet, frames_per_chunk)
+    def _edit_step(
+        self, i, step, z, source, text, schedule, w, attention, injection, frames_per_chunk
+    ) -> tuple[Tensor, Tensor]:
+        """One sampling step of the edit, and of the source while its features are injected.
+
+        Branches g: negative and prompt (one of them at guidance 0 or 1), then the source.
+        """
         n_attention, n_feature = injection.n_steps(len(schedule))
+        is_injecting = i < max(n_attention, n_feature)
         edits = {0: [0], 1: [1]}.get(w, [0, 1])
-        with self.progress_bar(total=len(schedule)) as bar:
-            for i, step in enumerate(schedule):
-                is_injecting = i < max(n_attention, n_feature)
-                rows = [*edits, 2] if is_injecting else edits
-                if is_injecting and found.trajectory:
-                    source = found.trajectory[i].to(z)
-                x = torch.stack([z] * len(edits) + [source] * is_injecting)  # g f c h w
-                patches = attention_patches(
-                    self.unet, attention, len(x), backbone.chunk_size(x.shape[1], len(x), *x.shape[3:]),
-                    injects_attention=i < n_attention, injects_feature=i < n_feature,
-                )  # fmt: skip
-                prediction = backbone(x, step.t, text[rows], patches)
-                guided = prediction[0]
-                if len(edits) == 2:
-                    guided = guided + w * (prediction[1] - guided)
-                z = schedule.denoise(z, guided, step)
-                if is_injecting:
-                    source = schedule.denoise(source, prediction[-1], step)
-                if callback is not None:
-                    state = {
-                        "latents": z,
-                        "prompt_embeds": text[1:2],
-                        "negative_prompt_embeds": text[:1],
-                    }
-                    new = callback(self, i, step.t, {k: state[k] for k in names}) or {}
-                    z = new.pop("latents", z)
-                    negative = new.pop("negative_prompt_embeds", text[:1])
-                    text = torch.cat([negative, new.pop("prompt_embeds", text[1:2]), text[2:]])
-                bar.update()
-        return z
+        branches = [*edits, 2] if is_injecting else edits
+        x = torch.stack([source if g == 2 else z for g in branches])  # g f c h w
+        backbone = Backbone(self.unet, frames_per_chunk)
+        patches = attention_patches(
+            self.unet, attention, len(x), backbone.chunk_size(x.shape[1], len(x), *x.shape[3:]),
+            injects_attention=i < n_attention, injects_feature=i < n_feature,
+        )  # fmt: skip
+        prediction = backbone(x, step.t, text[branches], patches)
+        guided = prediction[0]
+        if len(edits) == 2:
+            guided = guided + w * (prediction[1] - guided)
+        if is_injecting:
+            source = schedule.denoise(source, prediction[-1], step)
+        return schedule.denoise(z, guided, step), source
 
     # The parts of an edit, for notebooks and measurements.
 
@@ -237,14 +238,22 @@ class VideoEditPipeline(DiffusionPipeline):
         return found if return_inversion else found.latents
 
     def _invert(
-        self, video, text, schedule, method, attention, frames_per_chunk, settings
+        self,
+        video,
+        text,
+        schedule,
+        method,
+        attention,
+        frames_per_chunk,
+        settings,
+        keep_trajectory=True,
     ) -> Inversion:
         z_0 = self.encode(video, frames_per_chunk)
         # A network in half precision cannot answer more precisely than its own rounding.
         floor = torch.finfo(self.unet.dtype).eps
         settings = replace(settings, tolerance=max(settings.tolerance, floor))
         predict = self._predictor(text, attention, frames_per_chunk)
-        return invert(predict, z_0, schedule, method, settings, progress=self.progress_bar)
+        return invert(predict, z_0, schedule, method, settings, keep_trajectory, self.progress_bar)
 
     def _predictor(
         self, text: Tensor, attention, frames_per_chunk
