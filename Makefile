@@ -1,0 +1,56 @@
+# Each target sets up .venv by itself, once; it is set up again when the two files below change.
+PYTHON ?= python3
+BIN := .venv/bin
+PINS := pyproject.toml constraints.txt
+INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e
+
+help:
+	@echo "make quickstart   edit the demo clip; results in runs/quickstart/"
+	@echo "make test         ruff, import-linter and pytest, notebooks included"
+	@echo "make lint         ruff and import-linter only"
+	@echo "make lab          JupyterLab on notebooks/"
+	@echo "make miniature    train the miniature again (hours; resumes where it stopped)"
+	@echo "make constraints  pin what a fresh environment resolves to"
+	@echo "make clean        remove .venv and caches; runs/ and figures/ stay"
+
+quickstart: .venv/core.stamp
+	@$(BIN)/vala quickstart -o runs/quickstart
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+
+lab: .venv/notebooks.stamp
+	$(BIN)/jupyter lab notebooks
+
+miniature: .venv/core.stamp
+	$(BIN)/python -m vala_research.miniature
+
+constraints: pyproject.toml
+	rm -rf .venv/fresh && $(PYTHON) -m venv .venv/fresh
+	.venv/fresh/bin/python -m pip install -qq 'torch==2.13.0' -e '.[test,notebooks,batch]'
+	(sed -n '/^#/p' constraints.txt; .venv/fresh/bin/python -m pip freeze --exclude-editable \
+	  | sed -E 's/\+[a-z0-9.]+$$//; s/$$/ ; python_version >= "3.11"/') > .venv/constraints.txt
+	mv .venv/constraints.txt constraints.txt && rm -rf .venv/fresh
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "vala_research needs Python 3.10 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1):" \
+	       "install a newer one, or name it with make PYTHON=/path/to/python3." >&2; exit 1; }
+	@echo "Setting up .venv (once; a few minutes)."
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+.venv/core.stamp: $(PINS) | .venv/bin/python
+	@$(INSTALL) . && touch $@
+
+.venv/test.stamp .venv/notebooks.stamp: .venv/%.stamp: $(PINS) | .venv/bin/python
+	@$(INSTALL) '.[$*]' && touch $@
+
+.PHONY: help quickstart test lint lab miniature constraints clean

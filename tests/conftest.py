@@ -1,0 +1,57 @@
+"""Shapes in signatures are checked here, and only here; what needs weights skips without them."""
+
+import os
+from pathlib import Path
+
+# Before anything imports torch or a hub client: no test draws a window or touches the network.
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["vala_research", "theory"], "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# More threads than cores make small tensors slower, not faster.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def miniature() -> str:
+    """Folder of the miniature's checkpoint; the test skips while its weights are not there."""
+    return _weights("pipeline")
+
+
+@pytest.fixture(scope="session")
+def miniature_clip() -> str:
+    """Folder of the miniature's CLIPModel; the test skips while its weights are not there."""
+    return _weights("clip")
+
+
+@pytest.fixture(scope="session")
+def pipe(miniature):
+    """The miniature as a VideoEditPipeline, in float32 on the CPU, without progress bars."""
+    from vala_research import VideoEditPipeline
+
+    pipe = VideoEditPipeline.from_pretrained("miniature")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _weights(part: str) -> str:
+    from vala_research import miniature_path
+
+    folder = miniature_path(part)
+    if not any(Path(folder).rglob("*.safetensors")):
+        pytest.skip(f"no weights in {folder}: run `make miniature`")
+    return folder
