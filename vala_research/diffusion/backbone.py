@@ -122,21 +122,23 @@ def chunking(n_branches: int, frames_per_chunk: int) -> Patch:
     """Loop the heavy per-frame modules over frames; a chunk holds all guidance branches."""
 
     def wrap(_name: str, _module: nn.Module, forward: Callable) -> Callable:
-        def looped(x: Tensor, *args, **kwargs) -> Tensor:
-            def part(value: Any, frames: slice) -> Any:
-                if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != x.shape[0]:
-                    return value
-                return value.unflatten(0, (n_branches, -1))[:, frames].flatten(0, 1)
+        def looped(*args: Any, **kwargs: Any) -> Tensor:
+            # The first tensor is the module's input; some UNets pass it by keyword.
+            x = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+            n_frames, out = len(x) // n_branches, None
 
-            out = None  # g f ..., allocated once the shape of a chunk is known
-            for frames in chunks(x.shape[0] // n_branches, frames_per_chunk):
+            def part(value: Any, frames: slice) -> Any:
+                if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(x):
+                    return value
+                return value.unflatten(0, (n_branches, n_frames))[:, frames].flatten(0, 1)
+
+            for frames in chunks(n_frames, frames_per_chunk):
                 y = forward(
-                    part(x, frames),
                     *(part(a, frames) for a in args),
                     **{k: part(v, frames) for k, v in kwargs.items()},
                 ).unflatten(0, (n_branches, -1))
-                if out is None:
-                    out = y.new_empty(n_branches, x.shape[0] // n_branches, *y.shape[2:])
+                if out is None:  # g f ..., now that the shape of a chunk is known
+                    out = y.new_empty(n_branches, n_frames, *y.shape[2:])
                 out[:, frames] = y
             return out.flatten(0, 1)
 

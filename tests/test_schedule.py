@@ -1,0 +1,137 @@
+"""The schedule: parity with diffusers, and one step that undoes itself."""
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
+from tiny_models import SD_SCHEDULE
+
+from vala_research import InputError
+from vala_research.diffusion.schedule import Schedule, ddim_step, sample
+
+BETAS = {k: v for k, v in SD_SCHEDULE.items() if k != "clip_sample"}
+KINDS = ("epsilon", "v_prediction", "sample")
+
+
+def toy_network(z: torch.Tensor, t: int) -> torch.Tensor:
+    """A prediction that depends on z and on t, so that a wrong timestep shows."""
+    return torch.tanh(0.7 * z.flip(-1) + t / 1000)
+
+
+@pytest.mark.parametrize("prediction_type", KINDS)
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
+@pytest.mark.parametrize("offset, spacing", [(1, "leading"), (0, "leading"), (0, "trailing")])
+def test_sampling_equals_diffusers_ddim(prediction_type, set_alpha_to_one, offset, spacing):
+    config = {**SD_SCHEDULE, "steps_offset": offset}
+    scheduler = DDIMScheduler(
+        **config,
+        prediction_type=prediction_type,
+        set_alpha_to_one=set_alpha_to_one,
+        timestep_spacing=spacing,
+    )
+    # fp64 tables on both sides, so that only the formulas can differ.
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
+    if not set_alpha_to_one:
+        scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+    schedule = Schedule.from_scheduler(scheduler, 20)
+    scheduler.set_timesteps(20)
+    assert list(schedule.timesteps) == scheduler.timesteps.tolist()
+
+    z = torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours, theirs = sample(toy_network, z, schedule), z
+    for t in scheduler.timesteps:
+        theirs = scheduler.step(toy_network(theirs, int(t)), t, theirs, eta=0.0).prev_sample
+    # 20 steps of fp64 arithmetic, errors amplified by at most 1/sqrt(alpha_bar_T) = 15.
+    assert (ours - theirs).abs().max() < 1e-11
+    # One timestep off, as in diffusers issues 3267 and 5703, is far outside the tolerance.
+    shifted = sample(lambda z, t: toy_network(z, t - 50), z, schedule)
+    assert (shifted - theirs).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, **BETAS),
+        EulerDiscreteScheduler(**BETAS),
+        DPMSolverMultistepScheduler(prediction_type="v_prediction"),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+@pytest.mark.filterwarnings("ignore")
+def test_reads_the_schedulers_checkpoints_ship(scheduler):
+    schedule = Schedule.from_scheduler(scheduler, 10)
+    ddim = DDIMScheduler.from_config(scheduler.config)
+    ddim.set_timesteps(10)
+    assert list(schedule.timesteps) == ddim.timesteps.tolist()
+    assert schedule.prediction_type == ddim.config.prediction_type
+    assert schedule.final_alpha_bar == ddim.final_alpha_cumprod.double().item()
+    assert torch.tensor(schedule.alpha_bar).float().equal(ddim.alphas_cumprod)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_a_step_ends_where_the_next_begins(spacing):
+    steps = list(Schedule.from_scheduler(DDIMScheduler(timestep_spacing=spacing), 30))
+    assert len(steps) == 30
+    assert all(a.s == b.t for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a.alpha_bar_s == b.alpha_bar_t for a, b in zip(steps, steps[1:], strict=False))
+    assert (steps[-1].s, steps[-1].alpha_bar_s) == (-1, 1.0)
+
+
+def test_ddim_step_undoes_itself_between_any_levels():
+    z, eps = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for a, b in [(0.9, 0.1), (0.1, 0.9), (1.0, 0.005), (0.3, 1.0)]:
+        there = ddim_step(z, eps, a, b)
+        # Round-off, times sqrt(b/a) <= 15 on the way.
+        assert (ddim_step(there, eps, b, a) - z).abs().max() < 1e-13
+        x0 = (z - (1 - a) ** 0.5 * eps) / a**0.5
+        assert torch.allclose(there, b**0.5 * x0 + (1 - b) ** 0.5 * eps, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_split_recovers_signal_and_noise(kind):
+    x0, eps = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    a = 0.37
+    z = a**0.5 * x0 + (1 - a) ** 0.5 * eps
+    v = a**0.5 * eps - (1 - a) ** 0.5 * x0
+    prediction = {"epsilon": eps, "sample": x0, "v_prediction": v}[kind]
+    schedule = Schedule((1.0, a), 1.0, kind, (1,))
+    found_x0, found_eps = schedule.split(z, prediction, a)
+    assert torch.allclose(found_x0, x0, atol=1e-14) and torch.allclose(found_eps, eps, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_renoise_undoes_denoise_at_its_own_answer(kind):
+    z = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    scheduler = DDIMScheduler(prediction_type=kind, set_alpha_to_one=False, **SD_SCHEDULE)
+    schedule = Schedule.from_scheduler(scheduler, 10)
+    for step in schedule:
+        prediction = toy_network(z, step.t)
+        z_s = schedule.denoise(z, prediction, step)
+        # The guess is the answer, so the implicit equation must hold to round-off (x 15, above).
+        assert (schedule.renoise(z_s, z, prediction, step) - z).abs().max() < 1e-12
+
+
+def test_zero_terminal_snr_samples_without_dividing_by_zero():
+    scheduler = DDIMScheduler(
+        rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
+    )
+    schedule = Schedule.from_scheduler(scheduler, 5)
+    assert schedule.alpha_bar[schedule.timesteps[0]] < 1e-12
+    assert torch.isfinite(sample(toy_network, torch.ones(4, 4), schedule)).all()
+
+
+@pytest.mark.parametrize("n_steps", [0, -1, 1001, True, 1000])
+def test_steps_out_of_range_are_refused(n_steps):
+    # 1000 steps with steps_offset 1 would ask the network for timestep 1000, which does not exist.
+    with pytest.raises(InputError, match="num_inference_steps"):
+        Schedule.from_scheduler(DDIMScheduler(**SD_SCHEDULE), n_steps)
+
+
+def test_unknown_prediction_type_is_refused():
+    with pytest.raises(InputError, match="flow_prediction.*epsilon"):
+        Schedule((0.9,), 1.0, "flow_prediction", (0,))

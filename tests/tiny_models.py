@@ -1,0 +1,171 @@
+"""Small stand-ins for real models: random UNets of three classes, a checkpoint, a known score.
+
+Nothing here is trained: the tests that use it check structure (what equals what), not quality.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    MotionAdapter,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+N_TOKENS, D_TEXT = 12, 16
+WORDS = "a red blue circle square moves over the grey background slowly".split()
+SD_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "steps_offset": 1,
+}
+
+
+def tiny_unet(seed: int = 0, **changes) -> UNet2DConditionModel:
+    """The class of Stable Diffusion 1.5, four latent channels, three levels."""
+    torch.manual_seed(seed)
+    config = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": D_TEXT,
+    }
+    return UNet2DConditionModel(**{**config, **changes}).eval().requires_grad_(False)
+
+
+def tiny_sdxl_unet() -> tuple[UNet2DConditionModel, dict[str, torch.Tensor]]:
+    """The class of SDXL: linear projections, added text and time conditions (one row given)."""
+    unet = tiny_unet(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=4 * 6 + 10,
+        use_linear_projection=True,
+        transformer_layers_per_block=(1, 1, 2),
+    )
+    generator = torch.Generator().manual_seed(1)
+    added = {
+        "text_embeds": torch.randn(1, 10, generator=generator),
+        "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]]),
+    }
+    return unet, added
+
+
+def tiny_motion_unet(is_identity: bool = False) -> UNetMotionModel:
+    """The class of AnimateDiff; `is_identity` zeroes the motion modules' outputs.
+
+    A MotionAdapter is not zero-initialised, so that without it even frames of noise would mix.
+    """
+    torch.manual_seed(2)
+    adapter = MotionAdapter(
+        block_out_channels=(8, 16, 16),
+        motion_layers_per_block=1,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=4,
+        motion_max_seq_length=16,
+    )
+    unet = UNetMotionModel.from_unet2d(tiny_unet(), adapter).eval().requires_grad_(False)
+    if is_identity:
+        for name, parameter in unet.named_parameters():
+            if "motion_modules" in name and ".proj_out." in name:
+                parameter.zero_()
+    return unet
+
+
+def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer that knows WORDS whole, and every letter."""
+    letters = [chr(i) for i in range(ord("a"), ord("z") + 1)]
+    vocab = [*letters, *(c + "</w>" for c in letters)]
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        left, pieces = word[0], [*word[1:-1], word[-1] + "</w>"] if len(word) > 1 else []
+        for piece in pieces:
+            if (left, piece) not in merges:
+                merges.append((left, piece))
+                vocab.append(left + piece)
+            left += piece
+    vocab = [*dict.fromkeys(vocab), "<|startoftext|>", "<|endoftext|>"]
+    ids = {token: i for i, token in enumerate(vocab)}
+    tokenizer = CLIPTokenizer(vocab=ids, merges=merges, model_max_length=N_TOKENS)
+    tokenizer.save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def tiny_checkpoint(folder: Path) -> Path:
+    """A random checkpoint of the Stable Diffusion 1.5 class, saved by plain diffusers."""
+    tokenizer = tiny_tokenizer(folder / "tokenizer")
+    torch.manual_seed(3)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=D_TEXT,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=N_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    ).eval()
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+        scaling_factor=0.5,
+    ).eval()
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=tiny_unet(4, sample_size=64),  # the pipeline "corrects" smaller sample sizes
+        scheduler=DDIMScheduler(set_alpha_to_one=False, **SD_SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+class GaussianMixture:
+    """A denoiser whose score is known: x0 from a mixture of isotropic Gaussians, in closed form.
+
+    z_t is a mixture of N(sqrt(a) m_k, v_k I), v_k = a s^2 + 1 - a; its posterior mean of x0 is
+    sum_k w_k(z) (m_k + sqrt(a) s^2 / v (z - sqrt(a) m_k)).
+    """
+
+    def __init__(self, alpha_bar: tuple[float, ...], prediction_type: str = "epsilon"):
+        generator = torch.Generator().manual_seed(5)
+        self.means = torch.randn(3, 6, generator=generator, dtype=torch.float64)  # k d
+        self.deviation, self.alpha_bar, self.kind = 0.5, alpha_bar, prediction_type
+        self.n_calls = 0
+
+    def draw(self, n: int) -> torch.Tensor:
+        """n clean samples, n d."""
+        generator = torch.Generator().manual_seed(6)
+        noise = torch.randn(n, 6, generator=generator, dtype=torch.float64)
+        return self.means[torch.arange(n) % 3] + self.deviation * noise
+
+    def __call__(self, z: torch.Tensor, t: int) -> torch.Tensor:
+        """The prediction at (z_t, t); z: n d."""
+        self.n_calls += 1
+        a = self.alpha_bar[t]
+        v = a * self.deviation**2 + 1 - a
+        offset = z[:, None] - a**0.5 * self.means  # n k d
+        w = torch.softmax(-offset.square().sum(-1) / (2 * v), dim=1)[..., None]
+        x0 = (w * (self.means + a**0.5 * self.deviation**2 / v * offset)).sum(1)
+        eps = (z - a**0.5 * x0) / (1 - a) ** 0.5
+        v_prediction = a**0.5 * eps - (1 - a) ** 0.5 * x0
+        return {"epsilon": eps, "sample": x0, "v_prediction": v_prediction}[self.kind]
