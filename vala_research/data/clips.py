@@ -1,0 +1,210 @@
+"""Clips in and out of files: what is decoded is what a player would show, what is written is whole.
+
+Containers and codecs through PyAV (https://pyav.org); pictures of a folder through Pillow.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.data.decoding import (
+    Timeline,
+    decode,
+    exact_rate,
+    existing,
+    raise_damaged,
+    timeline,
+)
+from vala_research.data.encoding import VIDEO, encode, encode_folder
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames in [0, 1], frames per second, and the file they came from (for its sound)."""
+
+    frames: Float[Tensor, "f c h w"]
+    fps: float
+    source: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def read_clip(
+    path: str | os.PathLike,
+    n_frames: int | None = None,
+    stride: int = 1,
+    size: int | tuple[int, int] | None = None,
+) -> Clip:
+    """Decode a video file, a gif or a folder of pictures (natural order) into RGB frames in [0, 1].
+
+    n_frames: at most so many are kept (None: all); decoding stops there, so memory is bounded.
+    stride: keeps every stride-th frame; `fps` is the file's rate divided by it.
+    size: (h, w) in pixels, or one side of a square; frames are scaled (antialiased bicubic) until
+        they cover it and cropped at the centre. None keeps the file's own size, odd ones too.
+
+    Rotation and mirroring metadata are applied, grey becomes RGB, alpha is composited on white.
+    A variable rate is sampled at its average by presentation time: frames may repeat or drop out,
+    count and duration stay, so audio stays in step.
+    Raises InputError for anything that cannot be read to the end or to `n_frames`.
+    """
+    path, sides = existing(path), _checked(n_frames, stride, size)
+    times = timeline(path)
+    frames = torch.stack(list(_sampled(path, times, n_frames, stride, sides)))
+    return Clip(frames, float(times.rate / stride), path)
+
+
+def iter_frames(
+    path: str | os.PathLike,
+    n_frames: int | None = None,
+    stride: int = 1,
+    size: int | tuple[int, int] | None = None,
+) -> Iterator[Float[Tensor, "c h w"]]:
+    """The frames of `read_clip` one at a time, for clips of any length; same arguments."""
+    path, sides = existing(path), _checked(n_frames, stride, size)
+    return _sampled(path, timeline(path), n_frames, stride, sides)
+
+
+def _checked(n_frames, stride, size) -> tuple[int, int] | None:
+    for name, value in (("n_frames", n_frames), ("stride", stride)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: it counts frames, give 1 or more.")
+    sides = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    if sides is not None and (len(sides) != 2 or min(sides) < 1):
+        raise InputError(f"size is {size}: give one side or (height, width), in pixels.")
+    return sides
+
+
+def _sampled(path: Path, times: Timeline, n_frames, stride: int, sides) -> Iterator[Tensor]:
+    wanted = times.shown[::stride][:n_frames]
+    shape, n_decoded, n_given = None, 0, 0
+    with closing(decode(path)) as decoded:
+        for index in wanted:
+            for picture in islice(decoded, index + 1 - n_decoded):
+                n_decoded += 1
+                shape = shape or picture.shape
+                if picture.shape != shape:
+                    raise InputError(
+                        f"{path}: frame {n_decoded} is {picture.shape[1]}x{picture.shape[0]}, the"
+                        f" first {shape[1]}x{shape[0]} pixels; give all frames one size."
+                    )
+            if n_decoded <= index:
+                break
+            n_given += 1
+            yield _fitted(torch.from_numpy(picture).permute(2, 0, 1).float() / 255, sides)
+        if n_given < len(wanted) or (times.damaged and n_given != n_frames):
+            raise_damaged(path, n_decoded + sum(1 for _ in decoded))
+
+
+def _fitted(frame: Float[Tensor, "c h w"], sides: tuple[int, int] | None) -> Tensor:
+    """Scale until `sides` is covered, then crop at the centre; the same size passes untouched."""
+    h, w = frame.shape[-2:]
+    if sides is None or sides == (h, w):
+        return frame
+    scale = max(sides[0] / h, sides[1] / w)
+    cover = (max(sides[0], round(h * scale)), max(sides[1], round(w * scale)))
+    frame = F.interpolate(frame[None], cover, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    top, left = (cover[0] - sides[0]) // 2, (cover[1] - sides[1]) // 2
+    return frame[:, top : top + sides[0], left : left + sides[1]].contiguous()
+
+
+def write_clip(
+    path: str | os.PathLike,
+    frames: Float[Tensor, "f c h w"],
+    fps: int | float | Fraction,
+    audio_from: Clip | str | os.PathLike | None = None,
+) -> Path:
+    """Write frames in [0, 1] (values beyond are clipped) as .mp4, .webm, .gif or a folder of png.
+
+    mp4 is H.264 yuv420p, BT.709; odd sides are padded by repeating the last row or column, so
+    that nothing is lost. gif: 256 colours a frame, time in 1/100 s. A path without suffix is a
+    folder: frame_0000.png ..., exact, each remembering the rate.
+    fps: frames per second; 29.97003 is written as the fraction 30000/1001.
+    audio_from: the clip edited, or its file; its sound is carried over (copied, or re-encoded where
+        the container does not take it) when `frames` are the whole of it at its own rate.
+
+    Written beside the target and renamed, so a file of that name is always a whole one.
+    Raises InputError for frames or a path that cannot be written.
+    """
+    path = writable(path)
+    _check_frames(frames, fps)
+    pixels = frames.detach().clamp(0, 1).mul(255).round().byte().cpu()
+    pixels = pixels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()  # f h w 3
+    rate = exact_rate(fps)
+    with written_whole(path) as unfinished:
+        if path.suffix:
+            source = audio_from.source if isinstance(audio_from, Clip) else audio_from
+            encode(unfinished, pixels, rate, _sound_of(source, len(pixels), rate))
+        else:
+            encode_folder(unfinished, pixels, rate)
+    return path
+
+
+def writable(path: str | os.PathLike) -> Path:
+    """The path, if a clip can be written there; to be asked before long work.
+
+    Raises InputError: unknown suffix, missing or read-only folder, folder with other files in it.
+    """
+    path = Path(path)
+    if path.suffix and path.suffix.lower() not in VIDEO:
+        raise InputError(f"{path}: cannot write {path.suffix!r}; end it in {', '.join(VIDEO)}"
+                         " or in nothing for a folder of png.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; create it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: the folder {path.parent} is read-only; choose another.")
+    if path.is_dir() and (path.suffix or any(p.suffix != ".png" for p in path.iterdir())):
+        raise InputError(f"{path} is a folder with other files in it; choose another name.")
+    if path.is_file() and not path.suffix:
+        raise InputError(f"{path} is a file; choose another name or add one of {', '.join(VIDEO)}.")
+    return path
+
+
+def _check_frames(frames: Tensor, fps) -> None:
+    if frames.ndim != 4 or frames.shape[1] not in (1, 3) or 0 in frames.shape:
+        raise InputError(f"frames have shape {tuple(frames.shape)}: give f c h w with c = 1 or 3.")
+    if not frames.is_floating_point():
+        raise InputError(f"frames are {frames.dtype}: give floats in [0, 1].")
+    if not torch.isfinite(frames).all():
+        raise InputError("frames hold NaN or infinity: the run that made them failed, repeat it.")
+    if not 0 < fps <= 1000:
+        raise InputError(f"fps is {fps}: give frames per second, above 0 and at most 1000.")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name to write to, beside `path`; renamed to it on success, removed on any failure."""
+    unfinished = path.with_name(f".{path.stem}.{uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield unfinished
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}).") from error
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink(missing_ok=True)
+
+
+def _sound_of(source, n_frames: int, rate: Fraction) -> tuple[Path, float] | None:
+    """(file, start of its video in seconds) if the frames are all of it at its rate, else None."""
+    if source is None or Path(source).is_dir():
+        return None
+    times = timeline(existing(source))
+    whole = n_frames == len(times.shown) and rate == exact_rate(times.rate)
+    return (Path(source), times.start) if whole and not times.damaged else None
