@@ -1,0 +1,172 @@
+"""The house stays as it was drawn: what lies where, who imports whom, what is pinned."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pytest itself brings tomli there
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+TOP = {
+    "notebooks", "vala_research", "theory", "tests", "environment.yml", "README.md",
+    "pyproject.toml", "constraints.txt", "Makefile", "LICENSE", "CITATION.cff",
+}  # fmt: skip
+GENERATED = {"runs", "figures", "build", "dist"}  # ignored by git
+MEBIBYTE = 2**20
+# Where the name on the index differs from the name one imports.
+IMPORTED_AS = {
+    "opencv-python-headless": "cv2", "scikit-image": "skimage", "pillow": "PIL", "pyyaml": "yaml",
+    "import-linter": "importlinter", "scikit-learn": "sklearn", "scikit-video": "skvideo",
+}  # fmt: skip
+PYTHON_FILES = sorted(p for d in ("vala_research", "theory") for p in (ROOT / d).rglob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    """What pyproject.toml asks for: the core, and the extras named."""
+    table = project()
+    lines = [*table["dependencies"]]
+    for extra in extras:
+        lines += table["optional-dependencies"][extra]
+    return [Requirement(line) for line in lines]
+
+
+def tracked() -> list[Path]:
+    """Files git knows; the test skips in an unpacked archive, which has no git."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+
+
+def imports(source: str) -> set[str]:
+    """Top-level packages that a Python file imports, lazily or not."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_top_level_holds_only_what_the_house_lists():
+    top = {p.relative_to(ROOT).parts[0] for p in tracked()}
+    assert {name for name in top if not name.startswith(".")} <= TOP
+    stray = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")} - TOP - GENERATED
+    assert not {name for name in stray if not name.endswith(".egg-info")}
+
+
+def test_no_file_is_larger_than_16_mib():
+    assert not [p for p in tracked() if p.is_file() and p.stat().st_size > 16 * MEBIBYTE]
+
+
+def test_importing_the_package_is_instant_and_loads_no_torch():
+    code = (
+        "import time; a = time.perf_counter(); import vala_research; b = time.perf_counter();"
+        "import sys; print(b - a, 'torch' in sys.modules, 'diffusers' in sys.modules)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        for _ in range(3)  # the best of three: other work may slow any one of them
+    ]
+    assert not [r.stderr for r in runs if r.returncode]
+    seconds, *loaded = zip(*(r.stdout.split() for r in runs), strict=True)
+    assert min(map(float, seconds)) < 0.5
+    assert set(sum(loaded, ())) == {"False"}
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_torchvision_and_no_pickles(path):
+    source = path.read_text()
+    assert not imports(source) & {"torchvision", "pickle", "dill", "joblib"}
+    calls = {ast.unparse(n.func) for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)}
+    assert not calls & {"torch.load", "torch.jit.load", "np.load", "numpy.load"}
+
+
+def test_every_import_is_declared():
+    declared = {
+        IMPORTED_AS.get(r.name.lower(), r.name.replace("-", "_")) for r in requirements("test")
+    }
+    ours, used = {"vala_research", "theory"}, set()
+    for path in PYTHON_FILES:
+        used |= imports(path.read_text()) - sys.stdlib_module_names - ours
+    assert used <= declared, f"add to pyproject.toml: {sorted(used - declared)}"
+
+
+def test_every_dependency_has_both_bounds():
+    for requirement in requirements("notebooks", "test", "batch"):
+        operators = {s.operator for s in requirement.specifier}
+        assert operators == {">=", "<"}, requirement
+
+
+def test_constraints_pin_every_direct_dependency_within_its_bounds():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    versions = {}
+    for pin in pins:
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==" and "+" not in specifier.version, pin
+        assert pin.url is None, pin
+        versions[pin.name.lower().replace("_", "-")] = specifier.version
+    assert versions["torch"] == "2.13.0"
+    for requirement in requirements("notebooks", "test", "batch"):
+        name = requirement.name.lower().replace("_", "-")
+        assert requirement.specifier.contains(versions[name]), requirement
+
+
+def test_environment_yml_and_pyproject_do_not_drift():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    # conda brings python alone: what a package needs is said once, in pyproject.toml.
+    assert conda == [f"python{project()['requires-python']}", "pip"]
+    constraints, package = pip["pip"]
+    assert constraints == "-c constraints.txt"
+    extras = re.fullmatch(r"-e \.\[([\w,]+)\]", package)[1].split(",")
+    assert set(extras) <= set(project()["optional-dependencies"])
+
+
+def test_citation_and_package_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    import vala_research
+
+    assert citation["version"] == vala_research.__version__
+    assert citation["license"] == project()["license"] == "Apache-2.0"
+
+
+def test_arrows_run_one_way():
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_thin_and_stripped(path):
+    cells = json.loads(path.read_text())["cells"]
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    assert len(cells) <= 12
+    assert sum(len(source.splitlines()) for source in code) <= 80
+    assert not [s for s in code if re.search(r"^\s*(def|class) ", s, re.M)]
+    assert sum("parameters" in c["metadata"].get("tags", []) for c in cells) == 1
+    assert not [c for c in cells if c.get("outputs") or c.get("execution_count")]
+
+
+def test_no_machine_paths():
+    home = re.compile(r"(?<![\w.])/(home|root|Users|work)/\w+")
+    text = {".py", ".toml", ".yml", ".yaml", ".md", ".txt", ".cff", ".ipynb", ".json"}
+    files = [p for p in tracked() if p.suffix in text and p.stat().st_size < MEBIBYTE]
+    assert not [p.name for p in files if home.search(p.read_text(encoding="utf-8"))]

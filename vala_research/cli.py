@@ -1,0 +1,474 @@
+"""The command line: `vala edit | invert | info | quickstart`, each a thin call of the library.
+
+What can fail is tried first (names, clip, outputs, model); only then the long work starts, after a
+line that says what it will take. Exit status: 2 for bad input, 1 for a failed run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from vala_research import InputError, __version__
+
+DTYPES = ("float32", "float16", "bfloat16")
+# The demo clip is this scene; its edit changes these attributes, so the true edit can be drawn.
+DEMO_INDEX, DEMO_FRAMES, DEMO_EDIT = 3, 16, {"background": "green"}
+
+
+class Commands(TyperGroup):
+    """Turns what went wrong into one sentence on stderr and an exit status."""
+
+    def invoke(self, ctx):
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except (InputError, FloatingPointError) as error:
+                _stop(error, 2)
+            except (MemoryError, OSError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "memory" not in str(error):
+                    raise
+                if isinstance(error, OSError):
+                    _stop(error, 1)
+                _stop("Out of memory: give fewer --frames, a smaller --size or a half --dtype.", 1)
+            except Exception as error:  # an option that is missing or of the wrong kind
+                if not hasattr(error, "format_message"):
+                    raise
+                _stop(error.format_message(), 2)
+
+
+def _show_warning(message, category, *_args, **_kwargs) -> None:
+    if issubclass(category, UserWarning):
+        typer.echo(f"warning: {message}", err=True)
+
+
+def _stop(reason: object, status: int) -> None:
+    typer.echo(f"vala: {' '.join(str(reason).split())}", err=True)
+    raise typer.Exit(status)
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Text-driven video editing with image diffusion models.",
+)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="vala")
+
+
+ClipPath = Annotated[Path, typer.Argument(metavar="CLIP", help="Video, gif or folder of frames.")]
+SourcePrompt = Annotated[str, typer.Option(help="What the clip shows.")]
+Model = Annotated[str, typer.Option(help="'miniature', a local folder or a hub id.")]
+Attention = Annotated[str, typer.Option(help="own, first, sparse_causal or extended.")]
+Inversion = Annotated[str, typer.Option(help="ddim or exact.")]
+Injection = Annotated[float, typer.Option(help="First share of the steps fed by the source.")]
+Steps = Annotated[int, typer.Option(help="Diffusion steps each way.")]
+Guidance = Annotated[float, typer.Option(help="How strongly the prompt acts; 1 is as it is.")]
+Frames = Annotated[int | None, typer.Option(help="Use so many frames.", show_default="all")]
+Stride = Annotated[int, typer.Option(help="Use every n-th frame.")]
+Size = Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH.", show_default="the model's")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Dtype = Annotated[str, typer.Option(help=f"Of the networks: {', '.join(DTYPES)}.")]
+Seed = Annotated[int, typer.Option(help="Of whatever is drawn at random.")]
+
+
+@app.command()
+def edit(
+    clip: ClipPath,
+    source_prompt: SourcePrompt,
+    prompt: Annotated[str, typer.Option(help="What the edited clip shall show.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="mp4, webm, gif or a folder.")],
+    model: Model = "miniature",
+    attention: Attention = "extended",
+    inversion: Inversion = "ddim",
+    injection: Injection = 0.0,
+    steps: Steps = 50,
+    guidance: Guidance = 3.0,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What to move away from.", show_default="the source prompt")
+    ] = None,
+    seed: Seed = 0,
+    frames: Frames = None,
+    stride: Stride = 1,
+    size: Size = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    strip: Annotated[Path | None, typer.Option(help="Write a before/after picture (png).")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write how it was made.")] = None,
+) -> None:
+    """Edit a clip: invert it under one prompt, sample it under another."""
+    settings = dict(
+        prompt=prompt, source_prompt=source_prompt, negative_prompt=negative_prompt,
+        num_inference_steps=steps, guidance_scale=guidance, inversion=inversion,
+        attention=attention, injection=injection,
+    )  # fmt: skip
+    place = dict(model=model, device=device, dtype=dtype)
+    _edit(clip, output, settings, place, (frames, stride, size), seed, strip, json_path)
+
+
+@app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option("-o", "--output")] = Path("runs/quickstart"),
+    attention: Attention = "extended",
+    injection: Injection = 0.0,
+    steps: Steps = 50,
+    guidance: Guidance = 3.0,
+) -> None:
+    """Edit the demo clip, whose true edit is known, and say how near the edit comes to it."""
+    from vala_research.assets import demo_clip
+    from vala_research.data.sprites import render
+
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{output} cannot be made ({error.strerror}): choose another.") from error
+    scene = demo_scene()
+    target = scene.edited(**DEMO_EDIT)
+    settings = dict(
+        prompt=target.caption, source_prompt=scene.caption, num_inference_steps=steps,
+        guidance_scale=guidance, inversion="ddim", attention=attention, injection=injection,
+    )  # fmt: skip
+    _edit(
+        Path(demo_clip()), output / "edited.mp4", settings,
+        dict(model="miniature", device="auto", dtype="float32"), (None, 1, None), 0,
+        output / "strip.png", output / "record.json", (render(target, DEMO_FRAMES), target),
+    )  # fmt: skip
+
+
+def demo_scene():
+    """The scene that `assets.demo_clip()` shows; its edits are known."""
+    from vala_research.data.sprites import random_scene, split_generator
+    from vala_research.miniature import WORLD
+
+    return random_scene(split_generator("test", DEMO_INDEX), world=WORLD)
+
+
+def _edit(path, output, settings, place, sampling, seed, strip, json_path, truth=None) -> None:
+    """Check, announce, edit, write, measure; `truth`: the true edit, rendered, and its scene."""
+    import torch
+
+    from vala_research.data.clips import writable, write_clip
+
+    settings = settings | {"negative_prompt": settings.get("negative_prompt")}
+    _check_names(settings)
+    _check_outputs(path, writable(output), strip, json_path)
+    clip, pipe, device = _load(path, place, sampling)
+    estimate = _announce(pipe, clip, settings)
+    generator = torch.Generator().manual_seed(seed)
+    start = time.perf_counter()
+    edited = pipe(clip, output_type="pt", generator=generator, **settings).frames[0].cpu()
+    seconds = time.perf_counter() - start
+
+    # The clip first: nothing that is measured afterwards may cost it.
+    written = [write_clip(output, edited, clip.fps, audio_from=clip)]
+    numbers = {"frames": len(edited), "seconds": seconds}
+    numbers |= _scores(clip.frames, edited, settings, place["model"], truth)
+    if strip:
+        known = {"true edit": truth[0].frames} if truth else {}
+        written.append(_write_strip(strip, {"source": clip.frames, "edit": edited, **known}))
+    if json_path:
+        used = settings | place | {"device": device, "seed": seed}
+        written.append(_write_record(json_path, path, written, used, numbers, estimate))
+    _report(numbers, written)
+
+
+@app.command()
+def invert(
+    clip: ClipPath,
+    source_prompt: SourcePrompt,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder or .safetensors file.")],
+    model: Model = "miniature",
+    attention: Attention = "extended",
+    inversion: Inversion = "ddim",
+    steps: Steps = 50,
+    frames: Frames = None,
+    stride: Stride = 1,
+    size: Size = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """Find the noise that a clip comes from; write it with a record, say how well it returns."""
+    from safetensors.torch import save_file
+
+    from vala_research.data.clips import written_whole
+    from vala_research.evaluation.metrics import psnr
+
+    settings = dict(
+        source_prompt=source_prompt, num_inference_steps=steps, attention=attention,
+        inversion=inversion,
+    )  # fmt: skip
+    place = dict(model=model, device=device, dtype=dtype)
+    _check_names(settings)
+    is_file = output.suffix == ".safetensors"
+    if not is_file and (output.suffix or output.is_file()):
+        raise InputError(f"{output}: end it in .safetensors, or give a folder.")
+    target = output if is_file else output / "latents.safetensors"
+    _check_outputs(clip, *([target, target.with_suffix(".json")] if is_file else [output]))
+    source, pipe, device = _load(clip, place, (frames, stride, size))
+    estimate = _announce(pipe, source, settings | {"guidance_scale": 1.0})
+
+    start = time.perf_counter()
+    latents = pipe.invert(source, **settings)
+    seconds = time.perf_counter() - start
+    again = pipe.reconstruct(latents, source_prompt, steps, attention=attention).cpu()
+    numbers = {
+        "frames": len(latents),
+        "seconds": seconds,
+        "reconstruction PSNR to the source, dB": psnr(again, source.frames),
+        "reconstruction PSNR to the VAE round trip, dB": psnr(
+            again, pipe.decode(pipe.encode(source)).cpu()
+        ),
+    }
+    if not is_file:
+        output.mkdir(exist_ok=True)
+    with written_whole(target) as unfinished:
+        save_file({"latents": latents.cpu().contiguous()}, unfinished)
+    used = settings | place | {"device": device}
+    record = _write_record(target.with_suffix(".json"), clip, [target], used, numbers, estimate)
+    _report(numbers, [target, record])
+
+
+@app.command()
+def info(model: Model = "miniature") -> None:
+    """Versions, devices, memory, and what the model is."""
+    import psutil
+    import torch
+
+    rows = {"python": platform.python_version(), **_versions()}
+    memory = psutil.virtual_memory()
+    rows["cpu"] = f"{os.cpu_count()} cores, {_gb(memory.available)} of {_gb(memory.total)} free"
+    for i in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(i)
+        rows[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, {_gb(free)} of {_gb(total)} free"
+    if torch.backends.mps.is_available():
+        rows["mps"] = "available"
+    for key, value in rows.items():
+        typer.echo(f"{key:<24} {value}")
+    pipe = _load_model(model, "cpu", "float32")[0]
+    parts = {k: m for k, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
+    counts = {k: sum(p.numel() for p in m.parameters()) / 1e6 for k, m in parts.items()}
+    typer.echo(f"{'model':<24} {model}: {_side(pipe)} px, " + ", ".join(
+        f"{k} {n:.2f} M" for k, n in counts.items()
+    ))  # fmt: skip
+
+
+# What is tried before the long work.
+
+
+def _check_names(settings: dict[str, Any]) -> None:
+    """Unknown names and numbers out of range, by the engine's own checks."""
+    from vala_research.diffusion.attention import Injection, get_policy
+    from vala_research.diffusion.codec import check_guidance
+    from vala_research.diffusion.inversion import get_method
+
+    get_policy(settings["attention"]), get_method(settings["inversion"])
+    check_guidance(settings.get("guidance_scale", 1.0))
+    Injection.of(settings.get("injection", 0.0))
+    if settings["num_inference_steps"] < 1:
+        raise InputError(f"--steps is {settings['num_inference_steps']}: give at least 1.")
+
+
+def _check_outputs(source: Path, *outputs: Path | None) -> None:
+    """Every output can be written, and none is the clip itself."""
+    given = [path for path in outputs if path is not None]
+    for path in given:
+        if path.resolve() == source.resolve():
+            raise InputError(f"{path} is the clip itself: write to another name.")
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}; create it first.")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise InputError(f"{path} cannot be written: the place is read-only, choose another.")
+        if path.is_dir() and path.suffix:
+            raise InputError(f"{path} is a folder: give the name of a file.")
+    if len({path.resolve() for path in given}) < len(given):
+        raise InputError("Two outputs have one name: give each its own.")
+
+
+def _load(path: Path, place: dict[str, str], sampling: tuple):
+    """The clip at the model's size, the model and its device; the clip is tried first."""
+    from vala_research.data.clips import read_clip
+
+    n_frames, stride, size = sampling
+    side = _parse_size(size)
+    read_clip(path, 1 if n_frames is None else min(n_frames, 1), stride, side)
+    pipe, device = _load_model(**place)
+    return read_clip(path, n_frames, stride, side or _side(pipe)), pipe, device
+
+
+def _parse_size(size: str | None) -> int | tuple[int, int] | None:
+    if size is None:
+        return None
+    sides = size.lower().split("x")
+    if not (len(sides) <= 2 and all(s.isdecimal() and int(s) for s in sides)):
+        raise InputError(f"--size is {size!r}: give SIDE or HEIGHTxWIDTH in pixels, as in 512x320.")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def _load_model(model: str, device: str, dtype: str):
+    """The pipeline on its device, and the device's name."""
+    if dtype not in DTYPES:
+        raise InputError(f"Unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
+    import diffusers
+    import torch
+    import transformers
+
+    from vala_research.diffusion.editing import VideoEditPipeline
+
+    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    devices += ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    name = {"auto": devices[0], "cuda": "cuda:0"}.get(device, device)
+    if name not in devices:
+        raise InputError(f"No device {device!r} here: choose one of auto, {', '.join(devices)}.")
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    return VideoEditPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(name), name
+
+
+def _side(pipe) -> int:
+    """The side of the pictures that the model was trained on, in pixels."""
+    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+
+
+def _announce(pipe, clip, settings: dict[str, Any]) -> dict[str, float]:
+    """Say what is to come; the time is that of one step of this clip, times their number."""
+    import psutil
+
+    n, (h, w) = len(clip), clip.frames.shape[-2:]
+    keys = ("num_inference_steps", "guidance_scale", "inversion", "injection")
+    expected = pipe.estimate(n, h, w, **{k: settings[k] for k in keys if k in settings})
+    pipe.set_progress_bar_config(disable=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the prompt: the edit itself will warn
+        one_step = dict(num_inference_steps=1, attention=settings["attention"])
+        pipe.invert(clip.frames[:1], settings["source_prompt"], **one_step)  # warms up
+        start = time.perf_counter()
+        pipe.invert(clip, settings["source_prompt"], **one_step)
+    seconds = (time.perf_counter() - start) * expected.n_evaluations / n
+    pipe.set_progress_bar_config(leave=False)
+    bound = "at most " if settings["inversion"] == "exact" else ""
+    typer.echo(
+        f"{n} frames of {h}x{w}, {settings['num_inference_steps']} steps, {pipe.device}: "
+        f"{bound}about {_gb(expected.peak_bytes)} and {seconds:.0f} s (one step, timed)."
+    )
+    free = psutil.virtual_memory().available
+    if pipe.device.type == "cpu" and expected.peak_bytes > free:
+        typer.echo(f"warning: only {_gb(free)} are free: give fewer --frames.", err=True)
+    return {"seconds": seconds, "peak_bytes": expected.peak_bytes}
+
+
+# What is measured and written after it.
+
+
+def _scores(source, edited, settings, model: str, truth) -> dict[str, float]:
+    """The numbers that need no reference, and those against the true edit where it is known."""
+    from vala_research.evaluation import metrics
+
+    scores = {"PSNR to the source, dB": metrics.psnr(edited, source)}
+    if len(edited) > 1:
+        flow, valid = metrics.estimate_flow(source)
+        scores["E_warp, source flow (lower is steadier)"] = metrics.warp_error(edited, flow, valid)
+    if model == "miniature":
+        clip_model = _miniature_clip()
+        scores["CLIP-T, prompt"] = metrics.clip_text(edited, settings["prompt"], *clip_model)
+        scores["CLIP-F, consecutive"] = metrics.clip_frames(edited, *clip_model)
+    if truth:
+        clip, scene = truth
+        scores["PSNR of the source to the true edit, dB"] = metrics.psnr(source, clip.frames)
+        scores["PSNR of the edit to the true edit, dB"] = metrics.psnr(edited, clip.frames)
+        scores["SSIM of the edit to the true edit"] = metrics.ssim(edited, clip.frames)
+        scores["attributes right"] = metrics.attribute_success(edited, scene.attributes)
+    return scores
+
+
+def _miniature_clip():
+    raise NotImplementedError
+
+
+def _write_strip(path: Path, rows: dict[str, Any]) -> Path:
+    from vala_research.data.clips import written_whole
+    from vala_research.evaluation.figures import strip
+
+    with written_whole(path) as unfinished:
+        strip(rows).savefig(unfinished)
+    return path
+
+
+def _write_record(path, source, written, parameters, numbers, estimate) -> Path:
+    """How the outputs were made, enough to make them again."""
+    from vala_research.data.clips import written_whole
+
+    record = {
+        "parameters": parameters,
+        "numbers": numbers,
+        "estimate": estimate,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "commit": _commit(),
+        "input": _hashes([source]),
+        "output": _hashes(written),
+    }
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _hashes(paths: list[Path]) -> dict[str, str]:
+    """SHA-256 of each file; of a folder, that of its files one by one, in order of their names."""
+    from hashlib import sha256
+
+    def digest(path: Path) -> str:
+        parts = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+        return sha256(b"".join(sha256(p.read_bytes()).digest() for p in parts)).hexdigest()
+
+    return {str(path): digest(path) for path in paths}
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, -dirty where files differ; None for an installed package."""
+    from subprocess import run
+
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    try:
+        return run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("torch", "diffusers", "transformers", "safetensors", "av", "numpy")
+    return {"vala_research": __version__, **{name: version(name) for name in names}}
+
+
+def _report(numbers: dict[str, float], written: list[Path]) -> None:
+    for name, value in numbers.items():
+        text = str(value) if isinstance(value, int) else f"{value:.3f}".rstrip("0").rstrip(".")
+        typer.echo(f"  {name:<48} {text:>8}")
+    typer.echo("wrote " + ", ".join(map(str, written)))
+
+
+def _gb(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.1f} GB"
+
+
+if __name__ == "__main__":
+    main()
