@@ -87,12 +87,17 @@ def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
     vocab = [*letters, *(c + "</w>" for c in letters)]
     merges: list[tuple[str, str]] = []
     for word in WORDS:
-        left, pieces = word[0], [*word[1:-1], word[-1] + "</w>"] if len(word) > 1 else []
-        for piece in pieces:
-            if (left, piece) not in merges:
-                merges.append((left, piece))
-                vocab.append(left + piece)
-            left += piece
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        for pair in merges:  # as the tokenizer will, oldest first
+            i = 0
+            while i + 1 < len(pieces):
+                if (pieces[i], pieces[i + 1]) == pair:
+                    pieces[i : i + 2] = ["".join(pair)]
+                i += 1
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            pieces[:2] = [pieces[0] + pieces[1]]
+            vocab.append(pieces[0])
     vocab = [*dict.fromkeys(vocab), "<|startoftext|>", "<|endoftext|>"]
     ids = {token: i for i, token in enumerate(vocab)}
     tokenizer = CLIPTokenizer(vocab=ids, merges=merges, model_max_length=N_TOKENS)
@@ -123,13 +128,17 @@ def tiny_checkpoint(folder: Path) -> Path:
         norm_num_groups=4,
         latent_channels=4,
         sample_size=16,
-        scaling_factor=0.5,
+        scaling_factor=3.5,  # latents of about unit deviation
     ).eval()
+    unet = tiny_unet(4, sample_size=64)  # the pipeline "corrects" smaller sample sizes
+    # A random network is far steeper than a trained one: flatten it, so that its steps are
+    # invertible.
+    unet.conv_out.weight.mul_(0.2)
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=tiny_unet(4, sample_size=64),  # the pipeline "corrects" smaller sample sizes
+        unet=unet,
         scheduler=DDIMScheduler(set_alpha_to_one=False, **SD_SCHEDULE),
         safety_checker=None,
         feature_extractor=None,

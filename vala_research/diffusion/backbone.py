@@ -115,6 +115,8 @@ def is_heavy_per_frame(name: str, module: nn.Module) -> bool:
 
 def chunks(n_frames: int, size: int) -> list[slice]:
     """Consecutive slices of at most `size` frames."""
+    if size < 1:
+        raise InputError(f"frames_per_chunk is {size}: give 1 or more, or None to choose it.")
     return [slice(i, min(i + size, n_frames)) for i in range(0, n_frames, size)]
 
 
@@ -201,8 +203,9 @@ class Backbone:
 
     def chunk_size(self, n_frames: int, n_branches: int, height: int, width: int) -> int:
         """Frames a chunk: as asked, or as many as SITES_PER_CHUNK allows, at least one."""
-        auto = max(1, SITES_PER_CHUNK // (n_branches * height * width))
-        return min(n_frames, self.frames_per_chunk or auto)
+        if self.frames_per_chunk is not None:
+            return min(n_frames, self.frames_per_chunk)
+        return min(n_frames, max(1, SITES_PER_CHUNK // (n_branches * height * width)))
 
 
 # Finding a checkpoint.

@@ -97,7 +97,8 @@ def check_size(frames: Tensor, vae: Any) -> None:
 
 def chunks_of(n_frames: int, height: int, width: int, frames_per_chunk: int | None) -> list[slice]:
     """Frames the VAE sees together: as asked, or as fit in PIXELS_PER_CHUNK, at least one."""
-    return chunks(n_frames, frames_per_chunk or max(1, PIXELS_PER_CHUNK // (height * width)))
+    auto = max(1, PIXELS_PER_CHUNK // (height * width))
+    return chunks(n_frames, auto if frames_per_chunk is None else frames_per_chunk)
 
 
 def encode_frames(
@@ -160,7 +161,7 @@ def _warn_of_losses(tokenizer: Any, prompt: str, limit: int) -> None:
     """What the tokenizer cuts off, or does not know."""
     ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
     if len(ids) > limit:
-        cut = tokenizer.decode(ids[limit - 1 : -1]).strip()  # the last place is the end token's
+        cut = tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True).strip()  # the last place is the end token's
         warnings.warn(
             f"The prompt has {len(ids) - 2} tokens and the model reads {limit - 2}: cut off "
             f"{cut!r}.",
