@@ -103,21 +103,24 @@ def _sampled(path: Path, times: Timeline, n_frames, stride: int, sides) -> Itera
             if n_decoded <= index:
                 break
             n_given += 1
-            yield _fitted(torch.from_numpy(picture).permute(2, 0, 1).float() / 255, sides)
+            frame = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+            yield fit_to_size(frame[None], sides)[0] if sides else frame
         if n_given < len(wanted) or (times.damaged and n_given != n_frames):
             raise_damaged(path, n_decoded + sum(1 for _ in decoded))
 
 
-def _fitted(frame: Float[Tensor, "c h w"], sides: tuple[int, int] | None) -> Tensor:
-    """Scale until `sides` is covered, then crop at the centre; the same size passes untouched."""
-    h, w = frame.shape[-2:]
-    if sides is None or sides == (h, w):
-        return frame
-    scale = max(sides[0] / h, sides[1] / w)
-    cover = (max(sides[0], round(h * scale)), max(sides[1], round(w * scale)))
-    frame = F.interpolate(frame[None], cover, mode="bicubic", antialias=True)[0].clamp(0, 1)
-    top, left = (cover[0] - sides[0]) // 2, (cover[1] - sides[1]) // 2
-    return frame[:, top : top + sides[0], left : left + sides[1]].contiguous()
+def fit_to_size(
+    frames: Float[Tensor, "f c h w"], size: tuple[int, int]
+) -> Float[Tensor, "f c height width"]:
+    """Scale until `size` is covered (antialiased bicubic), then crop at the centre."""
+    h, w = frames.shape[-2:]
+    if size == (h, w):
+        return frames
+    scale = max(size[0] / h, size[1] / w)
+    cover = (max(size[0], round(h * scale)), max(size[1], round(w * scale)))
+    frames = F.interpolate(frames, cover, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = (cover[0] - size[0]) // 2, (cover[1] - size[1]) // 2
+    return frames[..., top : top + size[0], left : left + size[1]].contiguous()
 
 
 def write_clip(
@@ -159,8 +162,10 @@ def writable(path: str | os.PathLike) -> Path:
     """
     path = Path(path)
     if path.suffix and path.suffix.lower() not in VIDEO:
-        raise InputError(f"{path}: cannot write {path.suffix!r}; end it in {', '.join(VIDEO)}"
-                         " or in nothing for a folder of png.")
+        raise InputError(
+            f"{path}: cannot write {path.suffix!r}; end it in {', '.join(VIDEO)}"
+            " or in nothing for a folder of png."
+        )
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; create it first.")
     if not os.access(path.parent, os.W_OK):

@@ -1,0 +1,89 @@
+"""Unit vectors of frames and prompts by any CLIPModel, without torchvision or image processors.
+
+Radford et al. 2021. A score belongs to its model: name the model beside every number.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.data.clips import fit_to_size
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class ClipScorer:
+    """A loaded CLIPModel, its tokenizer and the normalisation of its pixels.
+
+    Built from objects (`ClipScorer(model, tokenizer)`) or from a folder or hub id
+    (`ClipScorer.from_pretrained(miniature_path("clip"))`); load once, pass to every metric.
+    """
+
+    model: Any  # transformers.CLIPModel
+    tokenizer: Any
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike) -> "ClipScorer":
+        """Weights in safetensors only; mean and std of preprocessor_config.json where there is one.
+
+        Raises InputError when there is no CLIPModel of that name.
+        """
+        from transformers import AutoTokenizer, CLIPModel
+
+        name = str(name_or_path)
+        try:
+            model = CLIPModel.from_pretrained(name, use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{name} is no CLIPModel with safetensors weights and a tokenizer: "
+                "give a folder or hub id that holds them."
+            ) from error
+        return cls(model.eval().requires_grad_(False), tokenizer, *_normalisation(name))
+
+    @torch.no_grad()
+    def images(self, frames: Float[Tensor, "f c h w"], batch: int = 64) -> Float[Tensor, "f d"]:
+        """Unit vectors; frames are scaled to cover the tower's square and cropped at the centre."""
+        side = self.model.config.vision_config.image_size
+        frames = frames.expand(-1, 3, -1, -1)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        found = []
+        for part in frames.split(batch):
+            pixels = ((fit_to_size(part, (side, side)) - mean) / std).to(self._like())
+            pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+            found.append(self.model.visual_projection(pooled).float().cpu())
+        return F.normalize(torch.cat(found), dim=-1)
+
+    @torch.no_grad()
+    def texts(self, prompts: list[str]) -> Float[Tensor, "n d"]:
+        """Unit vectors; a prompt longer than the text tower is cut."""
+        limit = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(
+            prompts, padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        )
+        tokens = {k: tokens[k].to(self._like().device) for k in ("input_ids", "attention_mask")}
+        pooled = self.model.text_model(**tokens).pooler_output
+        return F.normalize(self.model.text_projection(pooled).float().cpu(), dim=-1)
+
+    def _like(self) -> Tensor:
+        return self.model.logit_scale  # any parameter: device and dtype of the model
+
+
+def _normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    file = Path(name) / "preprocessor_config.json"
+    if not file.is_file():  # of a hub id as well: every CLIPModel there uses OpenAI's
+        return OPENAI_MEAN, OPENAI_STD
+    config = json.loads(file.read_text())
+    return tuple(config.get("image_mean", OPENAI_MEAN)), tuple(config.get("image_std", OPENAI_STD))

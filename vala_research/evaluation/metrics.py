@@ -1,0 +1,218 @@
+"""One function per reported number; each says its range, its direction and what it is against.
+
+Conventions: pixels in [0, 1], per frame and then the mean over frames; flow in pixels per frame,
+dx first. METHODS 6 lists what the field's papers differ by, so every docstring names it.
+"""
+
+import os
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.evaluation.clip_scores import ClipScorer
+
+ClipSource = str | os.PathLike | ClipScorer  # a folder, a hub id, or one already loaded
+
+# --- against a reference: the true edit, the source, or the VAE round trip (say which) ---------
+
+
+def psnr(frames: Float[Tensor, "..."], reference: Float[Tensor, "..."]) -> float:
+    """Peak signal-to-noise ratio, dB, in [0, inf]; larger is better.
+
+    mean over frames of -10 log10(MSE_f), data range 1 (mean of logarithms, not logarithm of the
+    mean). A frame identical to its reference is at infinity, and so is then the mean.
+    """
+    frames, reference = _pair(frames, reference)
+    mse = (frames - reference).square().flatten(1).mean(1)
+    return (-10 * torch.log10(mse)).mean().item()
+
+
+def ssim(frames: Float[Tensor, "..."], reference: Float[Tensor, "..."]) -> float:
+    """Structural similarity (Wang et al. 2004), in [-1, 1]; larger is better, 1 is identical.
+
+    scikit-image's: window 7x7, uniform, per channel, data range 1, mean over frames.
+    """
+    from skimage.metrics import structural_similarity
+
+    frames, reference = _pair(frames, reference)
+    if min(frames.shape[-2:]) < 7:
+        raise InputError(f"frames are {tuple(frames.shape[-2:])}: SSIM needs 7x7 pixels or more.")
+    values = [
+        structural_similarity(a, b, channel_axis=0, data_range=1.0)
+        for a, b in zip(frames.numpy(), reference.numpy(), strict=True)
+    ]
+    return float(np.mean(values))
+
+
+def inversion_psnr(
+    reconstruction: Float[Tensor, "..."],
+    source: Float[Tensor, "..."],
+    vae_round_trip: Float[Tensor, "..."],
+) -> dict[str, float]:
+    """PSNR (dB, larger is better) of invert + denoise with unchanged prompt, both ways in use.
+
+    `to_source` is bounded by the VAE; `to_vae` (decode(encode(source))) measures inversion alone.
+    """
+    return {
+        "to_source": psnr(reconstruction, source),
+        "to_vae": psnr(reconstruction, vae_round_trip),
+    }
+
+
+# --- with a CLIPModel: name it beside the number, scores of two models do not compare ----------
+
+
+def clip_text(frames: Float[Tensor, "..."], prompt: str, clip: ClipSource) -> float:
+    """CLIP-T: 100 x mean over frames of cos(image, prompt), in [-100, 100]; larger is better."""
+    scorer, images = _embedded(frames, clip)
+    return 100 * (images @ scorer.texts([prompt])[0]).mean().item()
+
+
+def clip_frames(
+    frames: Float[Tensor, "..."], clip: ClipSource, pairs: str = "consecutive"
+) -> float:
+    """CLIP-F: 100 x mean cos(image_i, image_j), in [-100, 100]; larger is smoother.
+
+    pairs: "consecutive", j = i + 1 (FateZero, FlowVid); "all", every i < j (LOVEU, RAVE).
+    A frozen clip scores 100: read it beside a measure of the edit.
+    """
+    if pairs not in ("consecutive", "all"):
+        raise InputError(f"pairs is {pairs!r}: choose consecutive or all.")
+    _checked(frames, at_least=2)
+    _, images = _embedded(frames, clip)
+    cosines = images @ images.T
+    i, j = torch.triu_indices(*cosines.shape, offset=1)
+    chosen = cosines[i, j] if pairs == "all" else cosines.diagonal(1)
+    return 100 * chosen.mean().item()
+
+
+def frame_accuracy(
+    frames: Float[Tensor, "..."], prompt: str, source_prompt: str, clip: ClipSource
+) -> float:
+    """Share of frames with cos(image, prompt) >= cos(image, source_prompt) (FateZero).
+
+    In [0, 1]; larger is better; two equal prompts score 1.
+    """
+    scorer, images = _embedded(frames, clip)
+    target, source = scorer.texts([prompt, source_prompt])
+    return (images @ target >= images @ source).float().mean().item()
+
+
+# --- motion -----------------------------------------------------------------------------------
+
+
+def warp_error(frames: Float[Tensor, "..."], flow: Float[Tensor, "..."], valid: Tensor) -> float:
+    """E_warp: mean over valid pixels and pairs of |x_t - warp(x_t+1)|^2; smaller is smoother.
+
+    In [0, 1], a mean over channels, unscaled (papers print x 1e-3). warp(x_t+1)(p) =
+    x_t+1(p + flow_t(p)), bilinear. `flow` (f-1 2 h w, pixels, dx first) is the source's, from t
+    to t+1; `valid` (f-1 1 h w) is 0 where the point is hidden or outside at t+1. Every valid
+    pixel weighs the same. A frozen clip of a moving source does not score 0.
+    """
+    frames = _checked(frames, at_least=2)
+    f, _, h, w = frames.shape
+    if flow.shape != (f - 1, 2, h, w) or valid.shape != (f - 1, 1, h, w):
+        raise InputError(
+            f"flow {tuple(flow.shape)} and valid {tuple(valid.shape)} do not fit the frames: "
+            f"give {(f - 1, 2, h, w)} and {(f - 1, 1, h, w)}."
+        )
+    flow, valid = flow.to(frames), valid.to(frames)
+    if not torch.isfinite(flow).all() or valid.sum() == 0:
+        raise InputError("flow holds NaN or valid is 0 everywhere: no pixel can be followed.")
+    difference = (frames[:-1] - warp(frames[1:], flow)).square().mean(1, keepdim=True)
+    return ((difference * valid).sum() / valid.sum()).item()
+
+
+def warp(
+    image: Float[Tensor, "f c h w"], flow: Float[Tensor, "f 2 h w"]
+) -> Float[Tensor, "f c h w"]:
+    """image(p + flow(p)), bilinear, edges repeated; pixel centres at whole numbers."""
+    h, w = image.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    at = torch.stack([x, y]).to(flow) + flow  # f 2 h w, pixels
+    # align_corners=False: -1 is the left edge of pixel 0, so pixel i lies at (2 i + 1) / n - 1.
+    size = torch.tensor([w, h]).to(flow)[:, None, None]
+    grid = ((2 * at + 1) / size - 1).permute(0, 2, 3, 1)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def estimate_flow(
+    frames: Float[Tensor, "..."], tolerance: float = 1.0
+) -> tuple[Float[Tensor, "p 2 h w"], Bool[Tensor, "p 1 h w"]]:
+    """Flow t -> t+1 in pixels (dx first) by OpenCV's DIS (Kroeger et al. 2016), and its validity.
+
+    For clips without true flow. Valid: inside the next frame, and forward then backward returns
+    to within `tolerance` pixels, |flow(p) + back(p + flow(p))| < tolerance.
+    """
+    import cv2
+
+    frames = _checked(frames, at_least=2)
+    if min(frames.shape[-2:]) < 16:
+        raise InputError(f"frames are {tuple(frames.shape[-2:])}: DIS needs 16x16 pixels or more.")
+    grey = (frames.mean(1).clamp(0, 1) * 255).round().byte().numpy()
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+    def flows(first, second):
+        fields = [dis.calc(a, b, None) for a, b in zip(first, second, strict=True)]
+        return torch.from_numpy(np.stack(fields)).permute(0, 3, 1, 2).contiguous()
+
+    there, back = flows(grey[:-1], grey[1:]), flows(grey[1:], grey[:-1])
+    returned = (there + warp(back, there)).norm(dim=1, keepdim=True) < tolerance
+    h, w = frames.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    at = torch.stack([x, y]) + there
+    limit = torch.tensor([w - 1, h - 1])[:, None, None]
+    return there, returned & ((at >= 0) & (at <= limit)).all(1, keepdim=True)
+
+
+# --- the sprite world -------------------------------------------------------------------------
+
+
+def attribute_success(
+    frames: Float[Tensor, "..."], target: dict[str, str | None], read_attributes=None
+) -> float:
+    """Share of frames whose attributes all equal the target's; in [0, 1], larger is better.
+
+    target: any of shape, colour, background, pattern. The reader is the sprite world's own,
+    exact on clean frames; another may be given.
+    """
+    if read_attributes is None:
+        from vala_research.data.sprites import read_attributes
+    found = read_attributes(_checked(frames))
+    if not target or not set(target) <= set(found[0]):
+        raise InputError(f"target {target} names no attribute or unknown ones: {set(found[0])}.")
+    return float(np.mean([all(row[k] == v for k, v in target.items()) for row in found]))
+
+
+# --- what every function asks of its input ------------------------------------------------------
+
+
+def _checked(frames: Tensor, at_least: int = 1, name: str = "frames") -> Tensor:
+    """f c h w in float32 on the CPU, or a sentence about what is wrong."""
+    if frames.ndim != 4 or 0 in frames.shape:
+        raise InputError(f"{name} have shape {tuple(frames.shape)}: give a clip, f c h w.")
+    if len(frames) < at_least:
+        raise InputError(f"{name} are one frame: this metric compares pairs, give 2 or more.")
+    if not torch.isfinite(frames).all():
+        raise InputError(f"{name} hold NaN or infinity: the run that made them failed.")
+    return frames.detach().float().cpu()
+
+
+def _pair(frames: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    frames, reference = _checked(frames), _checked(reference, name="reference frames")
+    if frames.shape != reference.shape:
+        raise InputError(
+            f"frames {tuple(frames.shape)} and reference {tuple(reference.shape)} differ in shape:"
+            " give two clips of one size and length."
+        )
+    return frames, reference
+
+
+def _embedded(frames: Tensor, clip) -> tuple[ClipScorer, Tensor]:
+    frames = _checked(frames)
+    scorer = clip if isinstance(clip, ClipScorer) else ClipScorer.from_pretrained(clip)
+    return scorer, scorer.images(frames)
