@@ -94,18 +94,16 @@ def _largest_part(mask: Tensor) -> Tensor:
 @cache
 def _templates() -> Float[Tensor, "s a n"]:
     """Coverage of every shape at every angle, centred and scaled to the same area."""
-    return torch.stack([
-        torch.stack([_normalised(_draw(shape, 2 * math.pi * i / N_ANGLES)) for i in range(N_ANGLES)])
-        for shape in SHAPES
-    ]).flatten(2)  # fmt: skip
+    angles = [2 * math.pi * i / N_ANGLES for i in range(N_ANGLES)]
+    drawn = [torch.stack([_normalised(_draw(s, angle)) for angle in angles]) for s in SHAPES]
+    return torch.stack(drawn).flatten(2)
 
 
 def _draw(shape: str, angle: float, size: int = 64, radius: float = 16) -> Tensor:
     axis = (torch.arange(size) + 0.5 - size / 2) / radius
     x, y = torch.meshgrid(axis, axis, indexing="xy")
     c, s = math.cos(angle), math.sin(angle)
-    return (0.5 - shape_distance(shape, torch.stack([c * x + s * y, c * y - s * x], -1)) * radius
-            ).clamp(0, 1)  # fmt: skip
+    return (0.5 - shape_distance(shape, c * x + s * y, c * y - s * x) * radius).clamp(0, 1)
 
 
 def _normalised(mask: Float[Tensor, "h w"]) -> Float[Tensor, "t t"]:

@@ -85,7 +85,7 @@ class Motion:
     phase: tuple[float, float] = (0.0, 0.0)  # of the background pattern
     pan: tuple[float, float] = (0.0, 0.0)  # of the background over the clip
 
-    def at(self, u: Float[Tensor, "f"]) -> tuple[Tensor, Tensor, Tensor]:
+    def at(self, u: Float[Tensor, " f"]) -> tuple[Tensor, Tensor, Tensor]:
         """Centre (f 2), angle (f) and radius (f) at times `u` in [0,1]."""
         start, end = torch.tensor(self.start), torch.tensor(self.end)
         along = end - start
@@ -153,7 +153,7 @@ class SpriteClip:
     depth: Float[Tensor, "f 1 h w"]  # layer order: 0 background, 1 second object, 2 object
     flow: Float[Tensor, "f-1 2 h w"]
     flow_valid: Float[Tensor, "f-1 1 h w"]
-    scene_index: Int[Tensor, "f"]
+    scene_index: Int[Tensor, " f"]
     caption: str
 
 
@@ -230,62 +230,62 @@ def random_scene(
     )  # fmt: skip
 
 
-def polygon_distance(p: Tensor, vertices: list[tuple[float, float]]) -> Tensor:
-    """Signed distance to a polygon (negative inside); `p`: ... 2, in units of the radius."""
-    v = torch.tensor(vertices, dtype=p.dtype)
-    nearest = torch.full(p.shape[:-1], torch.inf, dtype=p.dtype)
-    sign = torch.ones(p.shape[:-1], dtype=p.dtype)
-    x, y = p.unbind(-1)
-    for (ax, ay), (bx, by) in zip(v.tolist(), v.roll(-1, 0).tolist(), strict=True):
+def polygon_distance(x: Tensor, y: Tensor, vertices: list[tuple[float, float]]) -> Tensor:
+    """Signed distance to a polygon (negative inside) at points in units of the radius."""
+    nearest = torch.full(x.shape, torch.inf, dtype=x.dtype)
+    outside = torch.ones(x.shape, dtype=torch.bool)
+    for (ax, ay), (bx, by) in zip(vertices, [*vertices[1:], vertices[0]], strict=True):
         ex, ey, wx, wy = bx - ax, by - ay, x - ax, y - ay
-        along = ((wx * ex + wy * ey) / (ex * ex + ey * ey)).clamp_(0, 1)
-        nearest = torch.minimum(nearest, (wx - ex * along) ** 2 + (wy - ey * along) ** 2)
+        along = (wx * (ex / (ex * ex + ey * ey))).add_(wy * (ey / (ex * ex + ey * ey))).clamp_(0, 1)
         # The even-odd rule: each edge that a ray to the right crosses flips the side.
-        crosses = ((y >= ay) != (y >= by)) & ((ex * wy > ey * wx) == (ey > 0))
-        sign = torch.where(crosses, -sign, sign)
-    return nearest.sqrt() * sign
+        if ey:
+            outside ^= ((wy >= 0) != (wy >= ey)) & ((ex * wy > ey * wx) == (ey > 0))
+        wx.sub_(along * ex).square_().add_(wy.sub_(along.mul_(ey)).square_())
+        nearest = torch.minimum(nearest, wx, out=nearest)
+    return nearest.sqrt_().mul_(torch.where(outside, 1.0, -1.0))
 
 
-def shape_distance(shape: str, p: Tensor) -> Tensor:
-    """Signed distance to a unit shape, negative inside; `p`: ... 2."""
+def shape_distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
+    """Signed distance to a unit shape, negative inside, at points in units of the radius."""
     if shape in POLYGONS:
-        return polygon_distance(p, POLYGONS[shape])
-    radius = p.norm(dim=-1)
+        return polygon_distance(x, y, POLYGONS[shape])
+    radius = torch.hypot(x, y)
     if shape == "circle":
         return radius - 1
     if shape == "ring":
         return (radius - 0.78).abs() - 0.27
     if shape == "moon":  # a disc less a disc to its right
-        return torch.maximum(radius - 1.1, 0.85 - (p - torch.tensor([0.62, 0.0])).norm(dim=-1))
-    return _heart_distance(p)
+        return torch.maximum(radius - 1.1, 0.85 - torch.hypot(x - 0.62, y))
+    return _heart_distance(x.abs(), 0.15 - y)
 
 
-def _heart_distance(p: Tensor) -> Tensor:
-    """Two discs over a wedge: a union of two capped sectors, mirrored at the vertical axis."""
-    x, y = p[..., 0].abs(), -p[..., 1] + 0.15
-    lobe = (x - 0.5).square().add((y - 0.35).square()).sqrt() - 0.58
-    # The wedge: below the lobes, left of the tangent line from the tip (0, -1.15) to the lobe.
-    tip = torch.stack([x, y + 1.15], -1)
-    to_lobe = math.hypot(0.5, 1.5)
-    tilt = math.atan2(0.5, 1.5) + math.asin(0.58 / to_lobe)
-    side = tip[..., 0] * math.cos(tilt) - tip[..., 1] * math.sin(tilt)
-    reach = math.sqrt(to_lobe**2 - 0.58**2)
-    beyond = tip[..., 0] * math.sin(tilt) + tip[..., 1] * math.cos(tilt) - reach
-    across = (y - 0.35) * 0.9 + (x - 0.5) * 0.4
-    return torch.minimum(lobe, torch.maximum(torch.maximum(side, beyond), across))
+def _heart_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Half a heart, y upwards: a disc and the wedge between its tangent from the tip and x = 0."""
+    cx, cy, radius, tip = 0.5, 0.35, 0.58, -1.15
+    reach = math.hypot(cx, cy - tip)
+    tilt = math.atan2(cx, cy - tip) + math.asin(radius / reach)
+    across, along = math.cos(tilt), math.sin(tilt)
+    right_of_tangent = x * across - (y - tip) * along
+    past_touch = x * along + (y - tip) * across - math.sqrt(reach**2 - radius**2)
+    above = 0.9 * (y - cy) + 0.4 * (x - cx)
+    wedge = torch.maximum(torch.maximum(right_of_tangent, past_touch), above)
+    return torch.minimum(torch.hypot(x - cx, y - cy) - radius, wedge)
 
 
-def _pattern_weight(pattern: str, p: Tensor, pixel: float) -> Tensor:
-    """Share of the second tone at background points `p` (... 2, frame widths), anti-aliased."""
+def _pattern_weight(pattern: str, x: Tensor, y: Tensor, pixel: float) -> Tensor:
+    """Share of the second tone at background points (frame widths), anti-aliased; f h w."""
     if pattern == "plain":
-        return torch.zeros(p.shape[:-1])
-    wave = (p / PERIOD % 1 - 0.5).abs()  # 0 at a cell's middle, 0.5 at its border
+        return torch.zeros(1, 1, 1)
+    # 0 at a cell's middle, 0.5 at its border
+    wave_x, wave_y = ((p / PERIOD % 1 - 0.5).abs() for p in (x, y))
     if pattern == "dotted":
-        return (0.5 - (wave.norm(dim=-1) - 0.3) * PERIOD / pixel).clamp(0, 1)
-    bands = (0.5 + (wave - 0.25) * PERIOD / pixel).clamp(0, 1)
+        return (0.5 - (torch.hypot(wave_x, wave_y) - 0.3) * PERIOD / pixel).clamp(0, 1)
+    bands_x, bands_y = (
+        (0.5 + (wave - 0.25) * PERIOD / pixel).clamp(0, 1) for wave in (wave_x, wave_y)
+    )
     if pattern == "striped":
-        return bands[..., 1]
-    return bands[..., 0] + bands[..., 1] - 2 * bands[..., 0] * bands[..., 1]  # exclusive or
+        return bands_y.expand(-1, -1, x.shape[-1])
+    return bands_x + bands_y - 2 * bands_x * bands_y  # exclusive or
 
 
 def render(scene: Scene, n_frames: int = 16, size: int = 64) -> SpriteClip:
@@ -309,55 +309,58 @@ def _render_shot(scene: Scene, n_frames: int, size: int):
     """Frames, mask, depth and (dx, dy, valid) of one shot, drawn back to front."""
     u = torch.linspace(0, 1, n_frames) if n_frames > 1 else torch.zeros(1)
     axis = (torch.arange(size) + 0.5) / size
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # h w 2, (x, y)
+    x, y = axis[None, None, :], axis[None, :, None]
     pan = u[:, None] * torch.tensor(scene.motion.pan) + torch.tensor(scene.motion.phase)
-    weight = _pattern_weight(scene.pattern, grid - pan[:, None, None], 1 / size)[:, None]
+    pan_x, pan_y = pan.T[:, :, None, None]
+    weight = _pattern_weight(scene.pattern, x - pan_x, y - pan_y, 1 / size)[:, None]
     light, dark = tones(scene.background)[:, None, :, None, None]
-    frames = light + (dark - light) * weight  # f 3 h w
+    frames = (light + (dark - light) * weight).expand(n_frames, 3, size, size)
     depth = torch.zeros(n_frames, 1, size, size)
-    layers = [((pan, torch.zeros_like(u), torch.ones_like(u)), torch.ones_like(depth))]
+    poses = {0: (pan, torch.zeros(n_frames), torch.ones(n_frames))}
     objects = [scene.second, (scene.shape, scene.colour, scene.motion) if scene.shape else None]
     mask = torch.zeros_like(depth)
     for order, (shape, colour, motion) in [(i + 1, o) for i, o in enumerate(objects) if o]:
-        pose = motion.at(u)
-        distance = shape_distance(shape, _to_object(grid, pose)) * pose[2][:, None, None]
-        cover = (0.5 - distance * size).clamp(0, 1)[:, None]
-        frames = frames + (torch.tensor(COLOURS[colour])[:, None, None] - frames) * cover
+        poses[order] = pose = motion.at(u)
+        cover = _cover(shape, pose, x, y, size)[:, None]
+        frames = torch.lerp(frames, torch.tensor(COLOURS[colour])[:, None, None], cover)
         depth = torch.where(cover > 0.5, float(order), depth)
-        layers.append((pose, cover))
         if order == 2:
             mask = cover
-    codes = [0.0] + [float(i + 1) for i, o in enumerate(objects) if o]
-    return frames, mask, depth, _flow(grid, depth, layers, codes, size)
+    return frames, mask, depth, _flow(x, y, depth, poses, size)
 
 
-def _to_object(points: Tensor, pose) -> Tensor:
-    """Frame coordinates (h w 2 or f h w 2) to each frame's object coordinates (f h w 2)."""
-    centre, angle, radius = pose
-    delta = (points - centre[:, None, None]) / radius[:, None, None, None]
-    c, s = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    x, y = delta.unbind(-1)
-    return torch.stack([c * x + s * y, c * y - s * x], -1)
+def _cover(shape: str, pose, x: Tensor, y: Tensor, size: int) -> Float[Tensor, "f h w"]:
+    """Share of each pixel that the shape covers: its signed distance in pixels, clamped."""
+    (cx, cy), (angle, radius) = pose[0].T[:, :, None, None], (p[:, None, None] for p in pose[1:])
+    c, s = angle.cos() / radius, angle.sin() / radius
+    px, py = x - cx, y - cy
+    distance = shape_distance(shape, c * px + s * py, c * py - s * px)
+    return (0.5 - distance * (radius * size)).clamp_(0, 1)
 
 
-def _flow(grid: Tensor, depth: Tensor, layers: list, codes: list[float], size: int) -> Tensor:
-    """Forward flow (f-1 3 h w: dx, dy, valid) of the layer that is visible at each pixel."""
+def _flow(x: Tensor, y: Tensor, depth: Tensor, poses: dict, size: int) -> Float[Tensor, "p 3 h w"]:
+    """Forward flow (dx, dy, valid) of the layer that is visible at each pixel.
+
+    A layer moves by q = c' + (r'/r) R(angle' - angle) (p - c); the target is valid where it lies
+    in the frame and shows the same layer.
+    """
     n = len(depth) - 1
-    flow = torch.zeros(n, 3, size, size)
-    for code, (pose, _) in zip(codes, layers, strict=True):
-        here = _to_object(grid, [x[:n] for x in pose])
-        centre, angle, radius = (x[1:] for x in pose)
-        c, s = angle.cos()[:, None, None], angle.sin()[:, None, None]
-        x, y = (here * radius[:, None, None, None]).unbind(-1)
-        there = torch.stack([c * x - s * y, s * x + c * y], -1) + centre[:, None, None]
-        move = ((there - grid) * size).permute(0, 3, 1, 2)
-        inside = ((there > 0) & (there < 1)).all(-1)
-        column, row = (there * size).long().clamp(0, size - 1).unbind(-1)
-        frame = torch.arange(n)[:, None, None]
-        visible = depth[1:, 0][frame, row, column] == code
-        value = torch.cat([move, (inside & visible)[:, None].float()], 1)
-        flow = torch.where(depth[:-1] == code, value, flow)
-    return flow
+    code = depth[:-1, 0]
+    dx = dy = torch.zeros(n, size, size)
+    for order, (centre, angle, radius) in poses.items():
+        (cx, cy), (tx, ty) = centre[:-1].T[:, :, None, None], centre[1:].T[:, :, None, None]
+        turn = (angle[1:] - angle[:-1])[:, None, None]
+        scale = (radius[1:] / radius[:-1])[:, None, None]
+        c, s = scale * turn.cos(), scale * turn.sin()
+        px, py = x - cx, y - cy
+        here = code == order
+        dx = torch.where(here, (c - 1) * px - s * py + (tx - cx), dx)
+        dy = torch.where(here, s * px + (c - 1) * py + (ty - cy), dy)
+    qx, qy = x + dx, y + dy
+    column, row = ((q * size).long().clamp_(0, size - 1) for q in (qx, qy))
+    target = depth[1:, 0].flatten(1).gather(1, (row * size + column).flatten(1)).view_as(code)
+    inside = (qx > 0) & (qx < 1) & (qy > 0) & (qy < 1)
+    return torch.stack([dx * size, dy * size, (inside & (target == code)).float()], 1)
 
 
 def read_attributes(frames: Float[Tensor, "f 3 h w"]) -> list[dict[str, str | None]]:
