@@ -68,9 +68,9 @@ def patched(unet: nn.Module, *patches: Patch) -> Iterator[int]:
     Raises LookupError when a patch picks no module, since it would silently do nothing.
     """
     with ExitStack() as undo:
-        count = 0
+        modules, count = list(unet.named_modules()), 0
         for patch in patches:
-            targets = [(n, m) for n, m in unet.named_modules() if patch.select(n, m)]
+            targets = [(n, m) for n, m in modules if patch.select(n, m)]
             if not targets:
                 raise LookupError(f"A patch found no module to change in {type(unet).__name__}.")
             for name, module in targets:

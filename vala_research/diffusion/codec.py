@@ -161,7 +161,8 @@ def _warn_of_losses(tokenizer: Any, prompt: str, limit: int) -> None:
     """What the tokenizer cuts off, or does not know."""
     ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
     if len(ids) > limit:
-        cut = tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True).strip()  # the last place is the end token's
+        # The last place that is read belongs to the end token.
+        cut = tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True).strip()
         warnings.warn(
             f"The prompt has {len(ids) - 2} tokens and the model reads {limit - 2}: cut off "
             f"{cut!r}.",

@@ -62,8 +62,7 @@ class VideoEditPipeline(DiffusionPipeline):
             raise InputError(
                 f"The UNet reads {unet.config.in_channels} channels and the VAE makes "
                 f"{vae.config.latent_channels}: inpainting and depth checkpoints are not "
-                "supported, "
-                "give a text-to-image one."
+                "supported, give a text-to-image one."
             )
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
@@ -327,8 +326,8 @@ class VideoEditPipeline(DiffusionPipeline):
         peak_bytes adds up, from the networks' configurations: all weights; the UNet's skip
         features of all frames and branches, one layer's keys and values of all frames, and one
         chunk's widest feed-forward layer (or the VAE's widest feature map of one chunk, if
-        larger); the trajectory. Within a factor of two of what is measured; an allocator's cache
-        and the framework come on top.
+        larger); the trajectory. An estimate, not a bound: the allocator's cache and the framework
+        itself come on top.
         """
         get_method(inversion)
         n = len(Schedule.from_scheduler(self.scheduler, num_inference_steps))
