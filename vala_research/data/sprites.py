@@ -129,7 +129,7 @@ class Scene:
 
         return caption(self)
 
-    def edited(self, **changes: str) -> Scene:
+    def edited(self, **changes: str | None) -> Scene:
         """The counterfactual: same motion, with `shape`, `colour`, `background`, `pattern` changed.
 
         Changes apply to every shot; `shape` and `colour` leave an empty shot empty.
