@@ -1,0 +1,115 @@
+"""Where a number comes from: parameters, seed, code, versions, device, model, files by hash."""
+
+import dataclasses
+import hashlib
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import vala_research
+
+PACKAGES = ("torch", "diffusers", "transformers", "numpy", "av", "opencv-python-headless",
+            "scikit-image", "matplotlib")  # fmt: skip
+
+
+def record(
+    params: Mapping,
+    *,
+    paper: str | None = None,
+    figure: str | None = None,
+    notebook: str | None = None,
+    model: str | os.PathLike | None = None,
+    device: str | None = None,
+    inputs: Iterable[str | os.PathLike] = (),
+) -> dict[str, Any]:
+    """All that is needed to make the number again, as plain JSON values.
+
+    `model` and `device` default to the parameters of these names; `model.revision` is the hash of
+    a local folder, None for a hub id (put its revision into the parameters).
+    """
+    params = jsonable(dict(params))
+    model = params.get("model") if model is None else str(model)
+    return {
+        "paper": paper,
+        "figure": figure,
+        "notebook": notebook,
+        "parameters": params,
+        "seed": params.get("seed"),
+        **_code(),
+        "versions": _versions(),
+        "device": device or params.get("device") or "cpu",
+        "model": {"name": model, "revision": model_revision(model)},
+        "inputs": {str(path): file_hash(Path(path)) for path in inputs},
+    }
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file; of a folder, over the names and hashes of its files."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()} {file_hash(file)}\n".encode())
+        return digest.hexdigest()
+    if not path.is_file():
+        raise vala_research.InputError(f"{path} does not exist: inputs are files or folders.")
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def model_revision(model: str | None) -> str | None:
+    """Hash of a local model's files ("miniature" is one), None for what is not a folder here."""
+    if model is None:
+        return None
+    folder = Path(vala_research.miniature_path() if model == "miniature" else model)
+    return file_hash(folder) if folder.is_dir() else None
+
+
+def _code() -> dict[str, str | bool | None]:
+    """Commit of the checkout this package runs from, and whether files differ from it."""
+    package = Path(vala_research.__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=20
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # Installed into an environment inside some other repository, the commit is not ours.
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "vala_research": vala_research.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def jsonable(value: Any, finite: bool = True) -> Any:
+    """Plain values; `finite`: infinities and NaN as strings, for which JSON has no numbers."""
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v, finite) for k, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return jsonable(dataclasses.asdict(value), finite)
+    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
+        return jsonable(value.tolist(), finite)
+    if isinstance(value, (list, tuple, set)):
+        return [jsonable(v, finite) for v in value]
+    if isinstance(value, float) and finite and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
