@@ -9,7 +9,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["vala_research", "theory"], "beartype.beartype")
+# An int is welcome where a float is: `guidance_scale=3`, as everywhere in Python's typing.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+install_import_hook(["vala_research", "theory"], CHECKER)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

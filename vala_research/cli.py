@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from vala_research import InputError, __version__
+from vala_research import InputError
 
 DTYPES = ("float32", "float16", "bfloat16")
-# The demo clip is this scene; its edit changes these attributes, so the true edit can be drawn.
-DEMO_INDEX, DEMO_FRAMES, DEMO_EDIT = 3, 16, {"background": "green"}
+# What assets.demo_clip() shows, and what its edit changes: so the true edit can be drawn.
+DEMO_FRAMES, DEMO_SIZE = 16, 64
+DEMO_SCENE = dict(shape="star", colour="yellow", background="blue", pattern="plain")
+DEMO_MOTION = dict(
+    start=(0.36, 0.62), end=(0.64, 0.42), bend=0.25, angle=(-0.2, 0.2), size=(0.24, 0.26)
+)
+DEMO_EDIT = dict(background="green")
 
 
 class Commands(TyperGroup):
@@ -133,29 +138,29 @@ def quickstart(
     from vala_research.assets import demo_clip
     from vala_research.data.sprites import render
 
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{output} cannot be made ({error.strerror}): choose another.") from error
-    scene = demo_scene()
-    target = scene.edited(**DEMO_EDIT)
+    scene, target = demo_scenes()
+    truth = (render(target, DEMO_FRAMES, DEMO_SIZE), target)
     settings = dict(
         prompt=target.caption, source_prompt=scene.caption, num_inference_steps=steps,
         guidance_scale=guidance, inversion="ddim", attention=attention, injection=injection,
     )  # fmt: skip
-    _edit(
-        Path(demo_clip()), output / "edited.mp4", settings,
-        dict(model="miniature", device="auto", dtype="float32"), (None, 1, None), 0,
-        output / "strip.png", output / "record.json", (render(target, DEMO_FRAMES), target),
-    )  # fmt: skip
+    place = dict(model="miniature", device="auto", dtype="float32")
+    clip = Path(demo_clip())
+    _try_clip(clip, None, 1, None)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{output} cannot be made ({error.strerror}): choose another.") from error
+    edited, strip, record = (output / n for n in ("edited.mp4", "strip.png", "record.json"))
+    _edit(clip, edited, settings, place, (None, 1, str(DEMO_SIZE)), 0, strip, record, truth)
 
 
-def demo_scene():
-    """The scene that `assets.demo_clip()` shows; its edits are known."""
-    from vala_research.data.sprites import random_scene, split_generator
-    from vala_research.miniature import WORLD
+def demo_scenes() -> tuple:
+    """The scene that `assets.demo_clip()` shows, and the scene that its edit should show."""
+    from vala_research.data.sprites import Motion, Scene
 
-    return random_scene(split_generator("test", DEMO_INDEX), world=WORLD)
+    scene = Scene(**DEMO_SCENE, motion=Motion(**DEMO_MOTION))
+    return scene, scene.edited(**DEMO_EDIT)
 
 
 def _edit(path, output, settings, place, sampling, seed, strip, json_path, truth=None) -> None:
@@ -164,9 +169,9 @@ def _edit(path, output, settings, place, sampling, seed, strip, json_path, truth
 
     from vala_research.data.clips import writable, write_clip
 
-    settings = settings | {"negative_prompt": settings.get("negative_prompt")}
-    _check_names(settings)
+    _try_clip(path, *sampling)
     _check_outputs(path, writable(output), strip, json_path)
+    _check_names(settings)
     clip, pipe, device = _load(path, place, sampling)
     estimate = _announce(pipe, clip, settings)
     generator = torch.Generator().manual_seed(seed)
@@ -183,7 +188,8 @@ def _edit(path, output, settings, place, sampling, seed, strip, json_path, truth
         written.append(_write_strip(strip, {"source": clip.frames, "edit": edited, **known}))
     if json_path:
         used = settings | place | {"device": device, "seed": seed}
-        written.append(_write_record(json_path, path, written, used, numbers, estimate))
+        results = {"numbers": numbers, "estimate": estimate}
+        written.append(_write_record(json_path, path, written, used, results))
     _report(numbers, written)
 
 
@@ -213,12 +219,13 @@ def invert(
         inversion=inversion,
     )  # fmt: skip
     place = dict(model=model, device=device, dtype=dtype)
-    _check_names(settings)
+    _try_clip(clip, frames, stride, size)
     is_file = output.suffix == ".safetensors"
     if not is_file and (output.suffix or output.is_file()):
         raise InputError(f"{output}: end it in .safetensors, or give a folder.")
     target = output if is_file else output / "latents.safetensors"
     _check_outputs(clip, *([target, target.with_suffix(".json")] if is_file else [output]))
+    _check_names(settings)
     source, pipe, device = _load(clip, place, (frames, stride, size))
     estimate = _announce(pipe, source, settings | {"guidance_scale": 1.0})
 
@@ -239,7 +246,8 @@ def invert(
     with written_whole(target) as unfinished:
         save_file({"latents": latents.cpu().contiguous()}, unfinished)
     used = settings | place | {"device": device}
-    record = _write_record(target.with_suffix(".json"), clip, [target], used, numbers, estimate)
+    results = {"numbers": numbers, "estimate": estimate}
+    record = _write_record(target.with_suffix(".json"), clip, [target], used, results)
     _report(numbers, [target, record])
 
 
@@ -249,7 +257,9 @@ def info(model: Model = "miniature") -> None:
     import psutil
     import torch
 
-    rows = {"python": platform.python_version(), **_versions()}
+    from vala_research.evaluation.provenance import record
+
+    rows = dict(record({})["versions"])
     memory = psutil.virtual_memory()
     rows["cpu"] = f"{os.cpu_count()} cores, {_gb(memory.available)} of {_gb(memory.total)} free"
     for i in range(torch.cuda.device_count()):
@@ -299,18 +309,23 @@ def _check_outputs(source: Path, *outputs: Path | None) -> None:
         raise InputError("Two outputs have one name: give each its own.")
 
 
+def _try_clip(path: Path, n_frames: int | None, stride: int, size: str | None) -> None:
+    """Its first frame can be read; before anything heavy is imported."""
+    from vala_research.data.clips import read_clip
+
+    read_clip(path, n_frames if n_frames is not None and n_frames < 1 else 1, stride, _sides(size))
+
+
 def _load(path: Path, place: dict[str, str], sampling: tuple):
-    """The clip at the model's size, the model and its device; the clip is tried first."""
+    """The clip at the size asked for or the model's own, the model, and the device's name."""
     from vala_research.data.clips import read_clip
 
     n_frames, stride, size = sampling
-    side = _parse_size(size)
-    read_clip(path, 1 if n_frames is None else min(n_frames, 1), stride, side)
     pipe, device = _load_model(**place)
-    return read_clip(path, n_frames, stride, side or _side(pipe)), pipe, device
+    return read_clip(path, n_frames, stride, _sides(size) or _side(pipe)), pipe, device
 
 
-def _parse_size(size: str | None) -> int | tuple[int, int] | None:
+def _sides(size: str | None) -> int | tuple[int, int] | None:
     if size is None:
         return None
     sides = size.lower().split("x")
@@ -377,86 +392,52 @@ def _announce(pipe, clip, settings: dict[str, Any]) -> dict[str, float]:
 
 def _scores(source, edited, settings, model: str, truth) -> dict[str, float]:
     """The numbers that need no reference, and those against the true edit where it is known."""
+    from vala_research.assets import miniature_path
     from vala_research.evaluation import metrics
+    from vala_research.evaluation.clip_scores import ClipScorer
 
-    scores = {"PSNR to the source, dB": metrics.psnr(edited, source)}
-    if len(edited) > 1:
+    scores = {"PSNR of the edit to the source, dB": metrics.psnr(edited, source)}
+    with suppress(InputError):  # one frame, tiny frames, or nothing that can be followed
         flow, valid = metrics.estimate_flow(source)
-        scores["E_warp, source flow (lower is steadier)"] = metrics.warp_error(edited, flow, valid)
-    if model == "miniature":
-        clip_model = _miniature_clip()
-        scores["CLIP-T, prompt"] = metrics.clip_text(edited, settings["prompt"], *clip_model)
-        scores["CLIP-F, consecutive"] = metrics.clip_frames(edited, *clip_model)
+        error = metrics.warp_error(edited, flow, valid)
+        scores["E_warp by the source's flow x 1000, less is better"] = 1000 * error
+    if model == "miniature":  # whose CLIPModel lies beside it
+        clip = ClipScorer.from_pretrained(miniature_path("clip"))
+        text = metrics.clip_text(edited, settings["prompt"], clip)
+        scores["CLIP-T to the prompt, more is better"] = text
+        if len(edited) > 1:
+            scores["CLIP-F of neighbours, more is smoother"] = metrics.clip_frames(edited, clip)
     if truth:
         clip, scene = truth
         scores["PSNR of the source to the true edit, dB"] = metrics.psnr(source, clip.frames)
         scores["PSNR of the edit to the true edit, dB"] = metrics.psnr(edited, clip.frames)
         scores["SSIM of the edit to the true edit"] = metrics.ssim(edited, clip.frames)
-        scores["attributes right"] = metrics.attribute_success(edited, scene.attributes)
+        scores["share of frames with every attribute right"] = metrics.attribute_success(
+            edited, scene.attributes
+        )
     return scores
-
-
-def _miniature_clip():
-    raise NotImplementedError
 
 
 def _write_strip(path: Path, rows: dict[str, Any]) -> Path:
     from vala_research.data.clips import written_whole
-    from vala_research.evaluation.figures import strip
+    from vala_research.evaluation.figures import Picture, strip
 
     with written_whole(path) as unfinished:
-        strip(rows).savefig(unfinished)
+        strip(rows).savefig(unfinished, dpi=Picture.pixels_per_inch)
     return path
 
 
-def _write_record(path, source, written, parameters, numbers, estimate) -> Path:
+def _write_record(path: Path, source: Path, written: list, used: dict, results: dict) -> Path:
     """How the outputs were made, enough to make them again."""
     from vala_research.data.clips import written_whole
+    from vala_research.evaluation.provenance import file_hash, jsonable, record
 
-    record = {
-        "parameters": parameters,
-        "numbers": numbers,
-        "estimate": estimate,
-        "versions": {"python": platform.python_version(), **_versions()},
-        "commit": _commit(),
-        "input": _hashes([source]),
-        "output": _hashes(written),
-    }
+    made = record(used, inputs=[source])
+    made["outputs"] = {str(file): file_hash(file) for file in written}
     with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(made | jsonable(results), indent=2)
+        unfinished.write_text(text + "\n", encoding="utf-8")
     return path
-
-
-def _hashes(paths: list[Path]) -> dict[str, str]:
-    """SHA-256 of each file; of a folder, that of its files one by one, in order of their names."""
-    from hashlib import sha256
-
-    def digest(path: Path) -> str:
-        parts = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        return sha256(b"".join(sha256(p.read_bytes()).digest() for p in parts)).hexdigest()
-
-    return {str(path): digest(path) for path in paths}
-
-
-def _commit() -> str | None:
-    """The commit of this checkout, -dirty where files differ; None for an installed package."""
-    from subprocess import run
-
-    here = Path(__file__).parent
-    if not (here.parent / ".git").exists():
-        return None
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
-    try:
-        return run(command, capture_output=True, text=True).stdout.strip() or None
-    except OSError:
-        return None
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("torch", "diffusers", "transformers", "safetensors", "av", "numpy")
-    return {"vala_research": __version__, **{name: version(name) for name in names}}
 
 
 def _report(numbers: dict[str, float], written: list[Path]) -> None:

@@ -1,0 +1,199 @@
+"""The command line does what it prints, and refuses bad input in one sentence, leaving nothing."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_checkpoint
+from typer.testing import CliRunner
+
+from vala_research import read_clip, write_clip
+from vala_research.assets import demo_clip
+from vala_research.cli import DEMO_FRAMES, app, demo_scenes
+from vala_research.data.sprites import render
+from vala_research.evaluation.metrics import psnr
+
+PROMPTS = ["--source-prompt", "a red circle", "--prompt", "a blue circle"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A random checkpoint of Stable Diffusion's class: it runs, and knows nothing."""
+    return str(tiny_checkpoint(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def clip(tmp_path) -> str:
+    """Three frames of 32x32 at 8 frames per second."""
+    frames = torch.linspace(0, 1, 3 * 3 * 32 * 32).reshape(3, 3, 32, 32)
+    return str(write_clip(tmp_path / "clip.mp4", frames, 8.0))
+
+
+def vala(*arguments) -> tuple[int, str, list[str]]:
+    """Exit status, stdout and the lines of stderr."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr.splitlines()
+
+
+def refused(tmp_path, *arguments, naming: str) -> None:
+    """Exit status 2, one sentence that says what is wrong, and no new file."""
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = vala(*arguments)
+    assert (status, out) == (2, ""), (status, out, err)
+    assert len(err) == 1 and err[0].startswith("vala: "), err
+    assert naming in err[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_edit_writes_clip_strip_and_record(tmp_path, clip, model):
+    out, strip, record = (tmp_path / n for n in ("out.mp4", "strip.png", "record.json"))
+    status, printed, err = vala(
+        "edit", clip, *PROMPTS, "-o", out, "--model", model, "--steps", 2, "--size", 16,
+        "--strip", strip, "--json", record, "--seed", 7,
+    )  # fmt: skip
+    assert status == 0, err
+    assert "3 frames of 16x16, 2 steps, cpu" in printed and "wrote" in printed
+    edited = read_clip(out)
+    assert edited.frames.shape == (3, 3, 16, 16) and edited.fps == 8
+    assert Image.open(strip).size[0] > 16
+    made = json.loads(record.read_text())
+    assert made["parameters"]["seed"] == 7 and made["parameters"]["num_inference_steps"] == 2
+    assert set(made["outputs"]) == {str(out), str(strip)} and list(made["inputs"]) == [clip]
+    assert made["versions"]["torch"] == torch.__version__
+    assert made["numbers"]["frames"] == 3
+
+
+def test_edit_is_repeatable(tmp_path, clip, model):
+    frames = []
+    for name in ("a", "b"):
+        vala("edit", clip, *PROMPTS, "-o", tmp_path / name, "--model", model, "--steps", 2,
+             "--size", 16, "--frames", 2)  # fmt: skip
+        frames.append(read_clip(tmp_path / name).frames)
+    assert len(frames[0]) == 2
+    assert torch.equal(*frames)
+
+
+def test_invert_reports_what_comes_back(tmp_path, clip, model):
+    for name, latents, record in (
+        ("z.safetensors", "z.safetensors", "z.json"),
+        ("folder", "folder/latents.safetensors", "folder/latents.json"),
+    ):
+        status, printed, err = vala(
+            "invert", clip, "--source-prompt", "a red circle", "-o", tmp_path / name,
+            "--model", model, "--steps", 2, "--size", 16, "--inversion", "exact",
+        )  # fmt: skip
+        assert status == 0, err
+        assert "to the VAE round trip" in printed
+        assert load_file(tmp_path / latents)["latents"].shape == (3, 4, 8, 8)
+        assert json.loads((tmp_path / record).read_text())["parameters"]["inversion"] == "exact"
+
+
+def test_info_names_versions_device_and_model(model):
+    status, printed, err = vala("info", "--model", model)
+    assert status == 0, err
+    assert torch.__version__ in printed and "cores" in printed and "unet" in printed
+
+
+def test_help_is_instant():
+    code = "import sys; from vala_research.cli import app; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_prompt_too_long_is_a_warning(tmp_path, clip, model):
+    prompt = ["--source-prompt", "a red circle", "--prompt", "a red circle " * 9]
+    status, _, err = vala("edit", clip, *prompt, "-o", tmp_path / "o.mp4", "--model", model,
+                          "--steps", 1, "--size", 16)  # fmt: skip
+    warned = [line for line in err if line.startswith("warning: ")]
+    assert status == 0 and len(warned) == 1 and "cut off" in warned[0]
+
+
+@pytest.mark.parametrize(
+    "options, naming",
+    [
+        (["--attention", "all"], "own, first, sparse_causal, extended"),
+        (["--inversion", "magic"], "ddim, exact"),
+        (["--device", "tpu"], "cpu"),
+        (["--dtype", "int8"], "float32, float16, bfloat16"),
+        (["--model", "nothing-here"], "miniature"),
+        (["--steps", "0"], "--steps is 0"),
+        (["--steps", "2000"], "2000"),
+        (["--steps", "many"], "--steps"),
+        (["--guidance", "-1"], "guidance"),
+        (["--guidance", "nan"], "guidance"),
+        (["--injection", "1.5"], "1.5"),
+        (["--frames", "0"], "0"),
+        (["--stride", "0"], "0"),
+        (["--size", "big"], "big"),
+        (["--size", "17"], "17"),
+        (["--strip", "missing/strip.png"], "missing"),
+        (["--json", "missing/r.json"], "missing"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_bad_options(tmp_path, clip, model, options, naming):
+    given = ["edit", clip, *PROMPTS, "-o", tmp_path / "out.mp4", "--size", 16, "--steps", 2]
+    refused(tmp_path, *given, "--model", model, *options, naming=naming)
+
+
+@pytest.mark.parametrize("name", ["no/folder/out.mp4", "out.doc", "clip.mp4"])
+def test_outputs_that_cannot_be_written(tmp_path, clip, name):
+    refused(tmp_path, "edit", clip, *PROMPTS, "-o", tmp_path / name, naming=name.split("/")[-1])
+
+
+def test_clips_that_cannot_be_read(tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a film")
+    (tmp_path / "folder").mkdir()
+    for name in ("missing.mp4", "empty.mp4", "text.mp4", "folder"):
+        for command in (["edit", *PROMPTS], ["invert", "--source-prompt", "a red circle"]):
+            out = tmp_path / ("o.mp4" if command[0] == "edit" else "o.safetensors")
+            refused(tmp_path, command[0], tmp_path / name, *command[1:], "-o", out, naming=name)
+
+
+def test_a_missing_option_is_named(tmp_path, clip):
+    refused(tmp_path, "edit", clip, "--prompt", "a blue circle", naming="--source-prompt")
+
+
+def test_nan_stops_with_one_sentence(tmp_path, clip, model):
+    """A UNet whose weights are infinite: the run stops at its first step, nothing is written."""
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    (weights,) = (broken / "unet").glob("*.safetensors")
+    state = {k: torch.full_like(v, np.inf) for k, v in load_file(weights).items()}
+    save_file(state, weights, metadata={"format": "pt"})
+    refused(tmp_path, "edit", clip, *PROMPTS, "-o", tmp_path / "o.mp4", "--model", broken,
+            "--size", 16, "--steps", 2, naming="NaN")  # fmt: skip
+
+
+def test_the_shell_sees_the_status(tmp_path):
+    command = [sys.executable, "-m", "vala_research.cli", "edit", "none.mp4", *PROMPTS]
+    done = subprocess.run([*command, "-o", "o.mp4"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "none.mp4" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_demo_clip_is_the_scene_whose_edit_is_known():
+    if not Path(demo_clip()).exists():
+        pytest.skip("no demo clip in assets yet")
+    scene, target = demo_scenes()
+    drawn, edited = (render(s, DEMO_FRAMES).frames for s in (scene, target))
+    # H.264 costs a few decibels; the true edit, or another scene, stays below 20 dB.
+    assert psnr(read_clip(demo_clip()).frames, drawn) > 27
+    assert psnr(edited, drawn) < 20
+
+
+def test_quickstart_on_the_miniature(tmp_path, miniature):
+    status, printed, err = vala("quickstart", "-o", tmp_path / "q", "--steps", 5)
+    assert status == 0, err
+    assert "to the true edit" in printed
+    written = {p.name for p in (tmp_path / "q").iterdir()}
+    assert written == {"edited.mp4", "strip.png", "record.json"}
