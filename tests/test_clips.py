@@ -1,5 +1,6 @@
 """Clips survive files: what is read is what a player shows, bad files give one clear sentence."""
 
+import weakref
 from fractions import Fraction
 
 import av
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from vala_research import InputError
-from vala_research.data.clips import Clip, iter_frames, read_clip, writable, write_clip
+from vala_research.data.clips import Clip, decode, iter_frames, read_clip, writable, write_clip
 
 NTSC = Fraction(30000, 1001)
 # 8-bit files: half a step of 1/255 for png; lossy codecs at crf 12..16 on smooth frames stay
@@ -51,6 +52,15 @@ def tone(track, seconds, rate=44100):
     frame = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), format="fltp", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
     return track.encode(frame)
+
+
+class Watched(np.ndarray):
+    """An array that hashes by identity, for a WeakSet."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other):
+        return self is other
 
 
 def difference(a, b):
@@ -151,13 +161,24 @@ def test_size_covers_and_crops_the_centre(tmp_path):
     assert torch.equal(read_clip(tmp_path / "f", size=(40, 80)).frames, whole)
 
 
-def test_long_clips_are_streamed(tmp_path):
-    """Memory is what is kept: nothing of the rest of 2000 frames."""
+def test_long_clips_are_streamed(tmp_path, monkeypatch):
+    """What is not kept is not held, what is not needed is not decoded."""
     path = video(tmp_path / "a.mp4", ramp(1, h=16, w=16).expand(2000, -1, -1, -1))
-    frames = iter_frames(path)
-    assert next(frames).shape == (3, 16, 16)
-    frames.close()
-    assert sum(1 for _ in iter_frames(path, stride=1000)) == 2
+    alive, decoded = weakref.WeakSet(), []
+
+    def watched(source):
+        for picture in decode(source):
+            # A view whose life can be followed; it dies with the last use of the picture.
+            holder = picture.view(Watched)
+            alive.add(holder)
+            decoded.append(len(alive))
+            yield holder
+
+    monkeypatch.setattr("vala_research.data.clips.decode", watched)
+    assert len(read_clip(path, n_frames=3)) == 3 and len(decoded) == 3
+    decoded.clear()
+    assert sum(1 for _ in iter_frames(path)) == 2000
+    assert len(decoded) == 2000 and max(decoded) < 10  # 2000 if a list were made of them
 
 
 def test_pictures_sort_naturally_and_grey_and_alpha_become_rgb(tmp_path):
@@ -299,6 +320,8 @@ def test_bad_requests(tmp_path):
     for frames in (torch.zeros(0, 3, 8, 8), torch.zeros(2, 4, 8, 8), nan):
         with pytest.raises(InputError):
             write_clip(tmp_path / "b.mp4", frames, 25)
+    with pytest.raises(InputError, match="at most 100 frames per second"):
+        write_clip(tmp_path / "b.gif", ramp(), 120)
     with pytest.raises(InputError, match="fps"):
         write_clip(tmp_path / "b.mp4", ramp(), 0.0)
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]

@@ -143,6 +143,8 @@ def write_clip(
     """
     path = writable(path)
     _check_frames(frames, fps)
+    if path.suffix.lower() == ".gif" and fps > 100:
+        raise InputError(f"{path}: a gif shows at most 100 frames per second, not {fps}; use .mp4.")
     pixels = frames.detach().clamp(0, 1).mul(255).round().byte().cpu()
     pixels = pixels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()  # f h w 3
     rate = exact_rate(fps)

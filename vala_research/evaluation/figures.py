@@ -98,16 +98,9 @@ def emit(
     try:
         unfinished.mkdir(parents=True)
         parts = {kind: unfinished / path.name for kind, path in paths.items()}
-        with rc_context({"pdf.fonttype": 42}):
-            # Without dates the same figure is the same bytes, and its hash says so.
-            fig.savefig(parts["pdf"], metadata={"CreationDate": None})
-            fig.savefig(parts["png"], dpi=getattr(fig, "pixels_per_inch", STYLE["savefig.dpi"]))
-        with parts["csv"].open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        origin["outputs"] = {k: file_hash(parts[k]) for k in ("pdf", "png", "csv")}
-        parts["json"].write_text(json.dumps(origin, indent=2) + "\n")
+        _save(fig, columns, rows, parts)
+        origin["outputs"] = {kind: file_hash(parts[kind]) for kind in ("pdf", "png", "csv")}
+        parts["json"].write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
         for kind, path in paths.items():
             os.replace(parts[kind], path)
     except OSError as error:
@@ -117,6 +110,17 @@ def emit(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return paths
+
+
+def _save(fig: Figure, columns: list[str], rows: list[dict], parts: dict[str, Path]) -> None:
+    with rc_context({"pdf.fonttype": 42}):
+        # Without dates the same figure is the same bytes, and its hash says so.
+        fig.savefig(parts["pdf"], metadata={"CreationDate": None})
+        fig.savefig(parts["png"], dpi=getattr(fig, "pixels_per_inch", STYLE["savefig.dpi"]))
+    with parts["csv"].open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _rows(table) -> tuple[list[str], list[dict]]:
