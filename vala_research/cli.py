@@ -261,10 +261,10 @@ def info(model: Model = "miniature") -> None:
 
     rows = dict(record({})["versions"])
     memory = psutil.virtual_memory()
-    rows["cpu"] = f"{os.cpu_count()} cores, {_gb(memory.available)} of {_gb(memory.total)} free"
+    rows["cpu"] = f"{os.cpu_count()} cores, {_size(memory.available)} of {_size(memory.total)} free"
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
-        rows[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, {_gb(free)} of {_gb(total)} free"
+        rows[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, {_size(free)} of {_size(total)} free"
     if torch.backends.mps.is_available():
         rows["mps"] = "available"
     for key, value in rows.items():
@@ -339,6 +339,7 @@ def _load_model(model: str, device: str, dtype: str):
     if dtype not in DTYPES:
         raise InputError(f"Unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
     import diffusers
+    import huggingface_hub
     import torch
     import transformers
 
@@ -352,6 +353,7 @@ def _load_model(model: str, device: str, dtype: str):
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()  # of its retries: we say what came of them
     return VideoEditPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(name), name
 
 
@@ -379,11 +381,11 @@ def _announce(pipe, clip, settings: dict[str, Any]) -> dict[str, float]:
     bound = "at most " if settings["inversion"] == "exact" else ""
     typer.echo(
         f"{n} frames of {h}x{w}, {settings['num_inference_steps']} steps, {pipe.device}: "
-        f"{bound}about {_gb(expected.peak_bytes)} and {seconds:.0f} s (one step, timed)."
+        f"{bound}about {_size(expected.peak_bytes)} and {seconds:.0f} s (one step, timed)."
     )
     free = psutil.virtual_memory().available
     if pipe.device.type == "cpu" and expected.peak_bytes > free:
-        typer.echo(f"warning: only {_gb(free)} are free: give fewer --frames.", err=True)
+        typer.echo(f"warning: only {_size(free)} are free: give fewer --frames.", err=True)
     return {"seconds": seconds, "peak_bytes": expected.peak_bytes}
 
 
@@ -443,12 +445,12 @@ def _write_record(path: Path, source: Path, written: list, used: dict, results: 
 def _report(numbers: dict[str, float], written: list[Path]) -> None:
     for name, value in numbers.items():
         text = str(value) if isinstance(value, int) else f"{value:.3f}".rstrip("0").rstrip(".")
-        typer.echo(f"  {name:<48} {text:>8}")
+        typer.echo(f"  {name:<52} {text:>8}")
     typer.echo("wrote " + ", ".join(map(str, written)))
 
 
-def _gb(n_bytes: float) -> str:
-    return f"{n_bytes / 2**30:.1f} GB"
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
 if __name__ == "__main__":

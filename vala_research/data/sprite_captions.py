@@ -63,7 +63,7 @@ def n_wordings(empty: bool = False) -> int:
 
 
 def parse_caption(text: str) -> dict[str, str | None]:
-    """Attributes (of the first shot's first object) named by a caption; InputError if unreadable."""
+    """Attributes that a caption names, of its first shot's first object; else InputError."""
     first = text.lower().split(", then ")[0]
     colours, patterns, shapes = ("|".join(words) for words in (COLOURS, PATTERNS, SHAPES))
     ground = re.search(

@@ -1,0 +1,114 @@
+"""What the miniature is: its world, its networks' configurations, its words."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vala_research.data.sprite_captions import vocabulary
+from vala_research.data.sprites import HELD_OUT, World, random_scene, split_generator
+
+SIZE = 64  # pixels
+WORLD = World(
+    shapes=("circle", "square", "triangle", "star", "ring"),
+    colours=("red", "yellow", "green", "cyan", "blue", "purple", "white", "black"),
+    backgrounds=("red", "yellow", "green", "cyan", "blue", "purple", "white", "black"),
+    size=(0.21, 0.28),
+    held_out=HELD_OUT,
+)
+VAE = dict(
+    down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+    block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=4, norm_num_groups=8,
+    sample_size=SIZE, mid_block_add_attention=False, scaling_factor=1.0,
+)  # fmt: skip
+UNET = dict(
+    sample_size=SIZE // 4, in_channels=4, out_channels=4, block_out_channels=(64, 128),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    layers_per_block=1, cross_attention_dim=128, attention_head_dim=2, norm_num_groups=16,
+    use_linear_projection=True,
+)  # fmt: skip
+TEXT = dict(
+    hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4,
+    projection_dim=64, max_position_embeddings=32, hidden_act="gelu",
+)  # fmt: skip
+VISION = dict(
+    hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
+    projection_dim=64, image_size=56, patch_size=8, hidden_act="gelu",
+)  # fmt: skip
+# A linear schedule ends at alpha_bar_T = 4e-5, where Stable Diffusion's .0047 would leak the mean
+# colour of so small a latent into the first step and tint every sample.
+SCHEDULE = dict(
+    num_train_timesteps=1000, beta_start=1e-4, beta_end=2e-2, beta_schedule="linear",
+    prediction_type="epsilon", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+)  # fmt: skip
+
+
+OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def training_scene(index: int):
+    """Scene `index` of the training split."""
+    return random_scene(split_generator("train", index), world=WORLD)
+
+
+def build_vae() -> nn.Module:
+    """AutoencoderKL with a near-linear start."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(**VAE)
+    for name, module in vae.named_modules():
+        if name.endswith("conv2"):  # residual branches start closed, which trains faster
+            nn.init.zeros_(module.weight)
+    return vae.to(memory_format=torch.channels_last)
+
+
+def build_tokenizer():
+    """A CLIPTokenizer in which every word of the sprite world is one token."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + list(",.!?'-0123456789")
+    tokens = letters + [f"{c}</w>" for c in letters]
+    merges: dict[tuple[str, str], None] = {}
+    for word in vocabulary():
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:  # from the right, so that endings are shared
+            merges[(parts[-2], parts[-1])] = None
+            parts[-2:] = [parts[-2] + parts[-1]]
+            tokens.append(parts[-1])
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate([*dict.fromkeys(tokens), *special])}
+    return CLIPTokenizer(
+        vocab=vocab, merges=list(merges), unk_token="<|endoftext|>", pad_token="<|endoftext|>",
+        model_max_length=TEXT["max_position_embeddings"],
+    )  # fmt: skip
+
+
+def text_config(tokenizer) -> dict:
+    """TEXT with the tokenizer's numbers."""
+    return TEXT | dict(
+        vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+def build_clip(tokenizer) -> nn.Module:
+    """CLIPModel with a vision tower of 50 tokens: 7 x 7 patches and the class token."""
+    from transformers import CLIPConfig, CLIPModel
+
+    config = CLIPConfig(text_config=text_config(tokenizer), vision_config=VISION, projection_dim=64)
+    model = CLIPModel(config)
+    nn.init.normal_(model.text_model.embeddings.token_embedding.weight, std=0.5)
+    return model
+
+
+def build_denoiser(tokenizer) -> tuple[nn.Module, nn.Module]:
+    """UNet and text encoder."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    text = CLIPTextModel(CLIPTextConfig(**text_config(tokenizer)))
+    nn.init.normal_(text.embeddings.token_embedding.weight, std=0.5)
+    unet = UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last)  # 1.7 times faster
+    return unet, text
