@@ -42,7 +42,7 @@ clean:
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-	  echo "vala_research needs Python 3.10 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1):" \
+	  echo "vala_research needs Python 3.10 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>/dev/null || echo missing):" \
 	       "install a newer one, or name it with make PYTHON=/path/to/python3." >&2; exit 1; }
 	@echo "Setting up .venv (once; a few minutes)."
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
@@ -51,6 +51,6 @@ clean:
 	@$(INSTALL) . && touch $@
 
 .venv/test.stamp .venv/notebooks.stamp: .venv/%.stamp: $(PINS) | .venv/bin/python
-	@$(INSTALL) '.[$*]' && touch $@
+	@$(INSTALL) '.[$*]' && touch $@ .venv/core.stamp
 
 .PHONY: help quickstart test lint lab miniature constraints clean

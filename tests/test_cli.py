@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from vala_research import read_clip, write_clip
 from vala_research.assets import demo_clip
-from vala_research.cli import DEMO_FRAMES, app, demo_scenes
+from vala_research.cli import DEMO_FRAMES, _scores, app, demo_scenes
 from vala_research.data.sprites import render
 from vala_research.evaluation.metrics import psnr
 
@@ -125,6 +125,7 @@ def test_a_prompt_too_long_is_a_warning(tmp_path, clip, model):
         (["--device", "tpu"], "cpu"),
         (["--dtype", "int8"], "float32, float16, bfloat16"),
         (["--model", "nothing-here"], "miniature"),
+        (["--model", "no-network/in-tests"], "hub cannot be reached"),
         (["--steps", "0"], "--steps is 0"),
         (["--steps", "2000"], "2000"),
         (["--steps", "many"], "--steps"),
@@ -189,6 +190,19 @@ def test_the_demo_clip_is_the_scene_whose_edit_is_known():
     # H.264 costs a few decibels; the true edit, or another scene, stays below 20 dB.
     assert psnr(read_clip(demo_clip()).frames, drawn) > 27
     assert psnr(edited, drawn) < 20
+
+
+def test_the_true_edit_scores_as_the_right_answer():
+    scene, target = demo_scenes()
+    source, truth = (render(s, 4, 64) for s in (scene, target))
+    settings = {"prompt": target.caption}
+    right = _scores(source.frames, truth.frames, settings, "other", (truth, target))
+    wrong = _scores(source.frames, source.frames, settings, "other", (truth, target))
+    psnr_name = "PSNR of the edit to the true edit, dB"
+    share = "share of frames with every attribute right"
+    assert right[psnr_name] == float("inf") and right[share] == 1
+    assert wrong[psnr_name] == right["PSNR of the source to the true edit, dB"] < 20
+    assert wrong[share] == 0
 
 
 def test_quickstart_on_the_miniature(tmp_path, miniature):
