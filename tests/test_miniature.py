@@ -109,15 +109,6 @@ def test_edit_cases_change_what_they_name():
 # The committed checkpoint.
 
 
-@pytest.fixture(scope="module")
-def pipe(miniature):
-    from vala_research import VideoEditPipeline
-
-    pipe = VideoEditPipeline.from_pretrained("miniature")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def test_plain_diffusers_and_transformers_load_it(miniature):
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPModel
