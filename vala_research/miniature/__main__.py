@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vala_research.miniature.configuration import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
     SCHEDULE,
+    VAE,
     VISION,
     build_clip,
     build_denoiser,
@@ -55,7 +56,7 @@ def stages(device: str) -> dict[str, Stage]:
     return {
         "vae": Stage("vae", 0.15, 64 if gpu else 4, 2e-3),
         "clip": Stage("clip", 0.04, 512 if gpu else 64, 1e-3),
-        "unet": Stage("unet", 0.81, 512 if gpu else 8, 1e-3),
+        "unet": Stage("unet", 0.81, 512 if gpu else 8, 1e-3, ema=0.998),
     }
 
 
@@ -96,6 +97,36 @@ def build(run: Path, minutes: float, device: str, n_scenes: int, until: str = "u
 
 def _models(ema: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v.cpu() for k, v in ema.items() if k.startswith(prefix)}
+
+
+def start_from(parts: Path, run: Path) -> None:
+    """Turn exported weights (`parts`/miniature, `parts`/miniature_clip) into checkpoints in `run`.
+
+    VAE and CLIP count as finished; the denoiser goes on from its weights with fresh Adam moments.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPModel, CLIPTextModel
+
+    whole = parts / "miniature"
+    modules = {
+        "vae": {"model.": AutoencoderKL.from_pretrained(whole / "vae")},
+        "clip": {"model.": CLIPModel.from_pretrained(parts / "miniature_clip")},
+        "unet": {
+            "unet.": UNet2DConditionModel.from_pretrained(whole / "unet"),
+            "text_encoder.": CLIPTextModel.from_pretrained(whole / "text_encoder"),
+        },
+    }
+    run.mkdir(parents=True, exist_ok=True)
+    n = VAE["latent_channels"]  # already white
+    moments = {"mean": torch.zeros(n).double(), "covariance": torch.eye(n).double()}
+    save_file(moments, run / "whitening.safetensors")
+    for name, models in modules.items():
+        state = {f"{p}{k}": v for p, m in models.items() for k, v in m.state_dict().items()}
+        tensors = {f"{kind}.{k}": v.float() for k, v in state.items() for kind in ("ema", "live")}
+        meta = {"step": "0", "seconds": "0" if name == "unet" else "1e9"}
+        if not (run / f"{name}.safetensors").exists():
+            tensors = {k: v.clone().contiguous() for k, v in tensors.items()}
+            save_file(tensors, run / f"{name}.safetensors", meta)
 
 
 def export(run: Path, folder: Path, clip_folder: Path) -> None:
@@ -157,6 +188,7 @@ def main() -> None:
     parser.add_argument("--until", choices=["vae", "clip", "unet"], default="unet")
     parser.add_argument("--prompts", type=int, default=500, help="sampled for the card; 0: no card")
     parser.add_argument("--clips", type=int, default=32, help="edited for the card, per edit type")
+    parser.add_argument("--start-from", type=Path, help="go on from exported weights in a folder")
     args = parser.parse_args()
     device = args.device
     if device == "auto":
@@ -164,6 +196,8 @@ def main() -> None:
     n = os.cpu_count() or 1
     if "LOCAL_RANK" in os.environ:
         return build(args.work, args.minutes, device, args.scenes, args.until)
+    if args.start_from:
+        start_from(args.start_from, args.work)
     if device == "cpu" and n > 1:
         # One single-threaded process a core: twice as fast as one process with n threads here,
         # since small convolutions do not wait for each other.

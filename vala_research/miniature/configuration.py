@@ -111,4 +111,39 @@ def build_denoiser(tokenizer) -> tuple[nn.Module, nn.Module]:
     text = CLIPTextModel(CLIPTextConfig(**text_config(tokenizer)))
     nn.init.normal_(text.embeddings.token_embedding.weight, std=0.5)
     unet = UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last)  # 1.7 times faster
+    start_near_identity(unet)
     return unet, text
+
+
+@torch.no_grad()
+def start_near_identity(unet: nn.Module, reference: float = 5.0) -> None:
+    """Make an untrained UNet predict eps = z_t, exactly up to the fluctuation of a GroupNorm.
+
+    At high noise that is the answer but for a small correction, which holds the colours. A network
+    on 16 x 16 latents cannot learn to copy well by itself: the last GroupNorm divides by its
+    group's own variance over 256 sites, which fluctuates by 9%, so a floor of 0.002 stays in the
+    error of eps, ten times what is to be predicted at t = 900. Here four groups hold
+    (z, -z, K, -K): the constants K pin the variance, the floor falls to 1e-5, and the copy survives
+    the last nonlinearity because silu(x) - silu(-x) = x. The path is conv_in, the outermost skip,
+    the last resnet's shortcut, conv_norm_out, conv_out; all stays trainable.
+    """
+    into, out, norm = unet.conv_in, unet.conv_out, unet.conv_norm_out
+    per_group = norm.num_channels // norm.num_groups
+    last = unet.up_blocks[-1]
+    resnet, n_above = last.resnets[-1], last.resnets[-1].in_channels - into.out_channels
+    for zeroed in (resnet.conv2, last.attentions[-1].proj_out, out):
+        nn.init.zeros_(zeroed.weight)
+        nn.init.zeros_(zeroed.bias)
+    scale = ((1 + reference**2) / 2) ** 0.5
+    for c in range(unet.config.in_channels):
+        first = c * per_group
+        channels = range(first, first + per_group)
+        into.weight[channels], resnet.conv_shortcut.weight[channels] = 0.0, 0.0
+        resnet.conv_shortcut.bias[channels] = 0.0
+        into.bias[channels] = torch.tensor([0.0, 0.0, reference, -reference])
+        for sign, channel in ((1.0, first), (-1.0, first + 1)):
+            into.weight[channel, c, 1, 1] = sign
+            out.weight[c, channel, 1, 1] = sign
+        for channel in channels:
+            resnet.conv_shortcut.weight[channel, n_above + channel] = 1.0
+        norm.weight[channels] = scale
