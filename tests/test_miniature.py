@@ -76,6 +76,34 @@ def test_whitening_changes_the_latents_and_not_the_pictures():
         torch.testing.assert_close(vae.decode(after).sample, picture, atol=1e-6, rtol=0)
 
 
+@torch.no_grad()
+def test_the_denoiser_starts_as_a_copy_that_a_group_norm_does_not_blur():
+    torch.manual_seed(0)
+    unet, _ = configuration.build_denoiser(configuration.build_tokenizer())
+    z, text = torch.randn(8, 4, 16, 16), torch.randn(8, 32, 128)
+    assert (unet(z, 900, text).sample - z).square().mean() < 1e-5
+    # Without the constants that pin its variance, the last norm rescales every sample by itself.
+    for channels in (slice(i, i + 4) for i in range(0, 16, 4)):
+        unet.conv_in.bias[channels] = 0.0
+        unet.conv_norm_out.weight[channels] = 0.5**0.5
+    assert (unet(z, 900, text).sample - z).square().mean() > 1e-3
+
+
+def test_exported_weights_can_be_trained_on(tmp_path, miniature):
+    from vala_research.miniature.__main__ import export, start_from
+
+    start_from(Path(miniature).parent, tmp_path)
+    names = {f.name for f in tmp_path.iterdir()}
+    assert names == {f"{n}.safetensors" for n in ("vae", "clip", "unet", "whitening")}
+    export(tmp_path, tmp_path / "again", tmp_path / "clip")
+    for part in ("vae", "unet", "text_encoder"):
+        (old,) = (Path(miniature) / part).glob("*.safetensors")
+        (new,) = (tmp_path / "again" / part).glob("*.safetensors")
+        before, after = load_file(old), load_file(new)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[k], after[k]) for k in before if "quant_conv" not in k)
+
+
 def test_every_word_of_the_world_is_one_token_and_captions_are_tokenised_alike():
     tokenizer = configuration.build_tokenizer()
     for word in vocabulary():

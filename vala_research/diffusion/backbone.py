@@ -225,7 +225,12 @@ def resolve_checkpoint(name_or_path: str, **hub: Any) -> str:
             f"The model {name!r} is a file: give the folder that holds model_index.json."
         )
     if not folder.is_dir():
-        if name == "miniature" or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        if name == "miniature":
+            raise InputError(
+                "The miniature's weights are missing from this installation: install it again, "
+                "or train them with python -m vala_research.miniature."
+            )
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise InputError(
                 f"Unknown model {name!r}: give 'miniature', an existing folder that holds "
                 "model_index.json, or a hub id such as "
