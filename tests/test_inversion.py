@@ -12,7 +12,7 @@ from vala_research import InputError
 from vala_research.diffusion.inversion import ExactSettings, fixed_point, invert
 from vala_research.diffusion.schedule import Schedule, sample
 
-# The residual of one step is amplified on the way back by at most K/sqrt(alpha_bar_T) (THEORY B5):
+# The residual of one step is amplified on the way back by the steps' constants at most:
 # a few hundred here; 1e-13 a step leaves the round trip below 1e-10.
 TIGHT = ExactSettings(tolerance=1e-13, max_iterations=200)
 

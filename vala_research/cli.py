@@ -103,9 +103,9 @@ def edit(
     inversion: Inversion = "ddim",
     injection: Injection = 0.0,
     steps: Steps = 50,
-    guidance: Guidance = 3.0,
+    guidance: Guidance = 2.0,
     negative_prompt: Annotated[
-        str | None, typer.Option(help="What to move away from.", show_default="the source prompt")
+        str | None, typer.Option(help="What to move away from.", show_default="none")
     ] = None,
     seed: Seed = 0,
     frames: Frames = None,
@@ -132,7 +132,7 @@ def quickstart(
     attention: Attention = "extended",
     injection: Injection = 0.0,
     steps: Steps = 50,
-    guidance: Guidance = 3.0,
+    guidance: Guidance = 2.0,
 ) -> None:
     """Edit the demo clip, whose true edit is known, and say how near the edit comes to it."""
     from vala_research.assets import demo_clip

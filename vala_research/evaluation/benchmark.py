@@ -56,7 +56,7 @@ class EditSetting:
     attention: str = "extended"
     inversion: str = "ddim"
     injection: float = 0.0
-    guidance_scale: float = 3.0
+    guidance_scale: float = 2.0
     num_inference_steps: int = 25
     extra: dict = field(default_factory=dict)
 

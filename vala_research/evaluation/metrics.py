@@ -1,7 +1,7 @@
 """One function per reported number; each says its range, its direction and what it is against.
 
 Conventions: pixels in [0, 1], per frame and then the mean over frames; flow in pixels per frame,
-dx first. METHODS 6 lists what the field's papers differ by, so every docstring names it.
+dx first. Papers differ in backbone, pairs, reference and scale: every docstring names its own.
 """
 
 import os

@@ -1,6 +1,6 @@
 """What stands beside a mean in a table row: its 95% interval, and the paired gain on a baseline.
 
-Efron and Tibshirani 1993; METHODS 6 (every row: n clips, seeds, mean, interval, paired test).
+Efron and Tibshirani 1993, An Introduction to the Bootstrap.
 """
 
 from collections.abc import Sequence

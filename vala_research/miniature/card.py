@@ -18,7 +18,7 @@ from vala_research.evaluation.statistics import summarise
 from vala_research.miniature.configuration import SCHEDULE, SIZE, TEXT, UNET, VAE, VISION, WORLD
 
 # The one editing setting used for every edit type; chosen on validation scenes.
-SETTING = benchmark.EditSetting(attention="extended", guidance_scale=3.0, num_inference_steps=25)
+SETTING = benchmark.EditSetting(attention="extended", guidance_scale=2.0, num_inference_steps=25)
 
 
 def settings() -> dict[str, benchmark.EditSetting]:
