@@ -98,7 +98,7 @@ def test_bad_scenes_are_refused():
     with pytest.raises(InputError, match="Unknown split"):
         split_generator("dev", 0)
     with pytest.raises(InputError, match="give f 3 h w"):
-        read_attributes(torch.zeros(1, 1, 8, 8))
+        read_attributes(torch.zeros(0, 3, 8, 8))
 
 
 def test_true_flow_explains_the_motion():

@@ -157,8 +157,10 @@ def export(run: Path, folder: Path, clip_folder: Path) -> None:
         part.save_pretrained(clip_folder)
     for config in [*folder.rglob("*.json"), *clip_folder.rglob("*.json")]:
         content = json.loads(config.read_text())
-        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
-            config.write_text(json.dumps(content, indent=2) + "\n")
+        content.pop("_name_or_path", None)
+        if "dtype" in content:  # stored in half, loaded in float32, as the UNet and VAE are
+            content["dtype"] = "float32"
+        config.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def measured(run: Path, folder: Path, n_prompts: int, n_clips: int) -> None:
