@@ -54,6 +54,7 @@ def test_training_learns_logs_and_resumes(tmp_path):
     later = [int(r["step"]) for r in csv.DictReader((tmp_path / "line.csv").open())]
     assert later[: len(steps)] == steps and later[-1] > steps[-1]
     assert not list(tmp_path.glob("*.tmp"))
+    assert {f.name for f in tmp_path.iterdir()} == {"line.csv", "line.safetensors"}
 
 
 def test_whitening_changes_the_latents_and_not_the_pictures():

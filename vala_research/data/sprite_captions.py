@@ -31,7 +31,8 @@ def _with_article(words: str) -> str:
 
 def caption(scene: Scene) -> str:
     """A sentence for `scene`; `scene.wording` picks the paraphrase. Shots are joined by 'then'."""
-    opening, ground_form, form = _wordings(scene.shape is None)[scene.wording]
+    wordings = _WORDINGS[scene.shape is None]
+    opening, ground_form, form = wordings[scene.wording % len(wordings)]
     ground = ground_form.format(pattern=scene.pattern, background=scene.background)
     thing = f"{scene.colour} {scene.shape}"
     if scene.second:
@@ -42,24 +43,15 @@ def caption(scene: Scene) -> str:
     return opening + sentence
 
 
-class _Wordings(tuple):
-    def __getitem__(self, i):
-        return super().__getitem__(i % len(self))
-
-
-_ALL = {
-    True: _Wordings(product(OPENINGS, GROUNDS, EMPTY)),
-    False: _Wordings(product(OPENINGS, GROUNDS, WITH_OBJECT)),
+_WORDINGS = {  # by whether the scene is empty
+    True: tuple(product(OPENINGS, GROUNDS, EMPTY)),
+    False: tuple(product(OPENINGS, GROUNDS, WITH_OBJECT)),
 }
-
-
-def _wordings(empty: bool) -> _Wordings:
-    return _ALL[empty]
 
 
 def n_wordings(empty: bool = False) -> int:
     """How many paraphrases a scene has."""
-    return len(_ALL[empty])
+    return len(_WORDINGS[empty])
 
 
 def parse_caption(text: str) -> dict[str, str | None]:

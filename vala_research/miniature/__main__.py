@@ -16,6 +16,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vala_research.data.clips import written_whole
 from vala_research.miniature.configuration import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
@@ -119,14 +120,16 @@ def start_from(parts: Path, run: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
     n = VAE["latent_channels"]  # already white
     moments = {"mean": torch.zeros(n).double(), "covariance": torch.eye(n).double()}
-    save_file(moments, run / "whitening.safetensors")
+    with written_whole(run / "whitening.safetensors") as unfinished:
+        save_file(moments, unfinished)
     for name, models in modules.items():
         state = {f"{p}{k}": v for p, m in models.items() for k, v in m.state_dict().items()}
         tensors = {f"{kind}.{k}": v.float() for k, v in state.items() for kind in ("ema", "live")}
         meta = {"step": "0", "seconds": "0" if name == "unet" else "1e9"}
         if not (run / f"{name}.safetensors").exists():
             tensors = {k: v.clone().contiguous() for k, v in tensors.items()}
-            save_file(tensors, run / f"{name}.safetensors", meta)
+            with written_whole(run / f"{name}.safetensors") as unfinished:
+                save_file(tensors, unfinished, meta)
 
 
 def export(run: Path, folder: Path, clip_folder: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vala_research.data.clips import written_whole
 from vala_research.data.sprite_captions import caption, vocabulary
 from vala_research.data.sprites import render
 from vala_research.miniature.configuration import (
@@ -97,8 +98,8 @@ def frame_pool(run: Path, n_scenes: int) -> dict[str, Tensor]:
             starts = range(0, n_scenes, 500)
             chunks = list(tqdm(pool.map(_render_chunk, starts), "frames", len(starts)))
         whole = {k: torch.cat([c[k] for c in chunks]) for k in chunks[0]}
-        save_file(whole, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        with written_whole(path) as unfinished:
+            save_file(whole, unfinished)
     return load_file(path)
 
 
@@ -205,7 +206,8 @@ def encode_pool(vae: nn.Module, pool: dict, run: Path, device: str) -> Tensor:
     if not moments.exists():
         sites = torch.cat([encode(x) for x in pool["pixels"][:4096].split(64)])
         sites = sites.permute(0, 2, 3, 1).flatten(0, 2).double()
-        save_file({"mean": sites.mean(0), "covariance": sites.T.cov()}, moments)
+        with written_whole(moments) as unfinished:
+            save_file({"mean": sites.mean(0), "covariance": sites.T.cov()}, unfinished)
     fold_whitening(vae, load_file(moments))
     if not path.exists():
         threads = torch.get_num_threads()
@@ -213,8 +215,8 @@ def encode_pool(vae: nn.Module, pool: dict, run: Path, device: str) -> Tensor:
         batches = tqdm(pool["pixels"].split(64), "latents")
         latents = torch.cat([encode(x).half() for x in batches])
         torch.set_num_threads(threads)
-        save_file({"latents": latents.contiguous()}, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        with written_whole(path) as unfinished:
+            save_file({"latents": latents.contiguous()}, unfinished)
     return load_file(path)["latents"]
 
 

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
+from vala_research.data.clips import written_whole
+
 EMA_EVERY = 4  # updates; the average moves too slowly to notice
 
 
@@ -112,8 +114,8 @@ def _checkpoint(path: Path, module, optimizer, ema: dict, state: dict) -> None:
     for i, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{i}.{k}": v for k, v in moments.items()}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    save_file(tensors, path.with_suffix(".tmp"), {k: str(v) for k, v in state.items()})
-    path.with_suffix(".tmp").replace(path)
+    with written_whole(path) as unfinished:
+        save_file(tensors, unfinished, {k: str(v) for k, v in state.items()})
 
 
 def _resume(path: Path, module, optimizer) -> tuple[dict, dict]:
