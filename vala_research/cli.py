@@ -211,7 +211,7 @@ def invert(
     """Find the noise that a clip comes from; write it with a record, say how well it returns."""
     from safetensors.torch import save_file
 
-    from vala_research.data.clips import written_whole
+    from vala_research.data.atomic import written_whole
     from vala_research.evaluation.metrics import psnr
 
     settings = dict(
@@ -421,7 +421,7 @@ def _scores(source, edited, settings, model: str, truth) -> dict[str, float]:
 
 
 def _write_strip(path: Path, rows: dict[str, Any]) -> Path:
-    from vala_research.data.clips import written_whole
+    from vala_research.data.atomic import written_whole
     from vala_research.evaluation.figures import Picture, strip
 
     with written_whole(path) as unfinished:
@@ -431,7 +431,7 @@ def _write_strip(path: Path, rows: dict[str, Any]) -> Path:
 
 def _write_record(path: Path, source: Path, written: list, used: dict, results: dict) -> Path:
     """How the outputs were made, enough to make them again."""
-    from vala_research.data.clips import written_whole
+    from vala_research.data.atomic import written_whole
     from vala_research.evaluation.provenance import file_hash, jsonable, record
 
     made = record(used, inputs=[source])

@@ -4,14 +4,12 @@ Containers and codecs through PyAV (https://pyav.org); pictures of a folder thro
 """
 
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
+from vala_research.data.atomic import written_whole
 from vala_research.data.decoding import (
     Timeline,
     decode,
@@ -188,24 +187,6 @@ def _check_frames(frames: Tensor, fps) -> None:
         raise InputError("frames hold NaN or infinity: the run that made them failed, repeat it.")
     if not 0 < fps <= 1000:
         raise InputError(f"fps is {fps}: give frames per second, above 0 and at most 1000.")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A name to write to, beside `path`; renamed to it on success, removed on any failure."""
-    unfinished = path.with_name(f".{path.stem}.{uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield unfinished
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}).") from error
-    finally:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        else:
-            unfinished.unlink(missing_ok=True)
 
 
 def _sound_of(source, n_frames: int, rate: Fraction) -> tuple[Path, float] | None:

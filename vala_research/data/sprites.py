@@ -69,6 +69,8 @@ class World:
     backgrounds: tuple[str, ...] = tuple(COLOURS)
     patterns: tuple[str, ...] = PATTERNS
     size: tuple[float, float] = (0.19, 0.27)
+    tilt: float = 0.35  # radians at most, at the first frame
+    turn: float = 0.5  # radians at most, from the first frame to the last
     empty: float = 0.03  # share of scenes without an object
     held_out: frozenset[tuple[str, str]] = frozenset()  # (shape, colour) pairs never drawn
 
@@ -197,10 +199,10 @@ def random_scene(
     def motion() -> Motion:
         point = lambda: (uniform(0.32, 0.68), uniform(0.32, 0.68))  # noqa: E731
         size = uniform(*world.size)
-        angle = uniform(-0.35, 0.35)
+        angle = uniform(-world.tilt, world.tilt)
         return Motion(
             start=point(), end=point(), bend=uniform(-0.4, 0.4),
-            angle=(angle, angle + uniform(-0.5, 0.5)),
+            angle=(angle, angle + uniform(-world.turn, world.turn)),
             size=(size, min(max(size * uniform(0.85, 1.15), world.size[0]), world.size[1])),
             phase=(uniform(0, PERIOD), uniform(0, PERIOD)),
             pan=(uniform(-0.12, 0.12), uniform(-0.12, 0.12)),

@@ -20,7 +20,7 @@ from vala_research.diffusion import codec
 from vala_research.diffusion.attention import Injection, Policy, attention_patches, get_policy
 from vala_research.diffusion.backbone import Backbone, resolve_checkpoint, vae_factor
 from vala_research.diffusion.inversion import ExactSettings, Inversion, get_method, invert
-from vala_research.diffusion.schedule import Schedule
+from vala_research.diffusion.schedule import Schedule, sample
 
 GUIDANCE_SCALE = 2.0  # best on validation clips of the miniature; Stable Diffusion: about 7.5
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -278,9 +278,7 @@ class VideoEditPipeline(DiffusionPipeline):
         schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
         get_policy(attention)
         predict = self._predictor(self.encode_prompt([source_prompt]), attention, frames_per_chunk)
-        z = self._check_latents(latents)
-        for step in self.progress_bar(list(schedule)):
-            z = schedule.denoise(z, predict(z, step.t), step)
+        z = sample(predict, self._check_latents(latents), schedule, self.progress_bar)
         frames = self.decode(z, frames_per_chunk)
         self.maybe_free_model_hooks()
         return frames

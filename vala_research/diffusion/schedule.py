@@ -5,7 +5,7 @@ Song et al. 2021, Denoising Diffusion Implicit Models, Eq. (12) with sigma = 0. 
 alpha_bar_t) eps`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -139,10 +139,16 @@ class Schedule:
 
 
 def sample(
-    predict: Predict, z: Float[Tensor, "*shape"], schedule: Schedule
+    predict: Predict,
+    z: Float[Tensor, "*shape"],
+    schedule: Schedule,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> Float[Tensor, "*shape"]:
-    """Walk from the noisiest level to the final one: DDIM sampling with eta = 0."""
-    for step in schedule:
+    """Walk from the noisiest level to the final one: DDIM sampling with eta = 0.
+
+    progress: wraps the loop over steps, such as a progress bar.
+    """
+    for step in progress(list(schedule)):
         z = schedule.denoise(z, predict(z, step.t), step)
     return z
 

@@ -5,10 +5,12 @@ Every number here has a right answer: the true edit is rendered, the attributes 
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -26,7 +28,7 @@ from vala_research.data.sprites import (
     split_generator,
 )
 from vala_research.diffusion.backbone import Backbone
-from vala_research.diffusion.schedule import Schedule
+from vala_research.diffusion.schedule import Schedule, sample
 from vala_research.evaluation import metrics
 
 EDITS = {
@@ -94,19 +96,26 @@ def _target(source: Scene, kind: str, world: World, generator: torch.Generator) 
 
 
 def run_edits(
-    pipe, cases: list[EditCase], settings: dict[str, EditSetting], n_frames: int = 8, size: int = 64
+    pipe,
+    cases: list[EditCase],
+    settings: dict[str, EditSetting],
+    n_frames: int = 8,
+    size: int = 64,
+    clip_scorer=None,
 ) -> Iterator[dict]:
     """One row a case and setting; a clip is inverted once for settings that invert alike.
 
     Columns: psnr, source_psnr (the unedited clip's) and gain, all in dB against the true edit;
     success (share of frames with every attribute right) and one column an attribute; warp_error
-    under the true flow; seconds (the inversion's, where shared, is counted in full).
+    under the true flow; with a `ClipScorer` CLIP-F over consecutive pairs, the true edit's beside
+    it; seconds (the inversion's, where shared, is counted in full) and peak_mib of this row.
     """
     inverted: dict[tuple, tuple] = {}
-    for case in tqdm(cases, "edits"):
+    for case in tqdm(cases, "edits", disable=None):
         clip, truth = render(case.source, n_frames, size), render(case.target, n_frames, size)
         for name, s in settings.items():
             key = (case.index, case.source, s.attention, s.inversion, s.num_inference_steps)
+            forget_peak()
             start = time.perf_counter()
             if key not in inverted:
                 found = pipe.invert(
@@ -121,15 +130,17 @@ def run_edits(
                 **s.arguments(),
             ).frames[0]  # fmt: skip
             seconds += time.perf_counter() - start
-            yield (
-                {"setting": name, "kind": case.kind, "index": case.index}
-                | edit_row(frames, clip, truth, case.target)
-                | {"seconds": seconds, "peak_mib": peak_mebibytes()}
-            )
+            cost = {"seconds": seconds, "peak_mib": peak_mebibytes()}
+            row = {"setting": name, "kind": case.kind, "index": case.index}
+            yield row | edit_row(frames.cpu(), clip, truth, case.target, clip_scorer) | cost
 
 
-def edit_row(frames: Tensor, clip, truth, target: Scene) -> dict:
+def edit_row(frames: Tensor, clip, truth, target: Scene, clip_scorer=None) -> dict:
     """Metrics of one edited clip; `clip` and `truth` are the rendered source and true edit."""
+    smoothness = {}
+    if clip_scorer is not None:
+        smoothness["clip_f"] = metrics.clip_frames(frames, clip_scorer)
+        smoothness["true_clip_f"] = metrics.clip_frames(truth.frames, clip_scorer)
     edited = metrics.psnr(frames, truth.frames)
     source = metrics.psnr(clip.frames, truth.frames)
     read = read_attributes(frames)
@@ -141,13 +152,24 @@ def edit_row(frames: Tensor, clip, truth, target: Scene) -> dict:
         "success": metrics.attribute_success(frames, target.attributes),
         **right,
         "warp_error": metrics.warp_error(frames, clip.flow, clip.flow_valid),
-    }
+    } | smoothness
+
+
+def forget_peak() -> None:
+    """Start `peak_mebibytes` anew, where the system can (CUDA, Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mebibytes() -> float:
-    """Peak memory so far: the device's where there is one, else the process's resident set."""
+    """Peak memory since `forget_peak`: the device's where there is one, else the resident set."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(x.split()[1]) / 1024 for x in lines if x.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -163,11 +185,13 @@ def sample_images(
     for start in tqdm(range(0, len(prompts), 16), "samples"):
         batch = prompts[start : start + 16]
         text = pipe.encode_prompt([*batch, *[""] * len(batch)])
+
+        def guided(z: Tensor, t: int, text: Tensor = text) -> Tensor:
+            positive, empty = backbone(torch.cat([z, z]), t, text).chunk(2)
+            return empty + guidance * (positive - empty)
+
         z = torch.randn(len(batch), *shape, generator=generator).to(pipe.device)
-        for step in schedule:
-            out = backbone(torch.cat([z, z]), step.t, text)
-            positive, empty = out.chunk(2)
-            z = schedule.denoise(z, empty + guidance * (positive - empty), step)
+        z = sample(guided, z, schedule)
         frames.append(pipe.decode(rearrange(z, "g f c h w -> (g f) c h w")).cpu())
     return torch.cat(frames)
 
@@ -191,7 +215,8 @@ def prompt_accuracy(
     frames = sample_images(pipe, [s.caption for s in scenes], generator, steps, guidance)
     pairs = list(zip(read_attributes(frames), scenes, strict=True))
     right = {k: sum(r[k] == getattr(s, k) for r, s in pairs) / n for k in ATTRIBUTES}
-    return right | {"all": sum(r == s.attributes for r, s in pairs) / n, "n": n}
+    correct = sum(r == s.attributes for r, s in pairs) / n
+    return right | {"all": correct, "n": n, "guidance": guidance, "steps": steps}
 
 
 def reconstruction_quality(

@@ -16,7 +16,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vala_research.data.clips import written_whole
+from vala_research.data.atomic import written_whole
 from vala_research.miniature.configuration import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
@@ -168,15 +168,10 @@ def export(run: Path, folder: Path, clip_folder: Path) -> None:
 
 def measured(run: Path, folder: Path, n_prompts: int, n_clips: int) -> None:
     """Measure the exported checkpoint and write its card."""
-    from vala_research.diffusion.editing import VideoEditPipeline
     from vala_research.miniature import card
 
-    pipe = VideoEditPipeline.from_pretrained(str(folder))
-    if torch.cuda.is_available():
-        pipe.to("cuda")
-    pipe.set_progress_bar_config(disable=True)
-    quality, rows = card.measure(pipe, n_prompts, n_clips)
-    with (run / "edits.csv").open("w", newline="") as file:
+    quality, rows = card.measure(folder, n_prompts, n_clips)
+    with written_whole(run / "edits.csv") as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

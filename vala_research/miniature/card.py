@@ -6,14 +6,21 @@ import csv
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
+from vala_research.data.atomic import written_whole
 from vala_research.data.sprites import random_scene, read_attributes, render, split_generator
+from vala_research.diffusion.editing import VideoEditPipeline
 from vala_research.evaluation import benchmark, metrics
+from vala_research.evaluation.benchmark import EDITS
+from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.statistics import summarise
 from vala_research.miniature.configuration import SCHEDULE, SIZE, TEXT, UNET, VAE, VISION, WORLD
 
@@ -63,34 +70,68 @@ def natural_pictures() -> torch.Tensor:
 
 
 def measure(
-    pipe,
+    folder: Path,
     n_prompts: int = 500,
     n_clips: int = 32,
     names: Iterable[str] | None = None,
     n_frames: int = 8,
 ) -> tuple[dict, list[dict]]:
-    """Everything the card reports, and the rows of the edit benchmark."""
+    """Everything the card reports, and the rows of the edit benchmark; one process a core.
+
+    folder: the checkpoint, with its CLIPModel in the sibling `<folder>_clip`.
+    """
     every = settings()
     chosen = {k: every[k] for k in names or every}
-    recon = benchmark.reconstruction_quality(pipe, WORLD, n_clips=4)
-    groups: dict[str, list] = {}
-    for row in recon:
-        groups.setdefault(f"{row['inversion']} {row['steps']}", []).append(row)
-    quality = {
-        "vae": vae_quality(pipe),
-        "prompts": benchmark.prompt_accuracy(pipe, WORLD, n_prompts),
-        "prompts_of_held_out_pairs": benchmark.prompt_accuracy(
-            pipe, WORLD, max(20, n_prompts // 5), held_out=True
-        ),
-        "reconstruction": {
-            name: {k: sum(r[k] for r in rows) / len(rows) for k in
-                   ("to_vae", "to_source", "evaluations")}
-            for name, rows in groups.items()
-        },
-    }  # fmt: skip
     cases = benchmark.edit_cases(WORLD, "test", n_clips)
-    rows = list(benchmark.run_edits(pipe, cases, chosen, n_frames, SIZE))
+    groups = [[c for c in cases if c.index // 2 == i] for i in range((n_clips + 1) // 2)]
+    n = 1 if torch.cuda.is_available() else os.cpu_count()
+    with ProcessPoolExecutor(n, get_context("spawn"), _load, (folder,)) as pool:
+        quality = {
+            "vae": pool.submit(_on_pipe, vae_quality),
+            "prompts": pool.submit(_on_pipe, benchmark.prompt_accuracy, WORLD, n_prompts),
+            "prompts_of_held_out_pairs": pool.submit(
+                _on_pipe, benchmark.prompt_accuracy, WORLD, max(20, n_prompts // 5), held_out=True
+            ),
+            "reconstruction": pool.submit(_on_pipe, reconstruction),
+        }
+        parts = [pool.submit(_edit, group, chosen, n_frames) for group in groups]
+        done = tqdm(as_completed(parts), "edits", len(parts))
+        rows = [row for part in done for row in part.result()]
+        quality = {name: found.result() for name, found in quality.items()}
+    rows.sort(key=lambda r: (list(chosen).index(r["setting"]), list(EDITS).index(r["kind"])))
     return quality | {"edits": summary(rows)}, rows
+
+
+def _load(folder: Path) -> None:
+    """The pipeline and the CLIP model of this process."""
+    global PIPE, SCORER
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    PIPE = VideoEditPipeline.from_pretrained(str(folder))
+    PIPE.set_progress_bar_config(disable=True)
+    if torch.cuda.is_available():
+        PIPE.to("cuda")
+    SCORER = ClipScorer.from_pretrained(f"{folder}_clip")
+
+
+def _on_pipe(function: Callable, *arguments, **options):
+    return function(PIPE, *arguments, **options)
+
+
+def _edit(cases: list, chosen: dict, n_frames: int) -> list[dict]:
+    return list(benchmark.run_edits(PIPE, cases, chosen, n_frames, SIZE, SCORER))
+
+
+def reconstruction(pipe, n_clips: int = 4) -> dict[str, dict[str, float]]:
+    """Mean PSNR and network evaluations of each inversion and number of steps."""
+    groups: dict[str, list] = {}
+    for row in benchmark.reconstruction_quality(pipe, WORLD, n_clips):
+        groups.setdefault(f"{row['inversion']} {row['steps']}", []).append(row)
+    keys = ("to_vae", "to_source", "evaluations")
+    return {
+        name: {k: sum(r[k] for r in rows) / len(rows) for k in keys}
+        for name, rows in groups.items()
+    }
 
 
 def summary(rows: list[dict]) -> list[dict]:
@@ -101,8 +142,8 @@ def summary(rows: list[dict]) -> list[dict]:
         groups.setdefault((row["setting"], row["kind"]), []).append(row)
     for (setting, kind), group in groups.items():
         gain = summarise([r["gain"] for r in group])
-        keys = ("psnr", "source_psnr", "success", "warp_error", "seconds")
-        line = {k: sum(r[k] for r in group) / len(group) for k in keys}
+        keys = ("psnr", "source_psnr", "success", "warp_error", "clip_f", "seconds", "peak_mib")
+        line = {k: sum(r[k] for r in group) / len(group) for k in keys if k in group[0]}
         edited = benchmark.EDITS[kind]
         # The edit took where every edited attribute is right in most frames.
         line["edited"] = sum(all(r[k] > 0.5 for k in edited) for r in group) / len(group)
@@ -132,7 +173,8 @@ def training_log(run: Path) -> list[dict]:
 def write_card(folder: Path, quality: dict, log: list[dict], hardware: str) -> None:
     """README.md (the model card) and quality.json beside the weights."""
     quality = quality | {"training": log, "hardware": hardware}
-    (folder / "quality.json").write_text(json.dumps(quality, indent=1) + "\n")
+    with written_whole(folder / "quality.json") as unfinished:
+        unfinished.write_text(json.dumps(quality, indent=1) + "\n")
     vae, prompts = quality["vae"], quality["prompts"]
     held_out = quality["prompts_of_held_out_pairs"]
     stages = [f"| {r['stage']} | {r['step']} | {float(r['seconds']) / 60:.0f} |" for r in log]
@@ -143,7 +185,8 @@ def write_card(folder: Path, quality: dict, log: list[dict], hardware: str) -> N
     edits = [
         f"| {e['setting']} | {e['kind']} | {e['psnr']:.1f} | {e['source_psnr']:.1f} | "
         f"{e['gain']:+.1f} [{e['gain_low']:+.1f}, {e['gain_high']:+.1f}] | {e['edited']:.2f} | "
-        f"{e['success']:.2f} | {1e3 * e['warp_error']:.1f} | {e['seconds']:.1f} | {e['n']} |"
+        f"{e['success']:.2f} | {1e3 * e['warp_error']:.1f} | {e['clip_f']:.1f} | "
+        f"{e['seconds']:.1f} | {e['peak_mib']:.0f} | {e['n']} |"
         for e in quality["edits"]
     ]
     columns = ("shape", "colour", "background", "pattern", "all")
@@ -163,9 +206,10 @@ def write_card(folder: Path, quality: dict, log: list[dict], hardware: str) -> N
         config=json.dumps({"vae": VAE, "unet": UNET, "text": TEXT, "vision": VISION,
                            "schedule": SCHEDULE, "setting": SETTING.arguments()}, indent=1),
         sprites=vae["sprites_psnr"], natural=vae["natural_psnr"],
-        read=vae["attributes_read_after_round_trip"],
+        guidance=prompts["guidance"], read=vae["attributes_read_after_round_trip"],
     )  # fmt: skip
-    (folder / "README.md").write_text(text)
+    with written_whole(folder / "README.md") as unfinished:
+        unfinished.write_text(text)
 
 
 CARD = """# The miniature
@@ -188,7 +232,7 @@ On {hardware}.
 VAE round trip: {sprites:.1f} dB on sprites, {natural:.1f} dB on photographs (it never saw any);
 attributes of {read:.0%} of the round-tripped frames are read correctly.
 
-Prompts whose 25-step sample (guidance 3) shows each attribute:
+Prompts whose 25-step sample (guidance {guidance:g}) shows each attribute:
 
 | | shape | colour | background | pattern | all four | n |
 |---|---|---|---|---|---|---|
@@ -202,10 +246,11 @@ Inversion and reconstruction at guidance 1, mean PSNR in dB:
 
 Edits of test clips; PSNR in dB to the true edit, beside the unedited source's; `edited` is the
 share of clips in which every edited attribute is right in most frames, `success` the share of
-frames in which all four attributes are right; E_warp x 1e-3 under the true flow.
+frames in which all four attributes are right; E_warp x 1e-3 under the true flow; CLIP-F by the
+miniature's own CLIP over consecutive frames; seconds on one core and peak memory of the process.
 
-| setting | edit | PSNR | source | gain [95%] | edited | success | E_warp | seconds | n |
-|---|---|---|---|---|---|---|---|---|---|
+| setting | edit | PSNR | source | gain [95%] | edited | success | E_warp | CLIP-F | s | MiB | n |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 {edits}
 
 ## Configuration

@@ -14,6 +14,8 @@ WORLD = World(
     colours=("red", "yellow", "green", "cyan", "blue", "purple", "white", "black"),
     backgrounds=("red", "yellow", "green", "cyan", "blue", "purple", "white", "black"),
     size=(0.21, 0.28),
+    tilt=0.1,  # nearly upright: what a circle is turned to, a star should be, too
+    turn=0.15,
     held_out=HELD_OUT,
 )
 VAE = dict(
