@@ -13,6 +13,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from vala_research import InputError
@@ -93,10 +94,10 @@ def _largest_part(mask: Tensor) -> Tensor:
 
 @cache
 def _templates() -> Float[Tensor, "s a n"]:
-    """Coverage of every shape at every angle, centred and scaled to the same area."""
+    """Every shape at every angle, as `_profile` sees it."""
     angles = [2 * math.pi * i / N_ANGLES for i in range(N_ANGLES)]
-    drawn = [torch.stack([_normalised(_draw(s, angle)) for angle in angles]) for s in SHAPES]
-    return torch.stack(drawn).flatten(2)
+    drawn = [torch.stack([_profile(_draw(s, angle)) for angle in angles]) for s in SHAPES]
+    return torch.stack(drawn)
 
 
 def _draw(shape: str, angle: float, size: int = 64, radius: float = 16) -> Tensor:
@@ -119,13 +120,19 @@ def _normalised(mask: Float[Tensor, "h w"]) -> Float[Tensor, "t t"]:
     return F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0]
 
 
+def _profile(mask: Float[Tensor, "h w"]) -> Float[Tensor, " n"]:
+    """The normalised mask, blurred by a pixel, less its mean, as a unit vector."""
+    soft = torch.from_numpy(gaussian_filter(_normalised(mask).numpy(), 1.0)).flatten()
+    return F.normalize(soft - soft.mean(), dim=0)
+
+
 def _shape(mask: Float[Tensor, "h w"]) -> str:
-    """The shape whose template overlaps best (intersection over union, over all angles)."""
-    seen = _normalised(mask).flatten()
-    templates = _templates()
-    both = torch.minimum(seen, templates).sum(-1)
-    either = torch.maximum(seen, templates).sum(-1)
-    return SHAPES[(both / either).amax(1).argmax().item()]
+    """The shape whose template correlates best with the mask, over all angles.
+
+    Correlation of soft masks, not overlap of sharp ones: a network's triangle with a blunt corner
+    is nearer to a triangle than to a heart.
+    """
+    return SHAPES[(_templates() @ _profile(mask)).amax(1).argmax().item()]
 
 
 def _pattern(place: Float[Tensor, "h w"], ground: Float[Tensor, "h w"]) -> str:
