@@ -79,7 +79,7 @@ def main() -> None:
 ClipPath = Annotated[Path, typer.Argument(metavar="CLIP", help="Video, gif or folder of frames.")]
 SourcePrompt = Annotated[str, typer.Option(help="What the clip shows.")]
 Model = Annotated[str, typer.Option(help="'miniature', a local folder or a hub id.")]
-Attention = Annotated[str, typer.Option(help="own, first, sparse_causal or extended.")]
+Attention = Annotated[str, typer.Option(help="own, first, sparse_causal, extended or anchors.")]
 Inversion = Annotated[str, typer.Option(help="ddim or exact.")]
 Injection = Annotated[float, typer.Option(help="First share of the steps fed by the source.")]
 Steps = Annotated[int, typer.Option(help="Diffusion steps each way.")]

@@ -8,7 +8,7 @@ et al. 2023, Plug-and-play diffusion features, section 3.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from vala_research import InputError
 from vala_research.diffusion.backbone import Patch, UNet, chunks, is_self_attention
+from vala_research.methods.anchors import Anchors
+from vala_research.methods.compression import compression_weights
 
 Lookup = Callable[[slice], tuple[Tensor, Tensor]]
 Policy = Callable[[Tensor, Tensor, str], Lookup]  # (keys, values, layer name) -> lookup
@@ -56,6 +58,71 @@ def extended(keys: Float[Tensor, "f n d"], values: Float[Tensor, "f n d"], layer
     return lambda frames: (k, v)
 
 
+@dataclass(frozen=True)
+class AnchorAttention:
+    """The policy `anchors` of one clip: own frame and anchors (Wu et al. 2025, VALA).
+
+    anchors: found on latents of `grid` = height x width sites. Keys and values are compressed
+    alike, once a layer: K pseudo-frames that all frames share, or K tokens. A single frame has
+    nothing to share.
+    """
+
+    anchors: Anchors
+    grid: tuple[int, int]
+    _weights: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(
+        self, keys: Float[Tensor, "f n d"], values: Float[Tensor, "f n d"], layer: str
+    ) -> Lookup:
+        n_frames, n = keys.shape[:2]
+        if n_frames != len(self.anchors.responsibilities):
+            raise InputError(
+                f"The anchors are those of {len(self.anchors.responsibilities)} frames and the "
+                f"clip has {n_frames}: find them on this clip."
+            )
+        if n_frames == 1:
+            return own(keys, values, layer)
+        if n not in self._weights:
+            self._weights[n] = compression_weights(self.anchors, self.grid, n)
+        weights = self._weights[n].to(keys)
+        sums = "kfn,fnd->knd" if self.anchors.granularity == "site" else "kfn,fnd->kd"
+        return own_and(keys, values, *(torch.einsum(sums, weights, x) for x in (keys, values)))
+
+
+@dataclass(frozen=True)
+class KeyframeAttention:
+    """Policy: own frame and some key frames of the clip, unchanged (as Fairy, Wu et al. 2023)."""
+
+    keyframes: tuple[int, ...]
+
+    def __call__(
+        self, keys: Float[Tensor, "f n d"], values: Float[Tensor, "f n d"], layer: str
+    ) -> Lookup:
+        chosen = list(self.keyframes)
+        if not chosen or min(chosen) < 0 or max(chosen) >= len(keys):
+            raise InputError(f"Key frames {chosen} of a clip of {len(keys)} frames: choose others.")
+        return own_and(keys, values, keys[chosen], values[chosen])
+
+
+def own_and(
+    keys: Float[Tensor, "f n d"],
+    values: Float[Tensor, "f n d"],
+    more_keys: Float[Tensor, "... d"],
+    more_values: Float[Tensor, "... d"],
+) -> Lookup:
+    """Each frame's own tokens, then those that all frames share; copied a chunk at a time."""
+    more_keys, more_values = more_keys.flatten(0, -2), more_values.flatten(0, -2)
+
+    def lookup(frames: slice) -> tuple[Tensor, Tensor]:
+        k, v = keys[frames], values[frames]
+        return (
+            torch.cat([k, more_keys.expand(len(k), -1, -1)], dim=1),
+            torch.cat([v, more_values.expand(len(v), -1, -1)], dim=1),
+        )
+
+    return lookup
+
+
 POLICIES: dict[str, Policy] = {
     "own": own,
     "first": first,
@@ -68,9 +135,20 @@ def get_policy(attention: str | Policy) -> Policy:
     """A policy by its name, or the policy itself; InputError lists the valid names."""
     if callable(attention):
         return attention
+    if attention == "anchors":
+        return anchors_of_no_clip
     if attention not in POLICIES:
-        raise InputError(f"Unknown attention {attention!r}: choose one of {', '.join(POLICIES)}.")
+        names = ", ".join([*POLICIES, "anchors"])
+        raise InputError(f"Unknown attention {attention!r}: choose one of {names}.")
     return POLICIES[attention]
+
+
+def anchors_of_no_clip(keys: Tensor, values: Tensor, layer: str) -> Lookup:
+    """What "anchors" stands for until `VideoEditPipeline` has seen the clip."""
+    raise InputError(
+        "The attention 'anchors' belongs to one clip: give AnchorAttention(anchors, grid), "
+        "or leave it to VideoEditPipeline."
+    )
 
 
 @dataclass

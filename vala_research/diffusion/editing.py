@@ -17,10 +17,17 @@ from torch import Tensor
 
 from vala_research import InputError
 from vala_research.diffusion import codec
-from vala_research.diffusion.attention import Injection, Policy, attention_patches, get_policy
+from vala_research.diffusion.attention import (
+    AnchorAttention,
+    Injection,
+    Policy,
+    attention_patches,
+    get_policy,
+)
 from vala_research.diffusion.backbone import Backbone, resolve_checkpoint, vae_factor
 from vala_research.diffusion.inversion import ExactSettings, Inversion, get_method, invert
 from vala_research.diffusion.schedule import Schedule, sample
+from vala_research.methods.anchors import Anchors, AnchorSettings, assign_anchors
 
 GUIDANCE_SCALE = 2.0  # best on validation clips of the miniature; Stable Diffusion: about 7.5
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -103,6 +110,7 @@ class VideoEditPipeline(DiffusionPipeline):
         inversion: str = "ddim",
         attention: str | Policy = "extended",
         injection: float | Injection = 0.0,
+        anchors: AnchorSettings | Anchors | None = None,
         frames_per_chunk: int | None = None,
         exact_settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -123,10 +131,11 @@ class VideoEditPipeline(DiffusionPipeline):
             the prompts, and prompt == source_prompt reconstructs at any scale.
         guidance_scale: eps = eps_neg + guidance_scale (eps_prompt - eps_neg); 1 turns it off.
         inversion: "ddim", or "exact" (slower; reconstructs to rounding error).
-        attention: "own", "first", "sparse_causal", "extended", or a policy. The inversion uses the
-            same one, since sampling undoes only the process that was inverted.
+        attention: "own", "first", "sparse_causal", "extended", "anchors", or a policy. The
+            inversion uses the same one, since sampling undoes only the process that was inverted.
         injection: first fraction of the steps in which the source's attention maps and features
             replace the edit's (0 none, 1 always); an `Injection` sets the two apart.
+        anchors: for attention "anchors": how they are found on the clip's latents, or those found.
         frames_per_chunk: bounds the memory, not the result; None chooses from the resolution.
         exact_settings: tolerance and iterations of inversion "exact".
         generator: accepted as everywhere in diffusers; deterministic DDIM from the VAE's mode
@@ -146,10 +155,13 @@ class VideoEditPipeline(DiffusionPipeline):
         get_policy(attention), get_method(inversion)
         text = self.encode_prompt([negative_prompt or "", prompt, source_prompt])  # g n d
 
+        needs_clip = latents is None or (attention == "anchors" and video is not None)
+        z_0 = self.encode(video, frames_per_chunk) if needs_clip else None
+        attention = self._of_clip(attention, anchors, z_0, latents)
         if latents is None:
             n_injected = max(injection.n_steps(len(schedule)))
             latents = self._invert(
-                video, text[2:], schedule, inversion, attention, frames_per_chunk, exact_settings,
+                z_0, text[2:], schedule, inversion, attention, frames_per_chunk, exact_settings,
                 keep_trajectory=n_injected > 0,
             )  # fmt: skip
         if not isinstance(latents, Inversion):
@@ -218,26 +230,48 @@ class VideoEditPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         inversion: str = "ddim",
         attention: str | Policy = "extended",
+        anchors: AnchorSettings | Anchors | None = None,
         frames_per_chunk: int | None = None,
         exact_settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
         return_inversion: bool = False,
     ) -> Float[Tensor, "f c h w"] | Inversion:
         """Latents at the noisiest level, from which `reconstruct` returns to the clip (guidance 1).
 
-        return_inversion: the whole `Inversion`: trajectory, residuals, number of evaluations.
+        return_inversion: the whole `Inversion`: trajectory, residuals, evaluations, anchors.
         """
         schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
         get_policy(attention), get_method(inversion)
         text = self.encode_prompt([source_prompt])
+        z_0 = self.encode(video, frames_per_chunk)
+        attention = self._of_clip(attention, anchors, z_0)
         found = self._invert(
-            video, text, schedule, inversion, attention, frames_per_chunk, exact_settings
+            z_0, text, schedule, inversion, attention, frames_per_chunk, exact_settings
         )
         self.maybe_free_model_hooks()
         return found if return_inversion else found.latents
 
+    def _of_clip(
+        self, attention, anchors, z_0: Tensor | None, latents: Tensor | Inversion | None = None
+    ) -> str | Policy:
+        """The attention, where "anchors" becomes the policy of this clip.
+
+        Anchors are found on the clean latents; on the given ones when only those are known.
+        """
+        if attention != "anchors":
+            return attention
+        if z_0 is None and isinstance(latents, Inversion):
+            z_0 = latents.trajectory[-1] if latents.trajectory else latents.latents
+            anchors = anchors or latents.anchors
+        elif z_0 is None:
+            z_0 = self._check_latents(latents)
+        if not isinstance(anchors, Anchors):
+            features = rearrange(z_0, "f c h w -> f (h w) c")
+            anchors = assign_anchors(features, anchors or AnchorSettings())
+        return AnchorAttention(anchors, tuple(z_0.shape[2:]))
+
     def _invert(
         self,
-        video,
+        z_0,
         text,
         schedule,
         method,
@@ -246,12 +280,12 @@ class VideoEditPipeline(DiffusionPipeline):
         settings,
         keep_trajectory=True,
     ) -> Inversion:
-        z_0 = self.encode(video, frames_per_chunk)
         # A network in half precision cannot answer more precisely than its own rounding.
         floor = torch.finfo(self.unet.dtype).eps
         settings = replace(settings, tolerance=max(settings.tolerance, floor))
         predict = self._predictor(text, attention, frames_per_chunk)
-        return invert(predict, z_0, schedule, method, settings, keep_trajectory, self.progress_bar)
+        found = invert(predict, z_0, schedule, method, settings, keep_trajectory, self.progress_bar)
+        return replace(found, anchors=getattr(attention, "anchors", None))
 
     def _predictor(
         self, text: Tensor, attention, frames_per_chunk
@@ -268,17 +302,20 @@ class VideoEditPipeline(DiffusionPipeline):
     @torch.no_grad()
     def reconstruct(
         self,
-        latents: Tensor,
+        latents: Tensor | Inversion,
         source_prompt: str = "",
         num_inference_steps: int = 50,
         attention: str | Policy = "extended",
+        anchors: AnchorSettings | Anchors | None = None,
         frames_per_chunk: int | None = None,
     ) -> Float[Tensor, "f c h w"]:
         """Sample at guidance 1 and decode: what `invert` undoes; frames in [0, 1]."""
         schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
         get_policy(attention)
+        attention = self._of_clip(attention, anchors, None, latents)
         predict = self._predictor(self.encode_prompt([source_prompt]), attention, frames_per_chunk)
-        z = sample(predict, self._check_latents(latents), schedule, self.progress_bar)
+        z = latents.latents if isinstance(latents, Inversion) else latents
+        z = sample(predict, self._check_latents(z), schedule, self.progress_bar)
         frames = self.decode(z, frames_per_chunk)
         self.maybe_free_model_hooks()
         return frames

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vala_research import InputError
 from vala_research.diffusion.schedule import Predict, Schedule, Step
+from vala_research.methods.anchors import Anchors
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,14 @@ class Inversion:
     latents: z at the noisiest level. trajectory: z at every level in sampling order, noisiest
     first, ending with the clean latents (n_steps + 1 entries; empty when not kept). n_evaluations:
     network calls, each on all frames. residuals: of the implicit step, one a step in sampling
-    order (ddim: empty).
+    order (ddim: empty). anchors: what the frames attended to besides themselves, where they did.
     """
 
     latents: Float[Tensor, "*shape"]
     trajectory: tuple[Tensor, ...] = ()
     n_evaluations: int = 0
     residuals: tuple[float, ...] = ()
+    anchors: Anchors | None = None
 
 
 @dataclass

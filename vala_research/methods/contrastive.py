@@ -1,0 +1,72 @@
+"""An anchor should look like itself in the next frame, and like no other anchor there.
+
+The contrastive term of VALA (arXiv 2510.22970), as InfoNCE (van den Oord et al. 2018) over frame
+summaries, and the small network that trades it off against the bound.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def frame_summaries(u: Float[Tensor, "f n d"], r: Float[Tensor, "f n k"]) -> Float[Tensor, "f k d"]:
+    """m_{f,k} = normalise(sum_i q(k|f,i) u_{f,i})."""
+    return F.normalize(torch.einsum("fnk,fnd->fkd", r, u), dim=-1)
+
+
+def info_nce(
+    summaries: Float[Tensor, "f k d"], mass: Float[Tensor, "f k"], temperature: float
+) -> Float[Tensor, ""]:
+    """Anchor k of frame f should resemble anchor k of frame f + 1, and no other anchor there.
+
+    Pairs in which the anchor holds less than a hundredth of either frame are left out.
+    """
+    similarity = torch.einsum("fkd,fjd->fkj", summaries[:-1], summaries[1:]) / temperature
+    present = mass > 0.01 * mass.sum(-1, keepdim=True)
+    similarity = similarity.masked_fill(~present[1:, None, :], -torch.inf)
+    both = present[:-1] & present[1:]
+    loss = -similarity.log_softmax(-1).diagonal(dim1=1, dim2=2)
+    return loss[both].mean() if both.any() else similarity.new_zeros(())
+
+
+def refined(
+    u: Float[Tensor, "f n d"],
+    logits: Float[Tensor, "f n k"],
+    concentrations: Float[Tensor, " k"],
+    contrastive_weight: float,
+    n_steps: int,
+    generator: torch.Generator | None = None,
+    width: int = 16,
+) -> Float[Tensor, "f n k"]:
+    """Adam steps on J = -bound / N + lambda_c InfoNCE; the network starts as the identity.
+
+    Each anchor's summaries attend over frames; what they read bends the anchor's direction within
+    each frame, so that its tokens can be told apart by where the anchor is in other frames.
+    logits: E log pi_k + log p(u | k), whose softmax is where the refinement starts.
+    """
+    d, kappa = u.shape[-1], concentrations.to(u)
+    draw = torch.randn(2, d, width, generator=generator).to(u) / math.sqrt(d)
+    query, key = (x.clone().requires_grad_() for x in draw)
+    gate = torch.zeros(d, device=u.device, dtype=u.dtype, requires_grad=True)
+    summaries = frame_summaries(u, logits.softmax(-1))
+    temperature = 1 / kappa.mean().clamp_min(1.0).item()
+    optimiser = torch.optim.Adam([query, key, gate], lr=1e-2)
+
+    def posterior() -> Tensor:
+        q, k = summaries @ query, summaries @ key  # f k w
+        weight = torch.einsum("fkw,gkw->kfg", q, k).mul(width**-0.5).softmax(-1)
+        bend = torch.einsum("kfg,gkd->fkd", weight, summaries) * gate
+        return (logits + torch.einsum("fnd,fkd->fnk", u, kappa[:, None] * bend)).softmax(-1)
+
+    with torch.enable_grad():
+        for _ in range(n_steps):
+            q = posterior()
+            bound = ((q * logits).sum(-1) + torch.special.entr(q).sum(-1)).mean()
+            contrast = info_nce(frame_summaries(u, q), q.sum(1), temperature)
+            optimiser.zero_grad()
+            (contrastive_weight * contrast - bound).backward()
+            optimiser.step()
+        return posterior().detach()

@@ -1,0 +1,100 @@
+"""Key frames are good when every token of the clip has a close relative in one of them.
+
+D(S) = mean over frames f, tokens i of min over s in S, tokens j of |u_{f,i} - u_{s,j}|^2 is what a
+propagation of edited key-frame features to the other frames loses (Geyer et al. 2023, TokenFlow,
+4.1 copies features of nearest neighbours so).
+"""
+
+import math
+from itertools import combinations, islice
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research import InputError
+
+MAX_ENUMERATED = 20_000
+
+
+def token_costs(u: Float[Tensor, "f n d"]) -> Float[Tensor, "f n s"]:
+    """Squared distance of every unit token to its nearest one in each frame s."""
+    f = len(u)
+    cost = u.new_empty(f, u.shape[1], f)
+    for s in range(f):
+        for g in range(f):
+            cost[g, :, s] = 2 - 2 * (u[g] @ u[s].T).amax(-1)
+        cost[s, :, s] = 0
+    return cost.clamp_min_(0)
+
+
+def set_cost(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], chosen: list[int]) -> float:
+    """Weighted mean over rows of the least cost among the chosen columns."""
+    return float((cost[:, chosen].amin(-1) * weight).sum() / weight.sum())
+
+
+def optimal_set(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], n: int) -> list[int]:
+    """The cheapest n columns, by enumeration. Raises InputError beyond 20,000 sets."""
+    n_frames = cost.shape[-1]
+    if math.comb(n_frames, n) > MAX_ENUMERATED:
+        raise InputError(
+            f"{math.comb(n_frames, n)} sets of {n} of {n_frames} frames are too many to enumerate "
+            f"(at most {MAX_ENUMERATED}): choose fewer frames or the method kmedoids."
+        )
+    # Rows and columns change places, so that a set is a row and the minimum runs over few of them.
+    by_frame, best = cost.T.contiguous(), (math.inf, [])
+    sets = combinations(range(n_frames), n)
+    while part := list(islice(sets, 64)):
+        found = torch.stack([by_frame[list(s)].amin(0) @ weight for s in part])
+        value, i = found.min(0)
+        if value < best[0]:
+            best = (float(value), list(part[int(i)]))
+    return best[1]
+
+
+def local_set(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], n: int) -> list[int]:
+    """n columns by greedy choice, then swaps while one helps (Kaufman and Rousseeuw 1990, PAM)."""
+    chosen: list[int] = []
+    nearest = torch.full_like(weight, torch.inf)
+    while len(chosen) < n:
+        with_each = torch.minimum(cost, nearest[:, None]).T @ weight
+        with_each[chosen] = torch.inf
+        chosen.append(int(with_each.argmin()))
+        nearest = torch.minimum(nearest, cost[:, chosen[-1]])
+    best, improved = float(nearest @ weight), True
+    while improved:
+        improved = False
+        for i in range(n):
+            rest = chosen[:i] + chosen[i + 1 :]
+            others = cost[:, rest].amin(-1) if rest else torch.full_like(weight, torch.inf)
+            with_each = torch.minimum(cost, others[:, None]).T @ weight
+            with_each[rest] = torch.inf
+            j = int(with_each.argmin())
+            if with_each[j] < best * (1 - 1e-6):
+                chosen, best, improved = [*rest, j], float(with_each[j]), True
+                break
+    return sorted(chosen)
+
+
+def cheapest_set(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], n: int) -> list[int]:
+    """The optimal set where enumeration is quick, else the local one."""
+    few = math.comb(cost.shape[-1], n) * len(weight) <= 1 << 22
+    return optimal_set(cost, weight, n) if few else local_set(cost, weight, n)
+
+
+def uniform_frames(n_frames: int, n: int) -> list[int]:
+    """The middles of n equal parts."""
+    return [(2 * i + 1) * n_frames // (2 * n) for i in range(n)]
+
+
+def kmeans_frames(u: Float[Tensor, "f n d"], n: int, seed: int = 0) -> list[int]:
+    """The frames nearest to the centres of a k-means over whole frames."""
+    from sklearn.cluster import KMeans
+
+    x = u.flatten(1).cpu().double().numpy()
+    distance = torch.from_numpy(KMeans(n, n_init=4, random_state=seed).fit(x).transform(x))
+    chosen: list[int] = []
+    for k in range(n):
+        distance[chosen, k] = torch.inf
+        chosen.append(int(distance[:, k].argmin()))
+    return sorted(chosen)

@@ -1,0 +1,75 @@
+"""The von Mises-Fisher distribution on the unit sphere: C_d(kappa) exp(kappa mu . u).
+
+Mardia and Jupp 2000, Directional Statistics, 9.3. Bessel functions by their uniform expansion
+(DLMF 10.41.3) at an order of 48 or more, and by the backward recurrence from there: relative error
+of C_d below 1e-9 for every d >= 2 and kappa in [0, 1e4].
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MAX_CONCENTRATION = 1e4
+LEAST_ORDER = 48
+
+
+def _expansion(order: float, kappa: Tensor) -> Tensor:
+    """log I_order(kappa) - order log kappa, for a large order."""
+    z = kappa / order
+    root = (1 + z * z).sqrt()
+    t = 1 / root
+    u1 = (3 * t - 5 * t**3) / 24
+    u2 = (81 * t**2 - 462 * t**4 + 385 * t**6) / 1152
+    u3 = (30375 * t**3 - 369603 * t**5 + 765765 * t**7 - 425425 * t**9) / 414720
+    series = u1 / order + u2 / order**2 + u3 / order**3
+    main = order * (root - torch.log1p(root) - math.log(order))
+    return main - 0.5 * (math.log(2 * math.pi * order) + root.log()) + torch.log1p(series)
+
+
+def _descent(d: int, kappa: Tensor) -> list[Tensor]:
+    """kappa I_v / I_{v+1} for the orders v from LEAST_ORDER (or more) down to nu = d/2 - 1."""
+    nu = d / 2 - 1
+    top = nu + max(0, math.ceil(LEAST_ORDER - nu))
+    ratios = [(_expansion(top, kappa) - _expansion(top + 1, kappa)).exp()]
+    squared = kappa.square()
+    while top > nu:  # I_{v-1} = 2 v / kappa I_v + I_{v+1}
+        ratios.append(2 * top + squared / ratios[-1])
+        top -= 1
+    return ratios
+
+
+def log_normaliser(d: int, kappa: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """log C_d(kappa) in float64; kappa = 0 is the uniform distribution."""
+    kappa = kappa.double()
+    _, *below = _descent(d, kappa)
+    value = _expansion(d / 2 - 1 + len(below), kappa)  # log I_nu - nu log kappa, once completed
+    if below:
+        value = value + torch.stack(below).log().sum(0)
+    return -0.5 * d * math.log(2 * math.pi) - value
+
+
+def mean_length(d: int, kappa: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """A_d(kappa) = I_{d/2} / I_{d/2-1}: expected length of the mean of unit vectors, in [0, 1)."""
+    kappa = kappa.double()
+    return kappa / _descent(d, kappa)[-1]
+
+
+def concentration(d: int, length: Float[Tensor, " k"], n_newton: int = 5) -> Float[Tensor, " k"]:
+    """kappa with A_d(kappa) = `length`, at most 1e4: the maximum of log C_d(kappa) + kappa length.
+
+    Newton from Banerjee et al. 2005, Eq. (4.4), kept inside a shrinking bracket (A_d increases).
+    """
+    length = length.double().clamp(0, 1)
+    low, high = torch.zeros_like(length), torch.full_like(length, MAX_CONCENTRATION)
+    kappa = length * (d - length.square()) / (1 - length.square()).clamp_min(1e-12)
+    kappa = kappa.clamp(max=MAX_CONCENTRATION)
+    for _ in range(n_newton):
+        a = mean_length(d, kappa)
+        low, high = torch.where(a < length, kappa, low), torch.where(a > length, kappa, high)
+        slope = 1 - a.square() - (d - 1) * a / kappa.clamp_min(1e-300)
+        slope = torch.where(kappa > 0, slope, 1 / d).clamp_min(1e-12)
+        new = kappa - (a - length) / slope
+        kappa = torch.where((new < low) | (new > high), (low + high) / 2, new)
+    return kappa
