@@ -175,7 +175,7 @@ def peak_mebibytes() -> float:
 
 @torch.no_grad()
 def sample_images(
-    pipe, prompts: list[str], generator: torch.Generator, steps: int = 25, guidance: float = 3.0
+    pipe, prompts: list[str], generator: torch.Generator, steps: int = 25, guidance: float = 2.0
 ) -> Tensor:
     """Text to image by deterministic DDIM: one frame a prompt, n 3 h w in [0,1]."""
     schedule = Schedule.from_scheduler(pipe.scheduler, steps)
@@ -197,16 +197,22 @@ def sample_images(
 
 
 def prompt_accuracy(
-    pipe, world: World, n: int, steps: int = 25, guidance: float = 3.0, held_out: bool = False
+    pipe,
+    world: World,
+    n: int,
+    steps: int = 25,
+    guidance: float = 2.0,
+    held_out: bool = False,
+    split: str = "test",
 ) -> dict[str, float]:
-    """Share of test prompts whose sample shows each attribute, and all four at once.
+    """Share of prompts of a split whose sample shows each attribute, and all four at once.
 
     held_out: prompts of the (shape, colour) pairs that training never saw, instead of the others.
     """
     pairs = sorted(p for p in world.held_out if p[0] in world.shapes and p[1] in world.colours)
     scenes = [
         random_scene(
-            split_generator("test", i), world=replace(world, empty=0.0),
+            split_generator(split, i), world=replace(world, empty=0.0),
             pair=pairs[i % len(pairs)] if held_out else None,
         )
         for i in range(n)
