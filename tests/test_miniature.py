@@ -226,6 +226,15 @@ def test_rows_hold_what_the_card_sums_up(pipe):
     assert lines[0]["clip_f"] == pytest.approx(rows[0]["clip_f"])
 
 
+def test_the_pool_holds_the_scenes_asked_for(tmp_path):
+    """Any number, also one that is no multiple of what a process renders at a time."""
+    pool = objectives.frame_pool(tmp_path, 7)
+    assert pool["scene"].tolist() == [i for i in range(7) for _ in range(2)]
+    assert pool["pixels"].shape == (14, 3, 64, 64) and pool["mask"].shape == (14, 1, 16, 16)
+    with pytest.raises(InputError, match="holds 7 scenes"):
+        objectives.frame_pool(tmp_path, 8)
+
+
 def test_training_timesteps_cover_all_and_favour_the_middle():
     """12% below t = 150, 66% up to 650, 22% above, and both ends are reached."""
     latents = torch.zeros(4, 4, 16, 16)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vala_research import InputError
 from vala_research.data.atomic import written_whole
 from vala_research.data.sprite_captions import caption, vocabulary
 from vala_research.data.sprites import render
@@ -98,14 +99,19 @@ def frame_pool(run: Path, n_scenes: int) -> dict[str, Tensor]:
 
         with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
             starts = range(0, n_scenes, 500)
-            chunks = list(tqdm(pool.map(_render_chunk, starts), "frames", len(starts)))
+            counts = [min(500, n_scenes - start) for start in starts]
+            chunks = list(tqdm(pool.map(_render_chunk, starts, counts), "frames", len(starts)))
         whole = {k: torch.cat([c[k] for c in chunks]) for k in chunks[0]}
         with written_whole(path) as unfinished:
             save_file(whole, unfinished)
-    return load_file(path)
+    pool = load_file(path)
+    found = int(pool["scene"].max()) + 1
+    if found != n_scenes:
+        raise InputError(f"{path} holds {found} scenes: ask for those, or name another folder.")
+    return pool
 
 
-def _render_chunk(start: int, n: int = 500) -> dict[str, Tensor]:
+def _render_chunk(start: int, n: int) -> dict[str, Tensor]:
     torch.set_num_threads(1)
     clips = [render(training_scene(i), 2, SIZE) for i in range(start, start + n)]
     frames = torch.cat([c.frames for c in clips])
