@@ -8,6 +8,7 @@ from vala_research.methods.von_mises_fisher import (
     MAX_CONCENTRATION,
     concentration,
     log_normaliser,
+    log_uniform,
     mean_length,
 )
 
@@ -38,6 +39,8 @@ def test_zero_concentration_is_the_uniform_distribution_on_the_sphere():
     area = 4 * torch.pi  # of the sphere in three dimensions
     found = log_normaliser(3, torch.zeros(1))
     assert found.exp().item() * area == pytest.approx(1, rel=1e-8)
+    for d in (2, 3, 64, 1280):
+        assert log_uniform(d) == pytest.approx(log_normaliser(d, torch.zeros(1)).item(), rel=1e-9)
     assert mean_length(3, torch.zeros(1)).item() == 0
 
 

@@ -27,7 +27,12 @@ from torch import Tensor
 from vala_research import InputError
 from vala_research.methods import keyframes as frames_by
 from vala_research.methods.contrastive import frame_summaries, refined
-from vala_research.methods.von_mises_fisher import concentration, log_normaliser, mean_length
+from vala_research.methods.von_mises_fisher import (
+    concentration,
+    log_normaliser,
+    log_uniform,
+    mean_length,
+)
 
 GRANULARITIES = ("site", "token")
 KEYFRAME_METHODS = ("vala", "uniform", "random", "first", "kmeans", "kmedoids", "optimal")
@@ -128,8 +133,7 @@ class Mixture:
         weights = torch.lgamma(a.sum()) - torch.lgamma(a).sum() - torch.lgamma(a0.sum())
         weights = weights + torch.lgamma(a0).sum() + ((a - a0) * self.expected_log_weights).sum()
         d, beta = self.directions.shape[-1], self.certainties
-        flat = log_normaliser(d, torch.zeros_like(beta))
-        directions = log_normaliser(d, beta) - flat + beta * mean_length(d, beta)
+        directions = log_normaliser(d, beta) - log_uniform(d) + beta * mean_length(d, beta)
         return float(weights + directions.sum())
 
 

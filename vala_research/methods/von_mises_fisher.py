@@ -50,6 +50,11 @@ def log_normaliser(d: int, kappa: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
     return -0.5 * d * math.log(2 * math.pi) - value
 
 
+def log_uniform(d: int) -> float:
+    """log C_d(0): the density of the uniform distribution on the sphere in d dimensions."""
+    return math.lgamma(d / 2) - math.log(2) - 0.5 * d * math.log(math.pi)
+
+
 def mean_length(d: int, kappa: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
     """A_d(kappa) = I_{d/2} / I_{d/2-1}: expected length of the mean of unit vectors, in [0, 1)."""
     kappa = kappa.double()
@@ -71,5 +76,9 @@ def concentration(d: int, length: Float[Tensor, " k"], n_newton: int = 5) -> Flo
         slope = 1 - a.square() - (d - 1) * a / kappa.clamp_min(1e-300)
         slope = torch.where(kappa > 0, slope, 1 / d).clamp_min(1e-12)
         new = kappa - (a - length) / slope
-        kappa = torch.where((new < low) | (new > high), (low + high) / 2, new)
+        new = torch.where((new < low) | (new > high), (low + high) / 2, new)
+        is_settled = ((new - kappa).abs() <= 1e-9 * new).all()
+        kappa = new
+        if is_settled:
+            break
     return kappa
