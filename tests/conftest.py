@@ -50,6 +50,32 @@ def pipe(miniature):
     return pipe
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """Folder of a tiny random checkpoint of the Stable Diffusion class."""
+    from tiny_models import tiny_checkpoint
+
+    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny(checkpoint):
+    """That checkpoint as a VideoEditPipeline, without progress bars."""
+    from vala_research import VideoEditPipeline
+
+    pipe = VideoEditPipeline.from_pretrained(str(checkpoint))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def video() -> torch.Tensor:
+    """Three frames of smooth colour, f c h w."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(3, 3, 4, 6, generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=(16, 24), mode="bilinear")
+
+
 def _weights(part: str) -> str:
     from vala_research import miniature_path
 

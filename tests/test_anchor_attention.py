@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from test_attention import KINDS, SAME, distance, inputs, model, run
-from tiny_models import tiny_checkpoint
 
-from vala_research import InputError, VideoEditPipeline
+from vala_research import InputError
 from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, get_policy
 from vala_research.diffusion.inversion import ExactSettings
 from vala_research.methods.anchors import AnchorSettings, assign_anchors
@@ -106,20 +104,6 @@ def test_what_does_not_fit_is_named():
 
 
 # In the pipeline.
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> VideoEditPipeline:
-    folder = tiny_checkpoint(tmp_path_factory.mktemp("m") / "tiny")
-    pipe = VideoEditPipeline.from_pretrained(str(folder))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def video() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return F.interpolate(torch.rand(3, 3, 4, 6, generator=generator), (16, 24), mode="bilinear")
 
 
 def test_an_edit_finds_its_anchors_or_takes_them(tiny, video):

@@ -10,7 +10,6 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny_models import (
     D_TEXT,
     N_TOKENS,
-    tiny_checkpoint,
     tiny_motion_unet,
     tiny_sdxl_unet,
     tiny_unet,
@@ -193,11 +192,6 @@ def test_counts_frames_and_names_step_and_dtype_of_nan():
 
 
 # Checkpoints.
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
-from tiny_models import N_TOKENS, tiny_checkpoint, tiny_unet
+from tiny_models import N_TOKENS, tiny_unet
 
 from vala_research import InputError, VideoEditPipeline
 from vala_research.diffusion.attention import Injection
@@ -16,26 +16,6 @@ from vala_research.diffusion.inversion import ExactSettings
 
 SOURCE, TARGET = "a red circle", "a blue square"
 N_STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def tiny(checkpoint) -> VideoEditPipeline:
-    pipe = VideoEditPipeline.from_pretrained(str(checkpoint))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def video() -> torch.Tensor:
-    """Three frames of smooth colour, f c h w."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(3, 3, 4, 6, generator=generator)
-    return torch.nn.functional.interpolate(coarse, size=(16, 24), mode="bilinear")
 
 
 @pytest.fixture(scope="module")

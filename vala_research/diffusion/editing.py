@@ -157,6 +157,7 @@ class VideoEditPipeline(DiffusionPipeline):
 
         needs_clip = latents is None or (attention == "anchors" and video is not None)
         z_0 = self.encode(video, frames_per_chunk) if needs_clip else None
+        latents = self._as_inversion(latents)
         attention = self._of_clip(attention, anchors, z_0, latents)
         if latents is None:
             n_injected = max(injection.n_steps(len(schedule)))
@@ -164,8 +165,6 @@ class VideoEditPipeline(DiffusionPipeline):
                 z_0, text[2:], schedule, inversion, attention, frames_per_chunk, exact_settings,
                 keep_trajectory=n_injected > 0,
             )  # fmt: skip
-        if not isinstance(latents, Inversion):
-            latents = Inversion(self._check_latents(latents))
         if latents.trajectory and len(latents.trajectory) != len(schedule) + 1:
             raise InputError(
                 f"The inversion given as latents has {len(latents.trajectory) - 1} steps and the "
@@ -251,7 +250,7 @@ class VideoEditPipeline(DiffusionPipeline):
         return found if return_inversion else found.latents
 
     def _of_clip(
-        self, attention, anchors, z_0: Tensor | None, latents: Tensor | Inversion | None = None
+        self, attention, anchors, z_0: Tensor | None, latents: Inversion | None = None
     ) -> str | Policy:
         """The attention, where "anchors" becomes the policy of this clip.
 
@@ -259,11 +258,9 @@ class VideoEditPipeline(DiffusionPipeline):
         """
         if attention != "anchors":
             return attention
-        if z_0 is None and isinstance(latents, Inversion):
+        if z_0 is None:
             z_0 = latents.trajectory[-1] if latents.trajectory else latents.latents
             anchors = anchors or latents.anchors
-        elif z_0 is None:
-            z_0 = self._check_latents(latents)
         if not isinstance(anchors, Anchors):
             features = rearrange(z_0, "f c h w -> f (h w) c")
             anchors = assign_anchors(features, anchors or AnchorSettings())
@@ -312,10 +309,10 @@ class VideoEditPipeline(DiffusionPipeline):
         """Sample at guidance 1 and decode: what `invert` undoes; frames in [0, 1]."""
         schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
         get_policy(attention)
+        latents = self._as_inversion(latents)
         attention = self._of_clip(attention, anchors, None, latents)
         predict = self._predictor(self.encode_prompt([source_prompt]), attention, frames_per_chunk)
-        z = latents.latents if isinstance(latents, Inversion) else latents
-        z = sample(predict, self._check_latents(z), schedule, self.progress_bar)
+        z = sample(predict, self._check_latents(latents.latents), schedule, self.progress_bar)
         frames = self.decode(z, frames_per_chunk)
         self.maybe_free_model_hooks()
         return frames
@@ -426,6 +423,12 @@ class VideoEditPipeline(DiffusionPipeline):
                 f"frames x {self.unet.config.in_channels} x height x width."
             )
         return z.to(self._execution_device, self._solver_dtype)
+
+    def _as_inversion(self, latents: Tensor | Inversion | None) -> Inversion | None:
+        """Bare latents become an inversion that knows nothing else."""
+        if latents is None or isinstance(latents, Inversion):
+            return latents
+        return Inversion(self._check_latents(latents))
 
     def _as_output(self, z: Tensor, output_type: str, frames_per_chunk: int | None) -> Any:
         """A batch of one clip, in the type asked for."""

@@ -122,10 +122,15 @@ class Mixture:
 
     def logits(self, u: Float[Tensor, "t d"]) -> Float[Tensor, "t k"]:
         """E log pi_k + E log p(u | k); its softmax is the posterior."""
-        d = u.shape[-1]
+        offset, slope = self.affine(u)
+        return torch.addmm(offset, u, slope)
+
+    def affine(self, like: Tensor) -> tuple[Float[Tensor, " k"], Float[Tensor, "d k"]]:
+        """offset, slope: the logits are offset + u slope; in the precision of `like`."""
+        d = self.directions.shape[-1]
         scale = self.concentrations * mean_length(d, self.certainties)
         offset = self.expected_log_weights + log_normaliser(d, self.concentrations)
-        return torch.addmm(offset.to(u), u, (scale[:, None] * self.directions).to(u).T)
+        return offset.to(like), (scale[:, None] * self.directions).to(like).T
 
     def divergence(self, settings: AnchorSettings) -> float:
         """KL(q(pi) | prior) + sum_k KL(q(mu_k) | uniform): what the anchors cost."""
@@ -149,12 +154,12 @@ def assign_anchors(
     the refinement. Raises InputError for NaN, infinite or zero tokens and for an empty clip.
     """
     u = unit_tokens(features)
-    f, n, d = u.shape
+    f, n = u.shape[:2]
     n_sites = min(n, max(1, settings.coreset // f)) if settings.coreset else n
     sites = torch.linspace(0, n - 1, n_sites, device=u.device).round().long()
     core = u[:, sites].flatten(0, 1)
-    mixture = _ascend(core, _seeded(core, settings), settings)[0]
-    mixture = _pruned(core, mixture, settings)
+    mixture, objective = _ascend(core, _seeded(core, settings), settings)
+    mixture = _pruned(core, mixture, objective, settings)
     tokens = u.flatten(0, 1)
     if n_sites < n:  # what was counted on the coreset stands for all tokens
         mixture.counts = settings.dirichlet + (mixture.counts - settings.dirichlet) * n / n_sites
@@ -234,8 +239,9 @@ def _from_sums(mass: Tensor, resultant: Tensor, kappa: Tensor, settings: AnchorS
 def _sweep(u: Tensor, mixture: Mixture, chunk: int = 1 << 15) -> tuple[float, Tensor, Tensor]:
     """The E step in one pass: sum of log evidence, mass and resultant of each anchor."""
     evidence, mass, resultant = 0.0, 0.0, 0.0
+    offset, slope = mixture.affine(u)
     for part in u.split(chunk):
-        logits = mixture.logits(part)
+        logits = torch.addmm(offset, part, slope)
         top = logits.logsumexp(-1, keepdim=True)
         r = logits.sub_(top).exp_()
         evidence += top.sum(dtype=torch.float64).item()
@@ -256,14 +262,15 @@ def _ascend(u: Tensor, mixture: Mixture, settings: AnchorSettings) -> tuple[Mixt
     return mixture, objective
 
 
-def _pruned(u: Tensor, mixture: Mixture, settings: AnchorSettings) -> Mixture:
+def _pruned(
+    u: Tensor, mixture: Mixture, objective: list[float], settings: AnchorSettings
+) -> Mixture:
     """Drop every anchor without which the bound is higher, lightest first.
 
     Tried only while tokens are few: with 64 an anchor and more, those in use pay for themselves.
     """
     if len(u) > min(1024, 64 * len(mixture.counts)):
         return mixture
-    mixture, objective = _ascend(u, mixture, settings)
     k = 0
     while k < len(mixture.counts) > 1:
         kept = mixture.counts.argsort()

@@ -23,7 +23,7 @@ def compression_weights(
     `n_tokens`. At a site where an anchor explains nothing, it takes the frames by its mass in them.
     Raises InputError when the layer is no such grid.
     """
-    f, n, k = anchors.responsibilities.shape
+    n = anchors.responsibilities.shape[1]
     h, w = grid
     factor = math.sqrt(n / n_tokens)
     size = round(h / factor), round(w / factor)

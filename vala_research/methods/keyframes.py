@@ -6,7 +6,7 @@ propagation of edited key-frame features to the other frames loses (Geyer et al.
 """
 
 import math
-from itertools import combinations, islice
+from itertools import combinations, islice, permutations
 
 import torch
 from jaxtyping import Float
@@ -20,11 +20,9 @@ MAX_ENUMERATED = 20_000
 def token_costs(u: Float[Tensor, "f n d"]) -> Float[Tensor, "f n s"]:
     """Squared distance of every unit token to its nearest one in each frame s."""
     f = len(u)
-    cost = u.new_empty(f, u.shape[1], f)
-    for s in range(f):
-        for g in range(f):
-            cost[g, :, s] = 2 - 2 * (u[g] @ u[s].T).amax(-1)
-        cost[s, :, s] = 0
+    cost = u.new_zeros(f, u.shape[1], f)
+    for g, s in permutations(range(f), 2):
+        cost[g, :, s] = 2 - 2 * (u[g] @ u[s].T).amax(-1)
     return cost.clamp_min_(0)
 
 

@@ -8,7 +8,8 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from vala_research.data.atomic import written_whole
 from vala_research.data.sprites import random_scene, read_attributes, render, split_generator
 from vala_research.diffusion.editing import VideoEditPipeline
 from vala_research.evaluation import benchmark, metrics
-from vala_research.evaluation.benchmark import EDITS
 from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.statistics import summarise
 from vala_research.miniature.configuration import SCHEDULE, SIZE, TEXT, UNET, VAE, VISION, WORLD
@@ -95,11 +95,12 @@ def measure(
             ),
             "reconstruction": pool.submit(_on_pipe, reconstruction),
         }
-        parts = [pool.submit(_edit, group, chosen, n_frames) for group in groups]
-        done = tqdm(as_completed(parts), "edits", len(parts))
-        rows = [row for part in done for row in part.result()]
+        parts = pool.map(_edit, groups, repeat(chosen), repeat(n_frames))
+        rows = [row for part in tqdm(parts, "edits", len(groups)) for row in part]
         quality = {name: found.result() for name, found in quality.items()}
-    rows.sort(key=lambda r: (list(chosen).index(r["setting"]), list(EDITS).index(r["kind"])))
+    rows.sort(
+        key=lambda r: (list(chosen).index(r["setting"]), list(benchmark.EDITS).index(r["kind"]))
+    )
     return quality | {"n_frames": n_frames, "edits": summary(rows)}, rows
 
 
