@@ -1,0 +1,223 @@
+"""Pictures for a paper: an anchor map of a clip, and how many anchors a clip is worth."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch.nn.functional as F
+from jaxtyping import Float
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.evaluation.anchor_maps import (
+    ENTROPY_COLOURS,
+    anchor_colours,
+    check_grid,
+    entropy_map,
+    pseudo_frames,
+    resized,
+    responsibility_map,
+    shares,
+    token_swatches,
+)
+from vala_research.evaluation.figures import AS_PLACED, COLOURS, STYLE, Picture
+from vala_research.methods.anchors import Anchors, AnchorSettings, assign_anchors
+
+
+def shown_frames(n_frames: int, keyframes: list[int], n_columns: int) -> list[int]:
+    """At most n_columns frames in order: key frames, then whatever lies farthest from those."""
+    shown = list(keyframes[:n_columns]) or [0]
+    while len(shown) < min(n_columns, n_frames):
+        away = [min(abs(i - j) for j in shown) for i in range(n_frames)]
+        shown.append(int(np.argmax(away)))
+    return sorted(shown)
+
+
+@dataclass
+class _Sheet:
+    """A Picture with columns of cells; everything is placed in whole pixels from the top left."""
+
+    columns: int
+    cell: tuple[int, int]  # w, h
+    h: int
+    em: int = round(8 / 72 * Picture.pixels_per_inch)  # of 8 point type
+
+    def __post_init__(self):
+        self.gap = self.em // 3
+        self.is_narrow = self.cell[0] < 6 * self.em  # no room for words above a cell
+        self.left = round(7.6 * self.em)
+        self.w = self.left + self.columns * (self.cell[0] + self.gap) + 4 * self.em
+        dpi = Picture.pixels_per_inch
+        self.figure = Picture(figsize=(self.w / dpi, self.h / dpi), dpi=dpi, layout=AS_PLACED)
+
+    def column(self, i: int) -> int:
+        return self.left + i * (self.cell[0] + self.gap)
+
+    def axes(self, x: float, y: float, w: float, h: float):
+        return self.figure.add_axes((x / self.w, 1 - (y + h) / self.h, w / self.w, h / self.h))
+
+    def row(self, label: str, pictures: Float[Tensor, "i 3 h w"], y: int) -> None:
+        """Pictures of the cells' size from left to right, the label beside them."""
+        self.label(label, y + self.cell[1] / 2)
+        for i, picture in enumerate(pictures):
+            axes = self.axes(self.column(i), y, *self.cell)
+            axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="none", aspect="auto")
+            axes.set_axis_off()
+
+    def box(self, x: float, y: float, w: float, h: float, colour) -> None:
+        corner = (x / self.w, 1 - (y + h) / self.h)
+        self.figure.add_artist(Rectangle(corner, w / self.w, h / self.h, fc=colour, lw=0, zorder=0))
+
+    def write(self, text: str, x: float, y: float, size: float = 7, **style) -> None:
+        self.figure.text(x / self.w, 1 - y / self.h, text, fontsize=size, **style)
+
+    def label(self, text: str, y: float) -> None:
+        self.write(text, self.left - 0.7 * self.em, y, 8, ha="right", va="center")
+
+
+def anchor_map(
+    clip_frames: Float[Tensor, "f 3 y x"],
+    anchors: Anchors,
+    grid: tuple[int, int],
+    n_columns: int = 8,
+    title: str | None = None,
+    cell: int = 192,
+) -> Picture:
+    """Frames (key frames framed), responsibilities, entropy, and what the anchors compress to.
+
+    grid: (h, w) of the sites. n_columns: frames shown at most; key frames are among them. The last
+    row: site anchors as pictures, or token anchors as the mean colour and the share of each.
+    Raises InputError when the anchors are not of these frames and this grid.
+    """
+    check_grid(clip_frames, anchors, grid)
+    times = shown_frames(len(clip_frames), anchors.keyframes, n_columns)
+    frames = resized(clip_frames.detach()[times], cell)
+    size = frames.shape[-2:]
+    uncertain, top_nats = entropy_map(anchors, grid)
+    maps = {"frames": frames, "anchors": responsibility_map(anchors, grid)[times],
+            "entropy": uncertain[times]}  # fmt: skip
+    em = _Sheet.em
+    y = round((3.4 if title else 1.8) * em)
+    last = size[0] if anchors.granularity == "site" else size[0] // 2
+    h = y + 3 * (size[0] + em // 3) + last + round(2.2 * em)
+    with rc_context(STYLE):
+        sheet = _Sheet(len(times), (size[1], size[0]), h)
+        if title:
+            sheet.write(title, sheet.left, 0.4 * em, 8, va="top", weight="bold")
+        _head(sheet, times, anchors.keyframes, y)
+        for label, pictures in maps.items():
+            sheet.row(label, F.interpolate(pictures, size, mode="nearest-exact"), y)
+            y += size[0] + sheet.gap
+        _scale(sheet, top_nats, y - size[0] - sheet.gap)
+        paint = _sites if anchors.granularity == "site" else _tokens
+        paint(sheet, clip_frames, anchors, grid, y + round(1.7 * em))
+    return sheet.figure
+
+
+def _head(sheet: _Sheet, times: list[int], keyframes: list[int], y: int) -> None:
+    """The frames' numbers; a key frame has a black border around its picture."""
+    (w, h), edge = sheet.cell, sheet.gap // 2
+    for i, time in enumerate(times):
+        x, is_key = sheet.column(i), time in keyframes
+        style = {"weight": "bold"} if is_key else {"color": "#555555"}
+        words = "" if sheet.is_narrow else "key frame " if is_key else "frame "
+        sheet.write(f"{words}{time}", x + w / 2, y - 0.6 * sheet.em, ha="center", **style)
+        if is_key:
+            sheet.box(x - edge, y - edge, w + 2 * edge, h + 2 * edge, "black")
+
+
+def _scale(sheet: _Sheet, top_nats: float, y: int) -> None:
+    """The colour bar of the entropy, in nats, at the end of its row."""
+    x = sheet.column(sheet.columns) + sheet.gap
+    axes = sheet.axes(x, y, 0.6 * sheet.em, sheet.cell[1])
+    axes.imshow(np.linspace(1, 0, 64)[:, None], cmap=ENTROPY_COLOURS, aspect="auto",
+                extent=(0, 1, 0, top_nats))  # fmt: skip
+    axes.yaxis.tick_right()
+    axes.tick_params(length=2, pad=2)
+    axes.set(xticks=[], yticks=[0, top_nats / 2, top_nats])
+    axes.set_yticklabels(["0", "nats", f"{top_nats:.1f}"])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+
+
+def _sites(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> None:
+    """The heaviest anchors as pictures, each under a bar of its colour and its share."""
+    k = min(sheet.columns, anchors.n_effective)
+    pictures = resized(pseudo_frames(frames.detach(), anchors, grid)[:k], max(sheet.cell))
+    sheet.row("what frames\nattend to", pictures, y)
+    parts = zip(anchor_colours(k).tolist(), shares(anchors)[:k], strict=True)
+    for i, (colour, share) in enumerate(parts):
+        x = sheet.column(i)
+        words = "" if sheet.is_narrow else f"anchor {i + 1}: "
+        sheet.write(f"{words}{share:.0%}", x + sheet.cell[0] / 2, y - 0.8 * sheet.em, ha="center")
+        sheet.box(x, y - 0.5 * sheet.em, sheet.cell[0], sheet.em // 3, colour)
+
+
+def _tokens(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> None:
+    """A band as wide as the clip: the mean colour of each anchor, as wide as its share."""
+    h, x = sheet.cell[1] // 2, float(sheet.left)
+    width = sheet.columns * (sheet.cell[0] + sheet.gap) - sheet.gap
+    means = token_swatches(frames.detach(), anchors, grid).tolist()
+    sheet.label("what frames\nattend to", y + h / 2)
+    colours = anchor_colours(len(means)).tolist()
+    for colour, mean, share in zip(colours, means, shares(anchors), strict=True):
+        if share * width > 2.2 * sheet.em:  # room for its number
+            sheet.write(f"{share:.0%}", x + share * width / 2, y - 0.8 * sheet.em, ha="center")
+        part = max(1.0, share * width - sheet.gap / 2)
+        sheet.box(x, y - 0.5 * sheet.em, part, sheet.em // 3, colour)
+        sheet.box(x, y, part, h, mean)
+        x += share * width
+
+
+def map_table(anchors: Anchors) -> list[dict]:
+    """One row a frame and anchor: what the map shows, in numbers. entropy: mean nats a site."""
+    n, entropy = anchors.responsibilities.shape[1], anchors.entropy.mean(-1).tolist()
+    return [
+        {"frame": frame, "is_key": frame in anchors.keyframes, "entropy": entropy[frame],
+         "anchor": k + 1, "share": mass / n}
+        for frame, masses in enumerate(anchors.mass.tolist())
+        for k, mass in enumerate(masses)
+    ]  # fmt: skip
+
+
+def effective_anchors(
+    clips: Iterable[Float[Tensor, "f n d"]],
+    priors: Iterable[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    n_anchors: Iterable[int] = (4, 8, 16),
+    settings: AnchorSettings = AnchorSettings(),  # noqa: B008 - frozen
+) -> list[dict]:
+    """Rows of clip, n_anchors (the upper bound), dirichlet (the prior a0) and n_effective."""
+    rows = []
+    for clip, features in enumerate(clips):
+        for k, a0 in product(n_anchors, priors):
+            given = replace(settings, n_anchors=k, dirichlet=a0)
+            found = assign_anchors(features, given).n_effective
+            rows.append({"clip": clip, "n_anchors": k, "dirichlet": a0, "n_effective": found})
+    return rows
+
+
+def effective_anchors_curve(rows: list[dict], n_scenes: float | None = None, ax=None) -> Axes:
+    """Effective number of anchors against the prior, a line for each bound.
+
+    Mean and 95% bootstrap interval over clips. n_scenes: the number of shots, dashed.
+    """
+    import seaborn as sns
+    from matplotlib.pyplot import subplots
+
+    if not rows:
+        raise InputError("There are no rows: give those of effective_anchors.")
+    ax = ax or subplots()[1]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    bounds = sorted(set(columns["n_anchors"]))
+    sns.lineplot(columns, x="dirichlet", y="n_effective", hue="n_anchors", style="n_anchors",
+                 palette=COLOURS[: len(bounds)], markers=True, dashes=False, seed=0,
+                 ax=ax)  # fmt: skip
+    if n_scenes is not None:
+        ax.axhline(n_scenes, color="#555555", linestyle="--", linewidth=1, label="shots")
+    ax.set(xscale="log", xlabel="prior a0", ylabel="effective anchors", ylim=(0, None))
+    ax.legend(title="at most")
+    return ax
