@@ -12,6 +12,7 @@ from vala_research.evaluation.anchor_figures import (
     anchor_map,
     effective_anchors,
     effective_anchors_curve,
+    keyframe_excess_strip,
     map_table,
     shown_frames,
 )
@@ -197,3 +198,16 @@ def test_curve_draws_the_rows():
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["4", "8", "shots"]
     with pytest.raises(InputError, match="no rows"):
         effective_anchors_curve([])
+
+
+def test_strip_shows_every_clip_and_the_medians():
+    pytest.importorskip("seaborn")
+    rows = [{"clip": c, "method": m, "excess": e}
+            for m, values in {"vala": (0.01, 0.02, 0.3), "uniform": (0.5, 0.1, 0.2)}.items()
+            for c, e in enumerate(values)]  # fmt: skip
+    ax = keyframe_excess_strip(rows)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["vala", "uniform"]
+    *dots, medians = (c.get_offsets()[:, 0].tolist() for c in ax.collections)
+    assert sorted(dots[0]) == pytest.approx([1, 2, 30]) and medians == pytest.approx([2, 20])
+    with pytest.raises(InputError, match="no rows"):
+        keyframe_excess_strip([])

@@ -221,3 +221,29 @@ def effective_anchors_curve(rows: list[dict], n_scenes: float | None = None, ax=
     ax.set(xscale="log", xlabel="prior a0", ylabel="effective anchors", ylim=(0, None))
     ax.legend(title="at most")
     return ax
+
+
+def keyframe_excess_strip(rows: list[dict], ax=None) -> Axes:
+    """Excess of D(S) over the best set in percent, a dot a clip and method; the bar is the median.
+
+    rows: of `anchor_quality.keyframe_excess`, which name clip, method and excess.
+    """
+    import seaborn as sns
+    from matplotlib.pyplot import subplots
+
+    if not rows:
+        raise InputError("There are no rows: give those of keyframe_excess.")
+    ax = ax or subplots()[1]
+    order = list(dict.fromkeys(row["method"] for row in rows))
+    percent = {
+        name: [100 * row["excess"] for row in rows if row["method"] == name] for name in order
+    }
+    columns = {"method": [name for name in order for _ in percent[name]],
+               "excess": [value for name in order for value in percent[name]]}  # fmt: skip
+    sns.stripplot(columns, x="excess", y="method", order=order, size=2.5, alpha=0.5,
+                  color=COLOURS[0], jitter=0.25, ax=ax)  # fmt: skip
+    medians = [float(np.median(percent[name])) for name in order]
+    ax.scatter(medians, range(len(order)), marker="|", s=120, color="black", zorder=5)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set(xlabel="D(S) above the best set, %", ylabel="", xlim=(-0.3, None))
+    return ax
