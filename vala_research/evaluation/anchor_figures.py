@@ -1,18 +1,14 @@
-"""Pictures for a paper: an anchor map of a clip, and how many anchors a clip is worth."""
+"""A picture for a paper: the anchors of a clip, frame by frame, and what they compress to."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
 
 import numpy as np
 import torch.nn.functional as F
 from jaxtyping import Float
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from vala_research import InputError
 from vala_research.evaluation.anchor_maps import (
     ENTROPY_COLOURS,
     anchor_colours,
@@ -24,8 +20,8 @@ from vala_research.evaluation.anchor_maps import (
     shares,
     token_swatches,
 )
-from vala_research.evaluation.figures import AS_PLACED, COLOURS, STYLE, Picture
-from vala_research.methods.anchors import Anchors, AnchorSettings, assign_anchors
+from vala_research.evaluation.figures import AS_PLACED, STYLE, Picture
+from vala_research.methods.anchors import Anchors
 
 
 def shown_frames(n_frames: int, keyframes: list[int], n_columns: int) -> list[int]:
@@ -182,68 +178,3 @@ def map_table(anchors: Anchors) -> list[dict]:
         for frame, masses in enumerate(anchors.mass.tolist())
         for k, mass in enumerate(masses)
     ]  # fmt: skip
-
-
-def effective_anchors(
-    clips: Iterable[Float[Tensor, "f n d"]],
-    priors: Iterable[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0),
-    n_anchors: Iterable[int] = (4, 8, 16),
-    settings: AnchorSettings = AnchorSettings(),  # noqa: B008 - frozen
-) -> list[dict]:
-    """Rows of clip, n_anchors (the upper bound), dirichlet (the prior a0) and n_effective."""
-    rows = []
-    for clip, features in enumerate(clips):
-        for k, a0 in product(n_anchors, priors):
-            given = replace(settings, n_anchors=k, dirichlet=a0)
-            found = assign_anchors(features, given).n_effective
-            rows.append({"clip": clip, "n_anchors": k, "dirichlet": a0, "n_effective": found})
-    return rows
-
-
-def effective_anchors_curve(rows: list[dict], n_scenes: float | None = None, ax=None) -> Axes:
-    """Effective number of anchors against the prior, a line for each bound.
-
-    Mean and 95% bootstrap interval over clips. n_scenes: the number of shots, dashed.
-    """
-    import seaborn as sns
-    from matplotlib.pyplot import subplots
-
-    if not rows:
-        raise InputError("There are no rows: give those of effective_anchors.")
-    ax = ax or subplots()[1]
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    bounds = sorted(set(columns["n_anchors"]))
-    sns.lineplot(columns, x="dirichlet", y="n_effective", hue="n_anchors", style="n_anchors",
-                 palette=COLOURS[: len(bounds)], markers=True, dashes=False, seed=0,
-                 ax=ax)  # fmt: skip
-    if n_scenes is not None:
-        ax.axhline(n_scenes, color="#555555", linestyle="--", linewidth=1, label="shots")
-    ax.set(xscale="log", xlabel="prior a0", ylabel="effective anchors", ylim=(0, None))
-    ax.legend(title="at most")
-    return ax
-
-
-def keyframe_excess_strip(rows: list[dict], ax=None) -> Axes:
-    """Excess of D(S) over the best set in percent, a dot a clip and method; the bar is the median.
-
-    rows: of `anchor_quality.keyframe_excess`, which name clip, method and excess.
-    """
-    import seaborn as sns
-    from matplotlib.pyplot import subplots
-
-    if not rows:
-        raise InputError("There are no rows: give those of keyframe_excess.")
-    ax = ax or subplots()[1]
-    order = list(dict.fromkeys(row["method"] for row in rows))
-    percent = {
-        name: [100 * row["excess"] for row in rows if row["method"] == name] for name in order
-    }
-    columns = {"method": [name for name in order for _ in percent[name]],
-               "excess": [value for name in order for value in percent[name]]}  # fmt: skip
-    sns.stripplot(columns, x="excess", y="method", order=order, size=2.5, alpha=0.5,
-                  color=COLOURS[0], jitter=0.25, ax=ax)  # fmt: skip
-    medians = [float(np.median(percent[name])) for name in order]
-    ax.scatter(medians, range(len(order)), marker="|", s=120, color="black", zorder=5)
-    ax.set_xscale("symlog", linthresh=1)
-    ax.set(xlabel="D(S) above the best set, %", ylabel="", xlim=(-0.3, None))
-    return ax
