@@ -13,7 +13,7 @@ from torch import nn
 from vala_research import InputError, miniature_path
 from vala_research.data.sprite_captions import n_wordings, vocabulary
 from vala_research.data.sprites import random_scene, render, split_generator
-from vala_research.evaluation import benchmark, metrics
+from vala_research.evaluation import benchmark, edit_cases, metrics
 from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.miniature import card, configuration, objectives
 from vala_research.miniature.training import Stage, train
@@ -128,12 +128,12 @@ def test_training_scenes_keep_their_held_out_pairs():
 
 
 def test_edit_cases_change_what_they_name():
-    for case in benchmark.edit_cases(configuration.WORLD, "validation", 6):
+    for case in edit_cases.edit_cases(configuration.WORLD, "validation", 6):
         a, b = case.source.attributes, case.target.attributes
-        assert {k for k in a if a[k] != b[k]} == set(benchmark.EDITS[case.kind])
+        assert {k for k in a if a[k] != b[k]} == set(edit_cases.EDITS[case.kind])
         assert case.source.motion == case.target.motion
     with pytest.raises(InputError, match="Unknown edit 'mood'"):
-        benchmark.edit_cases(configuration.WORLD, "test", 1, ["mood"])
+        edit_cases.edit_cases(configuration.WORLD, "test", 1, ["mood"])
 
 
 # The committed checkpoint.
@@ -171,7 +171,7 @@ def test_the_card_says_what_was_measured(miniature):
     quality = json.loads((folder / "quality.json").read_text())
     text = (folder / "README.md").read_text()
     assert f"{quality['vae']['sprites_psnr']:.1f} dB" in text
-    assert {e["kind"] for e in quality["edits"]} == set(benchmark.EDITS)
+    assert {e["kind"] for e in quality["edits"]} == set(edit_cases.EDITS)
 
 
 def test_the_vae_round_trip_is_above_30_db(pipe):
@@ -202,20 +202,20 @@ def test_prompts_are_followed(pipe):
     assert min(found[k] for k in benchmark.ATTRIBUTES) >= 0.8
 
 
-@pytest.mark.parametrize("kind", benchmark.EDITS)
+@pytest.mark.parametrize("kind", edit_cases.EDITS)
 def test_every_kind_of_edit_comes_nearer_to_the_true_edit(pipe, kind):
     """With the card's one setting, on validation clips; the edited attributes are the target's.
 
     Three clips, for a pattern put on a plain ground has a phase of its own, right or wrong.
     """
-    cases = benchmark.edit_cases(configuration.WORLD, "validation", 3, [kind])
+    cases = edit_cases.edit_cases(configuration.WORLD, "validation", 3, [kind])
     rows = list(benchmark.run_edits(pipe, cases, {"card": card.SETTING}, n_frames=2))
     assert sum(row["gain"] for row in rows) / len(rows) > 0.5
-    assert all(row[k] == 1 for row in rows for k in benchmark.EDITS[kind])
+    assert all(row[k] == 1 for row in rows for k in edit_cases.EDITS[kind])
 
 
 def test_rows_hold_what_the_card_sums_up(pipe):
-    cases = benchmark.edit_cases(configuration.WORLD, "test", 1, ["colour"])
+    cases = edit_cases.edit_cases(configuration.WORLD, "test", 1, ["colour"])
     short = {"now": benchmark.EditSetting(num_inference_steps=5)}
     scorer = ClipScorer.from_pretrained(miniature_path("clip"))
     rows = list(benchmark.run_edits(pipe, cases, short, n_frames=2, clip_scorer=scorer))

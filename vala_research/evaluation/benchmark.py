@@ -1,6 +1,7 @@
-"""Edits of sprite clips against their true edits, and what the miniature can do at all.
+"""Edits measured one by one, and what the miniature can do at all.
 
-Every number here has a right answer: the true edit is rendered, the attributes are read back.
+In the sprite world every number has a right answer: the true edit is rendered, the attributes are
+read back. Of other clips the rows hold what can be said without one.
 """
 
 from __future__ import annotations
@@ -14,48 +15,44 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vala_research import InputError
 from vala_research.data.sprites import (
-    Scene,
     World,
-    contrasts,
     random_scene,
     read_attributes,
     render,
     split_generator,
 )
+from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Policy
 from vala_research.diffusion.backbone import Backbone
+from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.schedule import Schedule, sample
 from vala_research.evaluation import metrics
+from vala_research.evaluation.edit_cases import ClipCase, EditCase, Material
+from vala_research.methods.anchors import AnchorSettings, assign_anchors, select_keyframes
 
-EDITS = {
-    "shape": ("shape",),
-    "colour": ("colour",),
-    "background": ("background",),
-    "pattern": ("pattern",),
-    "several": ("shape", "colour", "background"),
-}
 ATTRIBUTES = ("shape", "colour", "background", "pattern")
 
 
 @dataclass(frozen=True)
-class EditCase:
-    """One clip and one edit of it; the target scene's rendering is the true edit."""
+class Keyframes:
+    """Attention to the own frame and to n key frames that `method` chooses from clean latents."""
 
-    kind: str
-    index: int
-    source: Scene
-    target: Scene
+    method: str
+    n: int
 
 
 @dataclass(frozen=True)
 class EditSetting:
-    """A named point in the editor's space: arguments of `VideoEditPipeline.__call__`."""
+    """A named point in the editor's space: arguments of `VideoEditPipeline.__call__`.
 
-    attention: str = "extended"
+    attention: a policy's name, or how the policy of a clip is found: AnchorSettings, Keyframes.
+    """
+
+    attention: str | AnchorSettings | Keyframes = "extended"
     inversion: str = "ddim"
     injection: float = 0.0
     guidance_scale: float = 2.0
@@ -66,38 +63,23 @@ class EditSetting:
         own = {k: v for k, v in vars(self).items() if k != "extra"}
         return own | self.extra
 
-
-def edit_cases(world: World, split: str, n: int, kinds: Iterable[str] = tuple(EDITS)) -> list:
-    """`n` cases of each kind; target values are drawn anew, within the world's rules."""
-    cases = []
-    for kind in kinds:
-        if kind not in EDITS:
-            raise InputError(f"Unknown edit {kind!r}: choose one of {', '.join(EDITS)}.")
-        for index in range(n):
-            generator = split_generator(split, 10_000_000 + index)
-            source = random_scene(generator, world=replace(world, empty=0.0))
-            cases.append(EditCase(kind, index, source, _target(source, kind, world, generator)))
-    return cases
-
-
-def _target(source: Scene, kind: str, world: World, generator: torch.Generator) -> Scene:
-    """The first draw that changes each attribute and keeps contrast and the held-out pairs."""
-    values = {"shape": world.shapes, "colour": world.colours,
-              "background": world.backgrounds, "pattern": world.patterns}  # fmt: skip
-    while True:
-        changes = {}
-        for key in EDITS[kind]:
-            others = [v for v in values[key] if v != getattr(source, key)]
-            changes[key] = others[torch.randint(len(others), (), generator=generator).item()]
-        target = source.edited(**changes)
-        pair = (target.shape, target.colour)
-        if pair not in world.held_out and contrasts(target.colour, target.background):
-            return target
+    def policy(self, z_0: Float[Tensor, "f c h w"], seed: int = 0) -> str | Policy:
+        """The attention policy of the clip whose clean latents are z_0; seed: of what is drawn."""
+        how = self.attention
+        if isinstance(how, str) and how != "anchors":
+            return how
+        features = rearrange(z_0, "f c h w -> f (h w) c")
+        if isinstance(how, Keyframes):
+            generator = torch.Generator().manual_seed(seed)
+            n = min(how.n, len(z_0))
+            return KeyframeAttention(tuple(select_keyframes(features, n, how.method, generator)))
+        settings = AnchorSettings() if how == "anchors" else how
+        return AnchorAttention(assign_anchors(features, settings), tuple(z_0.shape[2:]))
 
 
 def run_edits(
     pipe,
-    cases: list[EditCase],
+    cases: list[EditCase | ClipCase],
     settings: dict[str, EditSetting],
     n_frames: int = 8,
     size: int = 64,
@@ -105,54 +87,89 @@ def run_edits(
 ) -> Iterator[dict]:
     """One row a case and setting; a clip is inverted once for settings that invert alike.
 
-    Columns: psnr, source_psnr (the unedited clip's) and gain, all in dB against the true edit;
-    success (share of frames with every attribute right) and one column an attribute; warp_error
-    under the true flow; with a `ClipScorer` CLIP-F over consecutive pairs, the true edit's beside
-    it; seconds (the inversion's, where shared, is counted in full) and peak_mib of this row.
+    Columns: those of `edit_row`; inversion_psnr of the reconstruction to the VAE round trip;
+    seconds (of finding the policy and inverting too, also where they are shared) and peak_mib of
+    this row.
     """
-    inverted: dict[tuple, tuple] = {}
+    found: dict[tuple, Inverted] = {}
     for case in tqdm(cases, "edits", disable=None):
-        clip, truth = render(case.source, n_frames, size), render(case.target, n_frames, size)
+        material = case.material(n_frames, size)
+        known = truth_row(material, clip_scorer)
         for name, s in settings.items():
-            key = (case.index, case.source, s.attention, s.inversion, s.num_inference_steps)
+            key = (case.index, case.source_prompt, s.attention, s.inversion, s.num_inference_steps)
             forget_peak()
+            if key not in found:
+                found[key] = inverted(pipe, material.frames, case.source_prompt, s, case.index)
             start = time.perf_counter()
-            if key not in inverted:
-                found = pipe.invert(
-                    clip.frames, case.source.caption, s.num_inference_steps, s.inversion,
-                    s.attention, return_inversion=True,
-                )  # fmt: skip
-                inverted[key] = found, time.perf_counter() - start
-                start = time.perf_counter()
-            found, seconds = inverted[key]
             frames = pipe(
-                None, case.target.caption, case.source.caption, latents=found, output_type="pt",
-                **s.arguments(),
+                None, case.prompt, case.source_prompt, latents=found[key].inversion,
+                output_type="pt", **s.arguments() | {"attention": found[key].policy},
             ).frames[0]  # fmt: skip
-            seconds += time.perf_counter() - start
-            cost = {"seconds": seconds, "peak_mib": peak_mebibytes()}
-            row = {"setting": name, "kind": case.kind, "index": case.index}
-            yield row | edit_row(frames.cpu(), clip, truth, case.target, clip_scorer) | cost
+            seconds = found[key].seconds + time.perf_counter() - start
+            cost = {"inversion_psnr": found[key].psnr, "seconds": seconds,
+                    "peak_mib": peak_mebibytes()}  # fmt: skip
+            row = {"setting": name, "kind": case.kind, "index": case.index} | known
+            yield row | edit_row(frames.cpu(), case, material, clip_scorer) | cost
 
 
-def edit_row(frames: Tensor, clip, truth, target: Scene, clip_scorer=None) -> dict:
-    """Metrics of one edited clip; `clip` and `truth` are the rendered source and true edit."""
-    smoothness = {}
+@dataclass(frozen=True)
+class Inverted:
+    """One clip inverted under one policy: what edits of it share."""
+
+    policy: str | Policy
+    inversion: Inversion
+    psnr: float
+    seconds: float
+
+
+def inverted(
+    pipe, frames: Float[Tensor, "f c h w"], caption: str, s: EditSetting, seed: int = 0
+) -> Inverted:
+    """Find the clip's policy, invert under it, and reconstruct (which is not timed)."""
+    start = time.perf_counter()
+    z_0 = pipe.encode(frames)
+    policy, n = s.policy(z_0, seed), s.num_inference_steps
+    found = pipe.invert(frames, caption, n, s.inversion, policy, return_inversion=True)
+    seconds = time.perf_counter() - start
+    again = pipe.reconstruct(found, caption, n, policy)
+    return Inverted(policy, found, metrics.psnr(again.cpu(), pipe.decode(z_0).cpu()), seconds)
+
+
+def truth_row(material: Material, clip_scorer=None) -> dict:
+    """What no editor changes: the source's PSNR to the true edit, the true edit's CLIP-F."""
+    if material.truth is None:
+        return {}
+    row = {"source_psnr": metrics.psnr(material.frames, material.truth)}
     if clip_scorer is not None:
-        smoothness["clip_f"] = metrics.clip_frames(frames, clip_scorer)
-        smoothness["true_clip_f"] = metrics.clip_frames(truth.frames, clip_scorer)
-    edited = metrics.psnr(frames, truth.frames)
-    source = metrics.psnr(clip.frames, truth.frames)
-    read = read_attributes(frames)
-    right = {k: sum(r[k] == getattr(target, k) for r in read) / len(read) for k in ATTRIBUTES}
-    return {
-        "psnr": edited,
-        "source_psnr": source,
-        "gain": edited - source,
-        "success": metrics.attribute_success(frames, target.attributes),
-        **right,
-        "warp_error": metrics.warp_error(frames, clip.flow, clip.flow_valid),
-    } | smoothness
+        row["true_clip_f"] = metrics.clip_frames(material.truth, clip_scorer)
+    return row
+
+
+def edit_row(
+    frames: Float[Tensor, "f c h w"], case: EditCase | ClipCase, material: Material,
+    clip_scorer=None,
+) -> dict:  # fmt: skip
+    """Metrics of one edited clip.
+
+    warp_error under the source's flow; with a `ClipScorer` CLIP-T to the prompt and CLIP-F over
+    consecutive pairs. Where the true edit is known, psnr to it and gain over the source's, in dB;
+    success (share of frames with every attribute right) and one column an attribute. Elsewhere
+    psnr is to the source: how much was kept.
+    """
+    reference = material.frames if material.truth is None else material.truth
+    row = {
+        "psnr": metrics.psnr(frames, reference),
+        "warp_error": metrics.warp_error(frames, material.flow, material.flow_valid),
+    }
+    if material.truth is not None:
+        row["gain"] = row["psnr"] - metrics.psnr(material.frames, material.truth)
+        read, right = read_attributes(frames), case.attributes
+        row["success"] = sum(r == right for r in read) / len(read)
+        row |= {k: sum(r[k] == right[k] for r in read) / len(read) for k in ATTRIBUTES}
+    if clip_scorer is not None:
+        row["clip_t"] = metrics.clip_text(frames, case.prompt, clip_scorer)
+        row["clip_f"] = metrics.clip_frames(frames, clip_scorer)
+    return row
 
 
 def forget_peak() -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from vala_research.data.atomic import written_whole
 from vala_research.data.sprites import random_scene, read_attributes, render, split_generator
 from vala_research.diffusion.editing import VideoEditPipeline
-from vala_research.evaluation import benchmark, metrics
+from vala_research.evaluation import benchmark, edit_cases, metrics
 from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.statistics import summarise
 from vala_research.miniature.configuration import SCHEDULE, SIZE, TEXT, UNET, VAE, VISION, WORLD
@@ -83,7 +83,7 @@ def measure(
     """
     every = settings()
     chosen = {k: every[k] for k in names or every}
-    cases = benchmark.edit_cases(WORLD, "test", n_clips)
+    cases = edit_cases.edit_cases(WORLD, "test", n_clips)
     groups = [[c for c in cases if c.index // 2 == i] for i in range((n_clips + 1) // 2)]
     n = 1 if torch.cuda.is_available() else os.cpu_count()
     with ProcessPoolExecutor(n, get_context("spawn"), _load, (folder,)) as pool:
@@ -99,7 +99,7 @@ def measure(
         rows = [row for part in tqdm(parts, "edits", len(groups)) for row in part]
         quality = {name: found.result() for name, found in quality.items()}
     rows.sort(
-        key=lambda r: (list(chosen).index(r["setting"]), list(benchmark.EDITS).index(r["kind"]))
+        key=lambda r: (list(chosen).index(r["setting"]), list(edit_cases.EDITS).index(r["kind"]))
     )
     return quality | {"n_frames": n_frames, "edits": summary(rows)}, rows
 
@@ -146,7 +146,7 @@ def summary(rows: list[dict]) -> list[dict]:
         gain = summarise([r["gain"] for r in group])
         keys = ("psnr", "source_psnr", "success", "warp_error", "clip_f", "seconds", "peak_mib")
         line = {k: sum(r[k] for r in group) / len(group) for k in keys if k in group[0]}
-        edited = benchmark.EDITS[kind]
+        edited = edit_cases.EDITS[kind]
         # The edit took where every edited attribute is right in most frames.
         line["edited"] = sum(all(r[k] > 0.5 for k in edited) for r in group) / len(group)
         lines.append({"setting": setting, "kind": kind, "n": len(group), **line,

@@ -1,0 +1,189 @@
+"""Editors are compared on the same clips: paired, with intervals, one process a core, resumable.
+
+`benchmark.run_edits` makes the rows; here they are collected and summed up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from vala_research import InputError
+from vala_research.data.atomic import written_whole
+from vala_research.diffusion.editing import VideoEditPipeline
+from vala_research.evaluation.benchmark import EditSetting, Keyframes, run_edits
+from vala_research.evaluation.clip_scores import ClipScorer
+from vala_research.evaluation.edit_cases import ClipCase, EditCase
+from vala_research.evaluation.statistics import paired_gain, summarise
+from vala_research.methods.anchors import AnchorSettings
+
+# 1: larger is better. Metrics that a set of rows does not have are left out of its table.
+METRICS = {"psnr": 1, "success": 1, "warp_error": -1, "clip_f": 1, "clip_t": 1, "inversion_psnr": 1}
+
+
+def policies(n: int = 2, n_tokens: int = 256, **common) -> dict[str, EditSetting]:
+    """The attention policies of the field beside VALA's; n: frames attended to besides the own.
+
+    common: arguments of every EditSetting.
+    """
+    attention = {
+        "own": "own",
+        "first": "first",
+        "sparse_causal": "sparse_causal",
+        "extended": "extended",
+        f"uniform {n} key frames": Keyframes("uniform", n),
+        f"random {n} key frames": Keyframes("random", n),
+        f"k-means {n} key frames": Keyframes("kmeans", n),
+        f"VALA {n} key frames": Keyframes("vala", n),
+        f"VALA {n} site anchors": AnchorSettings(n_anchors=n, granularity="site"),
+        f"VALA {2 * n} site anchors": AnchorSettings(n_anchors=2 * n, granularity="site"),
+        f"VALA {n_tokens} token anchors": AnchorSettings(n_anchors=n_tokens, granularity="token"),
+    }
+    return {name: EditSetting(attention=a, **common) for name, a in attention.items()}
+
+
+def compare(
+    model: str | Path,
+    cases: Iterable[EditCase | ClipCase],
+    settings: dict[str, EditSetting],
+    output: str | Path,
+    n_frames: int = 8,
+    size: int = 64,
+    clip_model: str | None = None,
+    dtype: torch.dtype | None = None,
+    n_processes: int | None = None,
+) -> pd.DataFrame:
+    """Rows of `run_edits`, kept in `output` (csv) clip by clip: a run that was cut off goes on.
+
+    clip_model: folder or hub id of the CLIPModel that scores (None: no CLIP columns). n_processes:
+    None is one a core, or one on a GPU. Raises InputError when `output` holds rows of other
+    settings under the same names.
+    """
+    output, settings = Path(output), dict(settings)
+    described = {name: f"{model} {n_frames} x {size} px {s!r}" for name, s in settings.items()}
+    rows = _known_rows(output, described)
+    done = {(r["setting"], r["kind"], r["index"]) for r in rows}
+    clips: dict[int, list] = {}
+    for case in cases:
+        clips.setdefault(case.index, []).append(case)
+    jobs = []
+    for clip in clips.values():
+        names = [n for n in settings if any((n, c.kind, c.index) not in done for c in clip)]
+        if names:
+            jobs.append((clip, {name: settings[name] for name in names}, n_frames, size))
+            rows = [r for r in rows if r["index"] != clip[0].index or r["setting"] not in names]
+    arguments = (str(model), clip_model, dtype)
+    for part in _on_every_core(jobs, arguments, n_processes):
+        rows += part
+        _keep(output, rows, described)
+    names, kinds = (
+        list(settings),
+        list(dict.fromkeys(c.kind for clip in clips.values() for c in clip)),
+    )
+    wanted = [r for r in rows if r["index"] in clips and r["kind"] in kinds]
+    wanted.sort(key=lambda r: (names.index(r["setting"]), kinds.index(r["kind"]), r["index"]))
+    return pd.DataFrame(wanted)
+
+
+def _known_rows(output: Path, described: dict[str, str]) -> list[dict]:
+    """Rows of an earlier run of the same settings."""
+    if not output.exists():
+        return []
+    made = json.loads(output.with_suffix(".settings.json").read_text())
+    if differing := [n for n in described if made.get(n, described[n]) != described[n]]:
+        raise InputError(
+            f"{output} holds rows of other settings named {', '.join(differing)}: choose another "
+            "output, or delete it."
+        )
+    return [r for r in pd.read_csv(output).to_dict("records") if r["setting"] in described]
+
+
+def _keep(output: Path, rows: list[dict], described: dict[str, str]) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(output.with_suffix(".settings.json")) as unfinished:
+        unfinished.write_text(json.dumps(described, indent=1) + "\n")
+    with written_whole(output) as unfinished:
+        pd.DataFrame(rows).to_csv(unfinished, index=False)
+
+
+def _on_every_core(jobs: list[tuple], arguments: tuple, n_processes: int | None):
+    """The rows of each job as it is finished; in this process when one is asked for."""
+    n_processes = n_processes or (1 if torch.cuda.is_available() else os.cpu_count())
+    bar = tqdm(total=len(jobs), desc="clips", disable=None)
+    if min(n_processes, len(jobs)) <= 1:
+        loaded = _loaded(*arguments) if jobs else None
+        for job in jobs:
+            yield list(run_edits(loaded[0], *job, clip_scorer=loaded[1]))
+            bar.update()
+        return
+    with ProcessPoolExecutor(n_processes, get_context("spawn"), _load, arguments) as pool:
+        for future in as_completed([pool.submit(_edit_clip, *job) for job in jobs]):
+            yield future.result()
+            bar.update()
+
+
+def _loaded(model: str, clip_model: str | None, dtype: torch.dtype | None) -> tuple:
+    """A pipeline and a CLIP model, on the GPU where there is one."""
+    pipe = VideoEditPipeline.from_pretrained(model, dtype)
+    pipe.set_progress_bar_config(disable=True)
+    if torch.cuda.is_available():
+        pipe.to("cuda")
+    return pipe, ClipScorer.from_pretrained(clip_model) if clip_model else None
+
+
+def _load(*arguments) -> None:
+    """The pipeline and the CLIP model of a worker, which has one core to itself."""
+    global LOADED
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    LOADED = _loaded(*arguments)
+
+
+def _edit_clip(cases: list, settings: dict, n_frames: int, size: int) -> list[dict]:
+    pipe, scorer = LOADED
+    return list(run_edits(pipe, cases, settings, n_frames, size, scorer))
+
+
+# What the rows say.
+
+
+def per_clip(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One value a clip (row) and setting (column): the mean over its edits.
+
+    The edits of one clip are not independent, so that the clip is what intervals count.
+    """
+    order = list(dict.fromkeys(rows.setting))
+    return rows.pivot_table(metric, "index", "setting")[order]
+
+
+def comparison_table(
+    rows: pd.DataFrame, baseline: str, metrics: Iterable[str] = tuple(METRICS)
+) -> pd.DataFrame:
+    """One row a setting and metric: mean, 95% interval, paired gain on the baseline, its p-value.
+
+    gain: positive is better, whatever the metric's direction; its interval and the p-value (two
+    sided, not corrected for the number of comparisons) are of the difference on the same clips.
+    """
+    table = []
+    for metric in (m for m in metrics if m in rows):
+        values = per_clip(rows, metric)
+        if baseline not in values:
+            raise InputError(f"No rows of {baseline!r}: choose one of {', '.join(values)}.")
+        for name in values:
+            s = summarise(values[name].to_numpy())
+            line = {"setting": name, "metric": metric, "mean": s.mean, "low": s.low,
+                    "high": s.high, "n": s.n}  # fmt: skip
+            if name != baseline:
+                sign = METRICS.get(metric, 1)
+                g = paired_gain(*(sign * values[x].to_numpy() for x in (name, baseline)))
+                line |= {"gain": g.mean, "gain_low": g.low, "gain_high": g.high, "p": g.p_value}
+            table.append(line)
+    return pd.DataFrame(table)

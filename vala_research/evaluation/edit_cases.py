@@ -1,0 +1,142 @@
+"""What is to be edited: sprite clips whose true edit is known, or one's own clips and prompts."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.data.clips import read_clip
+from vala_research.data.sprites import (
+    Scene,
+    World,
+    contrasts,
+    random_scene,
+    render,
+    split_generator,
+)
+from vala_research.evaluation.metrics import estimate_flow
+
+EDITS = {
+    "shape": ("shape",),
+    "colour": ("colour",),
+    "background": ("background",),
+    "pattern": ("pattern",),
+    "several": ("shape", "colour", "background"),
+}
+
+
+@dataclass(frozen=True)
+class Material:
+    """Frames of a case, the flow between them (true or estimated), and the true edit if known."""
+
+    frames: Float[Tensor, "f c h w"]
+    flow: Float[Tensor, "p 2 h w"]
+    flow_valid: Float[Tensor, "p 1 h w"] | Bool[Tensor, "p 1 h w"]
+    truth: Float[Tensor, "f c h w"] | None = None
+
+
+@dataclass(frozen=True)
+class EditCase:
+    """One sprite clip and one edit of it; the target scene's rendering is the true edit."""
+
+    kind: str
+    index: int
+    source: Scene
+    target: Scene
+
+    @property
+    def source_prompt(self) -> str:
+        return self.source.caption
+
+    @property
+    def prompt(self) -> str:
+        return self.target.caption
+
+    @property
+    def attributes(self) -> dict[str, str | None]:
+        """What should be read in every frame of the edit."""
+        return self.target.attributes
+
+    def material(self, n_frames: int, size: int) -> Material:
+        clip, truth = (render(scene, n_frames, size) for scene in (self.source, self.target))
+        return Material(clip.frames, clip.flow, clip.flow_valid, truth.frames)
+
+
+@dataclass(frozen=True)
+class ClipCase:
+    """One clip from disk and one edit of it, whose right answer nobody knows."""
+
+    kind: str
+    index: int
+    path: Path
+    source_prompt: str
+    prompt: str
+    attributes: None = None
+
+    def material(self, n_frames: int, size: int) -> Material:
+        frames = read_clip(self.path, n_frames, size=size).frames
+        return Material(frames, *estimate_flow(frames))
+
+
+def edit_cases(
+    world: World, split: str, n: int, kinds: Iterable[str] = tuple(EDITS)
+) -> list[EditCase]:
+    """`n` cases of each kind; target values are drawn anew, within the world's rules."""
+    cases = []
+    for kind in kinds:
+        if kind not in EDITS:
+            raise InputError(f"Unknown edit {kind!r}: choose one of {', '.join(EDITS)}.")
+        for index in range(n):
+            generator = split_generator(split, 10_000_000 + index)
+            source = random_scene(generator, world=replace(world, empty=0.0))
+            cases.append(EditCase(kind, index, source, _target(source, kind, world, generator)))
+    return cases
+
+
+def _target(source: Scene, kind: str, world: World, generator: torch.Generator) -> Scene:
+    """The first draw that changes each attribute and keeps contrast and the held-out pairs."""
+    values = {"shape": world.shapes, "colour": world.colours,
+              "background": world.backgrounds, "pattern": world.patterns}  # fmt: skip
+    while True:
+        changes = {}
+        for key in EDITS[kind]:
+            others = [v for v in values[key] if v != getattr(source, key)]
+            changes[key] = others[torch.randint(len(others), (), generator=generator).item()]
+        target = source.edited(**changes)
+        pair = (target.shape, target.colour)
+        if pair not in world.held_out and contrasts(target.colour, target.background):
+            return target
+
+
+def folder_cases(folder: str | Path) -> list[ClipCase]:
+    """The edits that `edits.csv` in a folder of clips lists: clip, source_prompt, prompt[, kind].
+
+    Several lines may edit one clip. Raises InputError naming a missing file, column or clip.
+    """
+    listing = Path(folder) / "edits.csv"
+    if not listing.is_file():
+        raise InputError(
+            f"{folder} has no edits.csv: list the clips there, with the columns clip, "
+            "source_prompt and prompt (and kind, if you like)."
+        )
+    with listing.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    if not lines:
+        raise InputError(f"{listing} lists no edit: add a line for each.")
+    if missing := {"clip", "source_prompt", "prompt"} - set(lines[0]):
+        raise InputError(f"{listing} has no column {', '.join(sorted(missing))}: add it.")
+    clips = list(dict.fromkeys(line["clip"] for line in lines))
+    if absent := [clip for clip in clips if not (listing.parent / clip).exists()]:
+        raise InputError(f"{listing} names {', '.join(absent)}, which {folder} does not hold.")
+    return [
+        ClipCase(line.get("kind") or "edit", clips.index(line["clip"]),
+                 listing.parent / line["clip"], line["source_prompt"], line["prompt"])
+        for line in lines
+    ]  # fmt: skip
