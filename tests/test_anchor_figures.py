@@ -160,6 +160,9 @@ def test_frames_of_another_clip_are_refused():
         anchor_map(torch.rand(2, 3, 8, 12), halves(), GRID)
     with pytest.raises(InputError, match="grid 4 x 4"):
         anchor_map(torch.rand(3, 3, 8, 12), halves(), (4, 4))
+    lost = anchors_of(torch.full((3, 24, 2), torch.nan))
+    with pytest.raises(InputError, match="hold NaN"):
+        anchor_map(torch.rand(3, 3, 8, 12), lost, GRID)
 
 
 def test_table_holds_the_shares():

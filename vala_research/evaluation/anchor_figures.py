@@ -12,7 +12,7 @@ from torch import Tensor
 from vala_research.evaluation.anchor_maps import (
     ENTROPY_COLOURS,
     anchor_colours,
-    check_grid,
+    check_anchors,
     entropy_map,
     pseudo_frames,
     resized,
@@ -87,9 +87,9 @@ def anchor_map(
 
     grid: (h, w) of the sites. n_columns: frames shown at most; key frames are among them. The last
     row: site anchors as pictures, or token anchors as the mean colour and the share of each.
-    Raises InputError when the anchors are not of these frames and this grid.
+    Raises InputError when the anchors are not of these frames and this grid, or not finite.
     """
-    check_grid(clip_frames, anchors, grid)
+    check_anchors(clip_frames, anchors, grid)
     times = shown_frames(len(clip_frames), anchors.keyframes, n_columns)
     frames = resized(clip_frames.detach()[times], cell)
     size = frames.shape[-2:]

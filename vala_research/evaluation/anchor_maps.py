@@ -76,13 +76,17 @@ def resized(pictures: Float[Tensor, "f c h w"], longer: int) -> Float[Tensor, "f
     return F.interpolate(pictures.float().cpu(), size, mode=mode).clamp(0, 1)
 
 
-def check_grid(frames: Tensor, anchors: Anchors, grid: tuple[int, int]) -> None:
-    """Raises InputError when the anchors are not of these frames and this grid."""
+def check_anchors(frames: Tensor, anchors: Anchors, grid: tuple[int, int]) -> None:
+    """Raises InputError when anchors are not of these frames and this grid, or not finite."""
     f, n, _ = anchors.responsibilities.shape
     if len(frames) != f or grid[0] * grid[1] != n:
         raise InputError(
             f"The anchors are of {f} frames with {n} sites, the clip has {len(frames)} frames and "
             f"the grid {grid[0]} x {grid[1]}: give the frames and the grid they were found on."
+        )
+    if not torch.isfinite(anchors.responsibilities).all():
+        raise InputError(
+            "The anchors' responsibilities hold NaN: change the settings they come of."
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from vala_research import InputError
 from vala_research.evaluation.anchor_maps import (
     anchor_colours,
+    check_anchors,
     entropy_map,
     pseudo_frames,
     resized,
@@ -61,6 +62,7 @@ def explore(
             given = replace(settings, **values | {"n_keyframes": values["n_keyframes"] or None})
             generator = torch.Generator(features.device).manual_seed(0)
             anchors = assign_anchors(features, given, generator)
+            check_anchors(thumbnails, anchors, grid)
             picture.value, top_nats = _picture(thumbnails, anchors, grid)
             text.value = _summary(anchors, given, top_nats, time.perf_counter() - start)
         except Exception as error:  # whatever it is, it is shown: nobody sees it raised
