@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from io import BytesIO
 
 import pytest
@@ -129,3 +130,14 @@ def test_without_ipywidgets_the_error_says_what_to_install(clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(InputError, match="pip install ipywidgets"):
         explore(*clip)
+
+
+def test_a_redraw_takes_less_than_a_second(clip):
+    """Processor time of 16 frames of 64 px, best of three: 0.3 s were measured."""
+    panel = Panel(*clip, AnchorSettings(n_keyframes=4))
+    seconds = []
+    for value in (0.02, 0.2, 2.0):
+        start = time.process_time()
+        panel.controls["prior a0"].value = value
+        seconds.append(time.process_time() - start)
+    assert panel.picture and min(seconds) < 1
