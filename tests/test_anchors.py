@@ -12,6 +12,7 @@ from vala_research.methods import anchors as vala
 from vala_research.methods.anchors import AnchorSettings, assign_anchors
 from vala_research.methods.compression import compression_weights
 from vala_research.methods.contrastive import frame_summaries, info_nce, refined
+from vala_research.methods.mixture import fitted, from_sums, maximised
 
 PLAIN = AnchorSettings(n_anchors=4, coreset=0, contrastive_weight=0.0)
 
@@ -38,16 +39,15 @@ def test_the_m_step_is_the_maximum_of_the_bound():
     """Any other direction, count or concentration lowers it, so monotony is no accident."""
     x, label = planted(noise=0.3)
     u = vala.unit_tokens(x).flatten(0, 1)
-    r = 0.8 * F.one_hot(label.flatten(), 3).double() + 0.2 / 3
+    r = 0.8 * F.one_hot(label.flatten(), 3).double().T + 0.2 / 3
 
     def bound(m):
         expected = (r * m.logits(u)).sum() + torch.special.entr(r).sum()
-        return expected.item() - m.divergence(PLAIN)
+        return expected.item() - m.divergence()
 
-    best = vala._maximised(r, u, PLAIN)
+    best = maximised(r, u, PLAIN.dirichlet)
     for _ in range(20):  # certainties and concentrations settle on each other
-        sums = r.sum(0), r.T @ u
-        best = vala._from_sums(*sums, best.concentrations, PLAIN)
+        best = from_sums(r.sum(1), r @ u, best.concentrations, PLAIN.dirichlet)
     turned = F.normalize(best.directions + 0.05 * best.directions.roll(1, 0), dim=-1)
     for other in (
         replace(best, concentrations=1.1 * best.concentrations),
@@ -85,7 +85,7 @@ def test_the_scale_of_a_token_does_not_matter():
     a, b = assign_anchors(x, PLAIN), assign_anchors(scale * x, PLAIN)
     assert torch.allclose(a.responsibilities, b.responsibilities, atol=1e-8)
     moved = assign_anchors(x + 1.0, PLAIN)  # another direction is another result
-    assert not torch.allclose(a.responsibilities, moved.responsibilities, atol=1e-2)
+    assert not torch.allclose(a.summaries.sum(1), moved.summaries.sum(1), atol=1e-2)
 
 
 @pytest.mark.parametrize("coreset", [0, 60])
@@ -145,8 +145,9 @@ def test_info_nce_prefers_anchors_that_persist():
 def test_refinement_lowers_its_objective_and_starts_as_the_identity():
     x, _ = planted(noise=0.6)
     u = vala.unit_tokens(x)
-    mixture = vala._ascend(u.flatten(0, 1), vala._seeded(u.flatten(0, 1), PLAIN), PLAIN)[0]
-    logits = mixture.logits(u.flatten(0, 1)).unflatten(0, u.shape[:2])
+    tokens, a0 = u.flatten(0, 1), PLAIN.dirichlet
+    mixture, _ = fitted(tokens, PLAIN.n_anchors, a0, PLAIN.max_sweeps, PLAIN.tolerance)
+    logits = mixture.logits(tokens).T.unflatten(0, u.shape[:2])
     temperature = 1 / mixture.concentrations.mean().item()
 
     def objective(q):

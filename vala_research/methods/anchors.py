@@ -20,21 +20,17 @@ network (one attention head over frames) only refines the posterior, when asked 
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
 from vala_research.methods import keyframes as frames_by
 from vala_research.methods.contrastive import frame_summaries, refined
-from vala_research.methods.von_mises_fisher import (
-    concentration,
-    log_normaliser,
-    log_uniform,
-    mean_length,
-)
+from vala_research.methods.mixture import ascend, fitted, maximised
 
 GRANULARITIES = ("site", "token")
+FULL_SWEEPS = 3  # over all tokens, once a coreset has found the anchors
+NEAREST = 0.3  # share of an anchor's spread that a nearest token keeps; found on validation clips
 KEYFRAME_METHODS = ("vala", "uniform", "random", "first", "kmeans", "kmedoids", "optimal")
 
 
@@ -107,41 +103,6 @@ class Anchors:
         return torch.special.entr(self.responsibilities).sum(-1)
 
 
-@dataclass
-class Mixture:
-    """q(pi) = Dirichlet(counts), q(mu_k) = vMF(directions, certainties), and the kappa_k."""
-
-    counts: Float[Tensor, " k"]
-    directions: Float[Tensor, "k d"]
-    certainties: Float[Tensor, " k"]
-    concentrations: Float[Tensor, " k"]
-
-    @property
-    def expected_log_weights(self) -> Float[Tensor, " k"]:
-        return torch.digamma(self.counts) - torch.digamma(self.counts.sum())
-
-    def logits(self, u: Float[Tensor, "t d"]) -> Float[Tensor, "t k"]:
-        """E log pi_k + E log p(u | k); its softmax is the posterior."""
-        offset, slope = self.affine(u)
-        return torch.addmm(offset, u, slope)
-
-    def affine(self, like: Tensor) -> tuple[Float[Tensor, " k"], Float[Tensor, "d k"]]:
-        """offset, slope: the logits are offset + u slope; in the precision of `like`."""
-        d = self.directions.shape[-1]
-        scale = self.concentrations * mean_length(d, self.certainties)
-        offset = self.expected_log_weights + log_normaliser(d, self.concentrations)
-        return offset.to(like), (scale[:, None] * self.directions).to(like).T
-
-    def divergence(self, settings: AnchorSettings) -> float:
-        """KL(q(pi) | prior) + sum_k KL(q(mu_k) | uniform): what the anchors cost."""
-        a, a0 = self.counts, torch.full_like(self.counts, settings.dirichlet)
-        weights = torch.lgamma(a.sum()) - torch.lgamma(a).sum() - torch.lgamma(a0.sum())
-        weights = weights + torch.lgamma(a0).sum() + ((a - a0) * self.expected_log_weights).sum()
-        d, beta = self.directions.shape[-1], self.certainties
-        directions = log_normaliser(d, beta) - log_uniform(d) + beta * mean_length(d, beta)
-        return float(weights + directions.sum())
-
-
 def assign_anchors(
     features: Float[Tensor, "f n d"],
     settings: AnchorSettings = AnchorSettings(),  # noqa: B008 - frozen
@@ -158,25 +119,28 @@ def assign_anchors(
     n_sites = min(n, max(1, settings.coreset // f)) if settings.coreset else n
     sites = torch.linspace(0, n - 1, n_sites, device=u.device).round().long()
     core = u[:, sites].flatten(0, 1)
-    mixture, objective = _ascend(core, _seeded(core, settings), settings)
-    mixture = _pruned(core, mixture, objective, settings)
+    a0, tolerance = settings.dirichlet, settings.tolerance
+    mixture, objective = fitted(core, settings.n_anchors, a0, settings.max_sweeps, tolerance)
     tokens = u.flatten(0, 1)
     if n_sites < n:  # what was counted on the coreset stands for all tokens
-        mixture.counts = settings.dirichlet + (mixture.counts - settings.dirichlet) * n / n_sites
-    mixture, objective = _ascend(tokens, mixture, settings)
-    logits = mixture.logits(tokens).unflatten(0, (f, n))
-    r = logits.softmax(-1)
+        mixture = replace(mixture, counts=a0 + (mixture.counts - a0) * n / n_sites)
+        n_sweeps = min(settings.max_sweeps, FULL_SWEEPS)
+        mixture, objective = ascend(tokens, mixture, n_sweeps, tolerance)
+    mixture = mixture[mixture.counts.argsort(descending=True)]
+    logits = mixture.logits(tokens).unflatten(1, (f, n))
+    r = logits.softmax(0).permute(1, 2, 0)
     if settings.refinement_steps and settings.contrastive_weight and f > 1:
-        r = refined(u, logits, mixture.concentrations, settings.contrastive_weight,
-                    settings.refinement_steps, generator)  # fmt: skip
-        mixture = _maximised(r.flatten(0, 1), tokens, settings)
-    order = mixture.counts.argsort(descending=True)
+        r = refined(u, logits.permute(1, 2, 0), mixture.concentrations,
+                    settings.contrastive_weight, settings.refinement_steps, generator)  # fmt: skip
+        mixture = maximised(r.flatten(0, 1).T, tokens, a0)
+        order = mixture.counts.argsort(descending=True)
+        r, mixture = r[..., order], mixture[order]
     anchors = Anchors(
-        r[..., order],
-        mixture.directions[order].to(u),
-        mixture.concentrations[order].to(u),
-        (mixture.counts / mixture.counts.sum())[order].to(u),
-        frame_summaries(u, r[..., order]),
+        r,
+        mixture.directions.to(u),
+        mixture.concentrations.to(u),
+        (mixture.counts / mixture.counts.sum()).to(u),
+        frame_summaries(u, r),
         objective,
         granularity=settings.granularity,
     )
@@ -192,9 +156,12 @@ def unit_tokens(features: Float[Tensor, "f n d"]) -> Float[Tensor, "f n d"]:
             "none of them zero."
         )
     x = features.detach().to(torch.promote_types(features.dtype, torch.float32))
-    if not torch.isfinite(x).all():
-        raise InputError("features hold NaN or infinity: look at the step that made them.")
-    length = x.norm(dim=-1, keepdim=True)
+    length = x.norm(dim=-1, keepdim=True)  # not finite where a channel is not
+    if not torch.isfinite(length).all():
+        raise InputError(
+            "features hold NaN or infinity (or lengths beyond 1e19): look at the step that made "
+            "them."
+        )
     if (length == 0).any():
         raise InputError(
             f"{int((length == 0).sum())} feature tokens are zero and have no direction: "
@@ -203,101 +170,28 @@ def unit_tokens(features: Float[Tensor, "f n d"]) -> Float[Tensor, "f n d"]:
     return x / length
 
 
-# Coordinate ascent on the bound.
-
-
-def _seeded(u: Float[Tensor, "t d"], settings: AnchorSettings) -> Mixture:
-    """Farthest-first directions, each token given to its nearest: no chance, no order of frames."""
-    k = min(settings.n_anchors, len(u))
-    seeds = [int((u @ F.normalize(u.mean(0), dim=0)).argmax())]
-    nearest = u @ u[seeds[0]]
-    while len(seeds) < k:
-        seeds.append(int(nearest.argmin()))
-        nearest = torch.maximum(nearest, u @ u[seeds[-1]])
-    r = F.one_hot((u @ u[seeds].T).argmax(-1), k).to(u)
-    return _maximised(r, u, settings)
-
-
-def _maximised(
-    r: Float[Tensor, "t k"], u: Float[Tensor, "t d"], settings: AnchorSettings
-) -> Mixture:
-    """The M step of given responsibilities, from scratch."""
-    mass, resultant = r.sum(0).double(), (r.T @ u).double()
-    start = concentration(u.shape[-1], resultant.norm(dim=-1) / (mass + 1))
-    return _from_sums(mass, resultant, start, settings)
-
-
-def _from_sums(mass: Tensor, resultant: Tensor, kappa: Tensor, settings: AnchorSettings) -> Mixture:
-    """The M step: q(mu_k) given kappa_k, then kappa_k given q(mu_k); each raises the bound."""
-    d, length = resultant.shape[-1], resultant.norm(dim=-1)
-    beta = kappa * length
-    agreement = mean_length(d, beta) * length / mass.clamp_min(1e-300)
-    directions = resultant / length.clamp_min(1e-300)[:, None]
-    return Mixture(settings.dirichlet + mass, directions, beta, concentration(d, agreement))
-
-
-def _sweep(u: Tensor, mixture: Mixture, chunk: int = 1 << 15) -> tuple[float, Tensor, Tensor]:
-    """The E step in one pass: sum of log evidence, mass and resultant of each anchor."""
-    evidence, mass, resultant = 0.0, 0.0, 0.0
-    offset, slope = mixture.affine(u)
-    for part in u.split(chunk):
-        logits = torch.addmm(offset, part, slope)
-        top = logits.logsumexp(-1, keepdim=True)
-        r = logits.sub_(top).exp_()
-        evidence += top.sum(dtype=torch.float64).item()
-        mass = mass + r.sum(0).double()
-        resultant = resultant + (r.T @ part).double()
-    return evidence, mass, resultant
-
-
-def _ascend(u: Tensor, mixture: Mixture, settings: AnchorSettings) -> tuple[Mixture, list[float]]:
-    """Alternate E and M steps until the bound gains less than the tolerance."""
-    objective: list[float] = []
-    for _ in range(settings.max_sweeps):
-        evidence, mass, resultant = _sweep(u, mixture)
-        objective.append((evidence - mixture.divergence(settings)) / len(u))
-        if len(objective) > 1 and objective[-1] - objective[-2] < settings.tolerance:
-            break
-        mixture = _from_sums(mass, resultant, mixture.concentrations, settings)
-    return mixture, objective
-
-
-def _pruned(
-    u: Tensor, mixture: Mixture, objective: list[float], settings: AnchorSettings
-) -> Mixture:
-    """Drop every anchor without which the bound is higher, lightest first.
-
-    Tried only while tokens are few: with 64 an anchor and more, those in use pay for themselves.
-    """
-    if len(u) > min(1024, 64 * len(mixture.counts)):
-        return mixture
-    k = 0
-    while k < len(mixture.counts) > 1:
-        kept = mixture.counts.argsort()
-        kept = kept[torch.arange(len(kept), device=kept.device) != k]
-        fewer = Mixture(*(x[kept] for x in vars(mixture).values()))
-        fewer, trace = _ascend(u, fewer, settings)
-        if trace[-1] >= objective[-1]:
-            mixture, objective, k = fewer, trace, 0
-        else:
-            k += 1
-    return mixture
-
-
 # Key frames.
 
 
 def covering_frames(anchors: Anchors, n: int) -> list[int]:
     """The n frames whose anchors' summaries lie nearest to those of all frames, in order.
 
-    An anchor of frame f costs its mass times the squared distance to the nearest summary of an
-    anchor present in a chosen frame: D(S) with each anchor's tokens in a frame taken as one.
+    An anchor of frame f costs its mass times what its tokens lose to frame s: the squared distance
+    to the nearest summary of an anchor present there, and as much as tokens of that anchor spread,
+    (d - 1) / kappa, the less the more of them there are to choose from. In its own frame it costs
+    nothing. This is D(S) with each anchor's tokens in a frame taken as one.
     """
     m, mass = anchors.summaries, anchors.mass
     present = mass > 1e-3 * mass.sum(-1, keepdim=True)
-    gap = 2 - 2 * torch.einsum("fkd,sjd->fksj", m, m)
-    cost = gap.masked_fill(~present, torch.inf).amin(-1).clamp_min(0)  # f k s
-    return frames_by.cheapest_set(cost.flatten(0, 1), mass.flatten(), n)
+    rows, own = m[present], present.nonzero()[:, 0]
+    dimension = max(1, m.shape[-1] - 1)
+    spread = NEAREST * dimension / anchors.concentrations
+    floor = spread * mass.clamp_min(1).pow(-2 / dimension)
+    cost = rows.new_zeros(len(rows), len(m))
+    for s, there in enumerate(present):
+        gap = (2 - 2 * rows @ m[s, there].T).clamp_min_(0) + floor[s, there]
+        cost[:, s] = gap.amin(-1).masked_fill(own == s, 0)
+    return frames_by.cheapest_set(cost, mass[present], n)
 
 
 def select_keyframes(
@@ -305,7 +199,7 @@ def select_keyframes(
     n: int,
     method: str = "vala",
     generator: torch.Generator | None = None,
-    settings: AnchorSettings = AnchorSettings(n_anchors=32),  # noqa: B008 - frozen
+    settings: AnchorSettings = AnchorSettings(n_anchors=256, max_sweeps=5),  # noqa: B008
 ) -> list[int]:
     """n distinct frames of a clip, in order.
 
