@@ -46,7 +46,8 @@ def test_anchors_of_a_folder_of_clips(tmp_path, miniature):
         frames = render(random_scene(split_generator("test", i), n_cuts=1), 7, 64).frames
         write_clip(clips / f"{i}.mp4", frames, 8.0)
     parameters = dict(clips=str(clips), n_clips=2, shown=1, n_frames=6, n_keyframes=2, n_anchors=3,
-                      granularity="token", seed=3, output=str(out))  # fmt: skip
+                      granularity="token", refinement_steps=2, seed=3,
+                      output=str(out))  # fmt: skip
     run(NAME, tmp_path, **parameters)
     record = json.loads((out / "vala_anchors.json").read_text())
     assert sorted(record["inputs"]) == [str(clips / "0.mp4"), str(clips / "1.mp4")]

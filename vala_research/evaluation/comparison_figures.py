@@ -1,4 +1,4 @@
-"""A comparison at a glance: what each editor gains on a baseline, metric by metric, and its cost."""
+"""A comparison at a glance: what each editor gains on a baseline, and what it costs."""
 
 from collections.abc import Iterable, Mapping
 

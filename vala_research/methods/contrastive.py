@@ -26,7 +26,7 @@ def info_nce(
     """
     similarity = torch.einsum("fkd,fjd->fkj", summaries[:-1], summaries[1:]) / temperature
     present = mass > 0.01 * mass.sum(-1, keepdim=True)
-    similarity = similarity.masked_fill(~present[1:, None, :], -torch.inf)
+    similarity = similarity.masked_fill(~present[1:, None, :], torch.finfo(similarity.dtype).min)
     both = present[:-1] & present[1:]
     loss = -similarity.log_softmax(-1).diagonal(dim1=1, dim2=2)
     return loss[both].mean() if both.any() else similarity.new_zeros(())
@@ -55,18 +55,19 @@ def refined(
     temperature = 1 / kappa.mean().clamp_min(1.0).item()
     optimiser = torch.optim.Adam([query, key, gate], lr=1e-2)
 
-    def posterior() -> Tensor:
+    def log_posterior() -> Tensor:
         q, k = summaries @ query, summaries @ key  # f k w
         weight = torch.einsum("fkw,gkw->kfg", q, k).mul(width**-0.5).softmax(-1)
         bend = torch.einsum("kfg,gkd->fkd", weight, summaries) * gate
-        return (logits + torch.einsum("fnd,fkd->fnk", u, kappa[:, None] * bend)).softmax(-1)
+        return (logits + torch.einsum("fnd,fkd->fnk", u, kappa[:, None] * bend)).log_softmax(-1)
 
     with torch.enable_grad():
         for _ in range(n_steps):
-            q = posterior()
-            bound = ((q * logits).sum(-1) + torch.special.entr(q).sum(-1)).mean()
+            log_q = log_posterior()  # entr(q) has no gradient where a posterior underflows to 0
+            q = log_q.exp()
+            bound = (q * (logits - log_q)).sum(-1).mean()
             contrast = info_nce(frame_summaries(u, q), q.sum(1), temperature)
             optimiser.zero_grad()
             (contrastive_weight * contrast - bound).backward()
             optimiser.step()
-        return posterior().detach()
+        return log_posterior().exp().detach()
