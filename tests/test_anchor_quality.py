@@ -4,12 +4,19 @@ import pytest
 import torch
 
 from vala_research.evaluation.anchor_quality import (
+    assignment_speed,
     keyframe_excess,
     latent_tokens,
+    object_purity,
     scene_counts,
     sprite_clips,
 )
-from vala_research.methods.anchors import KEYFRAME_METHODS, propagation_distortion
+from vala_research.methods.anchors import (
+    KEYFRAME_METHODS,
+    AnchorSettings,
+    assign_anchors,
+    propagation_distortion,
+)
 from vala_research.miniature.configuration import WORLD
 
 
@@ -39,3 +46,28 @@ def test_shots_are_counted(pipe):
     rows = scene_counts(5, pipe, WORLD, "validation")
     assert [row["scenes"] for row in rows] == [1, 2, 3, 4, 5]
     assert sum(row["found"] == row["scenes"] for row in rows) >= 4
+
+
+def test_speed_is_beside_an_equal_clustering():
+    """Three tight planted directions: both find them, and one anchor alone is far worse."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=-1)
+    x = centres[torch.randint(3, (4, 100), generator=generator)]
+    x = x + 0.02 * torch.randn(x.shape, generator=generator)
+    row = assignment_speed(x, 3, repeats=1)
+    assert row["distortion"] == pytest.approx(row["kmeans_distortion"], rel=1e-3)
+    assert row["ratio"] == row["kmeans_seconds"] / row["seconds"]
+    assert assignment_speed(x, 1, repeats=1)["distortion"] > 10 * row["distortion"]
+
+
+def test_purity_of_a_planted_object():
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[..., 1:3, 1:3] = 1
+    flat = mask.flatten(1)
+    signal = torch.stack([flat, 1 - flat], -1)
+    found = object_purity(assign_anchors(signal, AnchorSettings(n_anchors=2)), mask)
+    assert found["purity"] == pytest.approx(1, abs=1e-3) and found["base"] == pytest.approx(0.75)
+    assert found["information"] == pytest.approx(1, abs=0.01)
+    assert sorted(found["share"]) == pytest.approx([0, 1], abs=1e-3)
+    blind = object_purity(assign_anchors(signal, AnchorSettings(n_anchors=1)), mask)
+    assert blind["information"] == pytest.approx(0, abs=1e-6) and blind["purity"] == 0.75
