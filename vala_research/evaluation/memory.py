@@ -1,0 +1,178 @@
+"""What an edit holds grows with the frames only by what the frames themselves need.
+
+Two measures of one edit: the peak of all live tensors, exact and the same on every machine, and the
+peak of the process, each in a process of its own, since an allocator keeps what others freed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vala_research import InputError
+from vala_research.evaluation.benchmark import forget_peak, peak_mebibytes
+from vala_research.evaluation.figures import COLOURS, STYLE
+from vala_research.methods.anchors import AnchorSettings
+
+MEBIBYTE = 2**20
+# glibc keeps freed blocks of up to 32 MiB in its heap, in pieces that fit nothing: the resident set
+# of a long edit is then half as large again. Blocks mapped one by one go back when they are freed.
+RETURN_PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+
+
+class LiveTensors(TorchDispatchMode):
+    """Bytes of all storages made inside the `with` block that are alive: now, and at their peak.
+
+    Scratch memory inside an operation is not seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if _is_tensor(x)}
+        for storage in (x.untyped_storage() for x in tree_leaves(out) if _is_tensor(x)):
+            key = storage._cdata
+            if key not in self._sizes and key not in given:  # neither known nor a view of weights
+                self._sizes[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._drop, key)
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+
+def _is_tensor(x: Any) -> bool:
+    return isinstance(x, Tensor)
+
+
+def edit_memory(
+    n_frames: Sequence[int],
+    attention: str = "own",
+    granularity: str = "site",
+    model: str = "miniature",
+    size: int = 64,
+    steps: int = 2,
+    frames_per_chunk: int = 8,
+    dtype: str = "float32",
+    is_fresh: bool = True,
+) -> list[dict]:
+    """Peak memory of edits of clips of each length.
+
+    is_fresh: one new process a length; otherwise in this one, quicker, and its peak then counts all
+    that the process holds already.
+
+    granularity: of attention "anchors". size: pixels. frames_per_chunk: the same for all lengths,
+    so that what grows is what all frames hold at once. n_frames: ascending, as peaks are.
+    Rows of attention, frames, and in MiB: peak (of the process, or of the device where there is
+    one; smaller is better), live (of tensors, the clip included), estimate (what
+    `VideoEditPipeline.estimate` adds up, weights included).
+    Raises InputError with the last words of a process that fails.
+    """
+    settings = dict(
+        attention=attention, granularity=granularity, model=model, size=size, steps=steps,
+        frames_per_chunk=frames_per_chunk, dtype=dtype,
+    )  # fmt: skip
+    if not is_fresh:
+        return [_measured(settings | {"n_frames": n}) for n in n_frames]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    rows = []
+    for n in n_frames:
+        command = [sys.executable, "-m", __name__, json.dumps(settings | {"n_frames": n})]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment | RETURN_PAGES
+        )
+        if done.returncode:
+            words = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise InputError(f"The edit of {n} frames failed ({words}): try fewer, or smaller.")
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+    return rows
+
+
+def measured_edit(
+    pipe, n_frames: int, attention: str, granularity: str, size: int, steps: int,
+    frames_per_chunk: int,
+) -> dict:  # fmt: skip
+    """One row of `edit_memory`, in this process, which has made no larger edit before."""
+    generator = torch.Generator().manual_seed(0)
+    forget_peak()
+    with LiveTensors() as live:
+        clip = torch.rand(n_frames, 3, size, size, generator=generator)
+        pipe(
+            clip, "a blue circle", "a red circle", num_inference_steps=steps, attention=attention,
+            anchors=AnchorSettings(granularity=granularity) if attention == "anchors" else None,
+            frames_per_chunk=frames_per_chunk, output_type="pt",
+        )  # fmt: skip
+    peak = peak_mebibytes()
+    expected = pipe.estimate(n_frames, size, size, steps, frames_per_chunk=frames_per_chunk)
+    return {
+        "attention": f"{attention} {granularity}" if attention == "anchors" else attention,
+        "frames": n_frames,
+        "peak": peak,
+        "live": live.peak / MEBIBYTE,
+        "estimate": expected.peak_bytes / MEBIBYTE,
+    }
+
+
+def slopes(rows: Sequence[dict], measure: str) -> list[float]:
+    """MiB a frame between consecutive lengths: equal ones are linear growth."""
+    return [
+        (b[measure] - a[measure]) / (b["frames"] - a["frames"])
+        for a, b in zip(rows, rows[1:], strict=False)
+    ]
+
+
+def memory_figure(rows: Sequence[dict], shows_process: bool = True) -> Figure:
+    """Peak memory against frames: live tensors, and how much the process grew since the first."""
+    with rc_context(STYLE):
+        fig = Figure()
+        axes = fig.add_subplot()
+        names = dict.fromkeys(row["attention"] for row in rows)
+        # Curves that coincide stay visible: each is drawn thinner on the one before.
+        for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
+            line = [row for row in rows if row["attention"] == name]
+            x = [row["frames"] for row in line]
+            live = [row["live"] for row in line]
+            style = dict(linewidth=max(0.8, 4 - i), markersize=max(2, 7 - 1.5 * i))
+            axes.plot(x, live, "o-", color=colour, label=name, **style)
+            if shows_process:
+                grown = [row["peak"] - line[0]["peak"] + live[0] for row in line]
+                axes.plot(x, grown, "_", color=colour, markersize=14)
+        if shows_process:
+            axes.plot([], [], "_", color="grey", markersize=14, label="growth of the process")
+        axes.set(xlabel="frames", ylabel="peak memory, MiB", ylim=(0, None))
+        axes.set_xticks(sorted({row["frames"] for row in rows}))
+        axes.legend()
+    return fig
+
+
+def _measured(settings: dict) -> dict:
+    """Load the model and measure one edit."""
+    from vala_research import VideoEditPipeline
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rest = {k: v for k, v in settings.items() if k not in ("model", "dtype")}
+    pipe = VideoEditPipeline.from_pretrained(
+        settings["model"], dtype=getattr(torch, settings["dtype"])
+    ).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return measured_edit(pipe, **rest)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measured(json.loads(sys.argv[1]))))
