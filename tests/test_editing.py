@@ -12,7 +12,9 @@ from tiny_models import N_TOKENS, tiny_unet
 
 from vala_research import InputError, VideoEditPipeline
 from vala_research.diffusion.attention import Injection
-from vala_research.diffusion.inversion import ExactSettings
+from vala_research.diffusion.inversion import QUICK, ExactSettings
+from vala_research.diffusion.null_text import NullTextSettings
+from vala_research.methods.anchors import AnchorSettings, assign_anchors
 
 SOURCE, TARGET = "a red circle", "a blue square"
 N_STEPS = 3
@@ -41,11 +43,14 @@ def edit(pipe, video, prompt=TARGET, **kwargs) -> torch.Tensor:
 def test_exact_inversion_reconstructs_the_vae_round_trip(tiny, video, attention):
     bound = tiny.decode(tiny.encode(video))
     results = {}
-    for inversion in ("exact", "ddim"):
-        z = tiny.invert(video, SOURCE, N_STEPS, inversion, attention)
-        results[inversion] = psnr(tiny.reconstruct(z, SOURCE, N_STEPS, attention), bound)
-    # fp32 with a tolerance of 1e-6 a step reaches about 120 dB; plain DDIM at 3 steps is far off.
-    assert results["exact"] > 90 > 60 > results["ddim"], results
+    settings = {"ddim": {}, "exact": {}, "quick": {"exact_settings": QUICK}}
+    for name, more in settings.items():
+        inversion = "exact" if more else name
+        z = tiny.invert(video, SOURCE, N_STEPS, inversion, attention, **more)
+        results[name] = psnr(tiny.reconstruct(z, SOURCE, N_STEPS, attention), bound)
+    # fp32 with a tolerance of 1e-6 a step reaches about 120 dB, `QUICK` aims at 60; plain DDIM at
+    # 3 steps is far off.
+    assert results["exact"] > 90 > results["quick"] > 60 > results["ddim"], results
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 7.5])
@@ -122,6 +127,11 @@ def test_estimate_counts_the_evaluations_that_are_made(tiny, video, monkeypatch)
         estimate = tiny.estimate(3, 16, 24, N_STEPS, **kwargs)
         assert estimate.n_evaluations == sum(made)
     assert tiny.estimate(3, 16, 24, N_STEPS, inversion="exact").n_evaluations > sum(made)
+    never = NullTextSettings(n_iterations=2, early_stop=0.0)
+    made.clear()
+    edit(tiny, video, inversion="null_text", null_text_settings=never)
+    estimate = tiny.estimate(3, 16, 24, N_STEPS, inversion="null_text", null_text_settings=never)
+    assert estimate.n_evaluations == sum(made)
 
 
 def test_estimated_memory_grows_with_size_and_is_bounded_by_chunks(tiny):
@@ -300,6 +310,24 @@ def test_inversion_of_other_steps_is_refused(tiny, video):
     found = tiny.invert(video, SOURCE, 2, return_inversion=True)
     with pytest.raises(InputError, match="2 steps.*edit has 3"):
         edit(tiny, None, latents=found)
+
+
+def test_an_edit_uses_the_anchors_of_its_inversion(tiny, video, monkeypatch):
+    found = tiny.invert(
+        video, SOURCE, N_STEPS, attention="anchors", anchors=AnchorSettings(n_anchors=2),
+        return_inversion=True,
+    )  # fmt: skip
+    alone = edit(tiny, None, latents=found, attention="anchors")
+    one = AnchorSettings(n_anchors=1)
+    by_settings = edit(tiny, video, latents=found, attention="anchors", anchors=one)
+    assert not torch.allclose(alone, by_settings)
+    given = assign_anchors(tiny.encode(video).flatten(2).mT, one)
+    assert torch.equal(
+        by_settings, edit(tiny, video, latents=found, attention="anchors", anchors=given)
+    )
+    # Another clip beside the inversion is not even encoded.
+    monkeypatch.setattr(VideoEditPipeline, "encode", lambda *_: pytest.fail("encoded the clip"))
+    assert torch.equal(alone, edit(tiny, 1 - video, latents=found, attention="anchors"))
 
 
 def test_long_prompts_and_unknown_words_warn(tiny):

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections import deque
 
 import pytest
 import torch
@@ -9,8 +10,17 @@ from diffusers import DDIMScheduler
 from tiny_models import SD_SCHEDULE, GaussianMixture
 
 from vala_research import InputError
-from vala_research.diffusion.inversion import ExactSettings, fixed_point, invert
-from vala_research.diffusion.schedule import Schedule, sample
+from vala_research.diffusion.inversion import (
+    QUICK,
+    ExactSettings,
+    direction,
+    extrapolated,
+    fixed_point,
+    invert,
+    log_snr,
+    rms,
+)
+from vala_research.diffusion.schedule import Schedule, ddim_step, sample
 
 # The residual of one step is amplified on the way back by the steps' constants at most:
 # a few hundred here; 1e-13 a step leaves the round trip below 1e-10.
@@ -111,6 +121,32 @@ def test_anderson_converges_where_plain_iteration_diverges():
     plain = fixed_point(lambda z: a @ z + b, torch.ones_like(b), ExactSettings(1e-10, 40, 0))
     assert plain.residual > 1e-10  # damped, not solved, and kept from diverging:
     assert (plain.z - truth).abs().max() < 10
+
+
+@pytest.mark.parametrize("n_steps", [25, 50])
+def test_quick_costs_at_most_twice_plain_ddim(n_steps):
+    """And its tolerance is kept: predicted residuals, measured here, are not wishful."""
+    predict, schedule = mixture(n_steps)
+    found = invert(predict, predict.draw(12), schedule, "exact", QUICK)
+    assert found.n_evaluations <= 2 * n_steps
+    for step, z_t, z_s in zip(schedule, found.trajectory, found.trajectory[1:], strict=False):
+        again = schedule.renoise(z_s, z_t, predict(z_t, step.t), step)
+        assert rms(again - z_t) <= 2 * QUICK.tolerance * rms(z_t)
+
+
+def test_starts_on_the_line_through_the_steps_before():
+    """eps linear in the log-SNR is met exactly; a step costs one evaluation there."""
+    _, schedule = mixture(20)
+    x0 = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    steps, past, z = list(schedule)[::-1], deque(maxlen=3), x0
+    for step in steps:
+        eps = x0 * (1 + 0.1 * log_snr(step.alpha_bar_t))
+        z_t = ddim_step(z, eps, step.alpha_bar_s, step.alpha_bar_t)
+        assert torch.allclose(direction(z, z_t, step), eps)
+        guess = extrapolated(z, step, past)
+        assert torch.allclose(guess, z_t) == (len(past) == 3)
+        past.append((log_snr(step.alpha_bar_t), eps))
+        z = z_t
 
 
 def test_missing_the_tolerance_warns_and_returns_the_best_iterate():

@@ -26,7 +26,8 @@ from vala_research.diffusion.attention import (
 )
 from vala_research.diffusion.backbone import Backbone, resolve_checkpoint, vae_factor
 from vala_research.diffusion.inversion import ExactSettings, Inversion, get_method, invert
-from vala_research.diffusion.schedule import Schedule, sample
+from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
+from vala_research.diffusion.schedule import Schedule
 from vala_research.methods.anchors import Anchors, AnchorSettings, assign_anchors
 
 GUIDANCE_SCALE = 2.0  # best on validation clips of the miniature; Stable Diffusion: about 7.5
@@ -45,7 +46,9 @@ class Estimate:
     """What an edit will cost.
 
     n_evaluations: single frames through the UNet, all guidance branches counted; exact, but for
-    inversion "exact", where it is an upper bound. peak_bytes: see `VideoEditPipeline.estimate`.
+    inversions "exact" and "null_text", where it is an upper bound. Those are forward passes: the
+    backward passes of "null_text", at most its iterations a step, and their memory come on top.
+    peak_bytes: see `VideoEditPipeline.estimate`.
     """
 
     n_evaluations: int
@@ -113,6 +116,7 @@ class VideoEditPipeline(DiffusionPipeline):
         anchors: AnchorSettings | Anchors | None = None,
         frames_per_chunk: int | None = None,
         exact_settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
+        null_text_settings: NullTextSettings = NullTextSettings(),  # noqa: B008 - frozen
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | Inversion | None = None,
         output_type: str = "pil",
@@ -130,14 +134,16 @@ class VideoEditPipeline(DiffusionPipeline):
             (Miyake et al. 2023, arXiv 2305.16807): guidance then holds only what differs between
             the prompts, and prompt == source_prompt reconstructs at any scale.
         guidance_scale: eps = eps_neg + guidance_scale (eps_prompt - eps_neg); 1 turns it off.
-        inversion: "ddim", or "exact" (slower; reconstructs to rounding error).
+        inversion: "ddim"; "exact" (slower; reconstructs to rounding error); "null_text" (slowest:
+            mends what guidance breaks of "ddim", at this guidance scale).
         attention: "own", "first", "sparse_causal", "extended", "anchors", or a policy. The
             inversion uses the same one, since sampling undoes only the process that was inverted.
         injection: first fraction of the steps in which the source's attention maps and features
             replace the edit's (0 none, 1 always); an `Injection` sets the two apart.
-        anchors: for attention "anchors": how they are found on the clip's latents, or those found.
+        anchors: for attention "anchors": how they are found on the clip's latents, or those found;
+            None takes those of the `Inversion` given as latents, where it has them.
         frames_per_chunk: bounds the memory, not the result; None chooses from the resolution.
-        exact_settings: tolerance and iterations of inversion "exact".
+        exact_settings, null_text_settings: how hard inversions "exact" and "null_text" try.
         generator: accepted as everywhere in diffusers; deterministic DDIM from the VAE's mode
             draws nothing from it.
         latents: f c h w at the noisiest level, or an `Inversion`, to skip inverting.
@@ -155,27 +161,27 @@ class VideoEditPipeline(DiffusionPipeline):
         get_policy(attention), get_method(inversion)
         text = self.encode_prompt([negative_prompt or "", prompt, source_prompt])  # g n d
 
-        needs_clip = latents is None or (attention == "anchors" and video is not None)
-        z_0 = self.encode(video, frames_per_chunk) if needs_clip else None
         latents = self._as_inversion(latents)
+        anchors = anchors or getattr(latents, "anchors", None)
+        seeks_anchors = attention == "anchors" and not isinstance(anchors, Anchors)
+        needs_clip = latents is None or (seeks_anchors and video is not None)
+        z_0 = self.encode(video, frames_per_chunk) if needs_clip else None
         attention = self._of_clip(attention, anchors, z_0, latents)
         if latents is None:
             n_injected = max(injection.n_steps(len(schedule)))
             latents = self._invert(
-                z_0, text[2:], schedule, inversion, attention, frames_per_chunk, exact_settings,
-                keep_trajectory=n_injected > 0,
+                z_0, text[[0, 2]], schedule, inversion, attention, frames_per_chunk,
+                exact_settings, null_text_settings, guidance_scale, n_injected > 0,
             )  # fmt: skip
-        if latents.trajectory and len(latents.trajectory) != len(schedule) + 1:
-            raise InputError(
-                f"The inversion given as latents has {len(latents.trajectory) - 1} steps and the "
-                f"edit has {len(schedule)}: use the same num_inference_steps for both."
-            )
+        self._check_steps(latents, schedule)
         self._interrupt = False
         z = latents.latents.to(self._execution_device)
         with self.progress_bar(total=len(schedule)) as bar:
             for i, step in enumerate(schedule):
                 if self._interrupt:
                     break
+                if latents.null_text is not None:
+                    text = torch.cat([latents.null_text.embeddings[i : i + 1].to(text), text[1:]])
                 if i == 0 or latents.trajectory:
                     source = latents.trajectory[i].to(z) if latents.trajectory else z
                 z, source = self._edit_step(
@@ -233,19 +239,26 @@ class VideoEditPipeline(DiffusionPipeline):
         frames_per_chunk: int | None = None,
         exact_settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
         return_inversion: bool = False,
+        null_text_settings: NullTextSettings = NullTextSettings(),  # noqa: B008 - frozen
+        negative_prompt: str | None = None,
+        guidance_scale: float = GUIDANCE_SCALE,
     ) -> Float[Tensor, "f c h w"] | Inversion:
         """Latents at the noisiest level, from which `reconstruct` returns to the clip (guidance 1).
 
-        return_inversion: the whole `Inversion`: trajectory, residuals, evaluations, anchors.
+        return_inversion: the whole `Inversion`: trajectory, residuals, evaluations, anchors, null
+            text. Latents of "null_text" alone are those of "ddim".
+        negative_prompt, guidance_scale: those of the edit to come; "null_text" alone reads them.
         """
         schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
         get_policy(attention), get_method(inversion)
-        text = self.encode_prompt([source_prompt])
+        codec.check_guidance(guidance_scale)
+        text = self.encode_prompt([negative_prompt or "", source_prompt])
         z_0 = self.encode(video, frames_per_chunk)
         attention = self._of_clip(attention, anchors, z_0)
         found = self._invert(
-            z_0, text, schedule, inversion, attention, frames_per_chunk, exact_settings
-        )
+            z_0, text, schedule, inversion, attention, frames_per_chunk, exact_settings,
+            null_text_settings, guidance_scale,
+        )  # fmt: skip
         self.maybe_free_model_hooks()
         return found if return_inversion else found.latents
 
@@ -258,41 +271,49 @@ class VideoEditPipeline(DiffusionPipeline):
         """
         if attention != "anchors":
             return attention
+        anchors = anchors or getattr(latents, "anchors", None)
         if z_0 is None:
             z_0 = latents.trajectory[-1] if latents.trajectory else latents.latents
-            anchors = anchors or latents.anchors
         if not isinstance(anchors, Anchors):
             features = rearrange(z_0, "f c h w -> f (h w) c")
             anchors = assign_anchors(features, anchors or AnchorSettings())
         return AnchorAttention(anchors, tuple(z_0.shape[2:]))
 
     def _invert(
-        self,
-        z_0,
-        text,
-        schedule,
-        method,
-        attention,
-        frames_per_chunk,
-        settings,
-        keep_trajectory=True,
-    ) -> Inversion:
+        self, z_0, text, schedule, method, attention, frames_per_chunk, exact_settings,
+        null_text_settings, guidance_scale, keep_trajectory=True,
+    ) -> Inversion:  # fmt: skip
+        """text: the negative prompt's and the source prompt's."""
         # A network in half precision cannot answer more precisely than its own rounding.
         floor = torch.finfo(self.unet.dtype).eps
-        settings = replace(settings, tolerance=max(settings.tolerance, floor))
-        predict = self._predictor(text, attention, frames_per_chunk)
-        found = invert(predict, z_0, schedule, method, settings, keep_trajectory, self.progress_bar)
+        settings = replace(exact_settings, tolerance=max(exact_settings.tolerance, floor))
+        predict = self._predictor(attention, frames_per_chunk)
+        # At guidance 1 the unconditional branch is not asked: there is nothing to mend.
+        is_null_text = method == "null_text" and guidance_scale != 1
+        found = invert(
+            lambda z, t: predict(z, t, text[1]), z_0, schedule, method, settings,
+            keep_trajectory or is_null_text, self.progress_bar,
+        )  # fmt: skip
+        if is_null_text:
+            with frozen(self.unet):
+                null_text = optimise_null_text(
+                    predict, found.trajectory, schedule, *text, guidance_scale,
+                    null_text_settings, self.progress_bar,
+                )  # fmt: skip
+            n = found.n_evaluations + null_text.n_evaluations
+            found = replace(
+                found, null_text=null_text, n_evaluations=n, n_backward=null_text.n_backward
+            )
         return replace(found, anchors=getattr(attention, "anchors", None))
 
-    def _predictor(
-        self, text: Tensor, attention, frames_per_chunk
-    ) -> Callable[[Tensor, int], Tensor]:
-        """`(z: f c h w, t) -> prediction` at guidance 1."""
+    def _predictor(self, attention, frames_per_chunk) -> Callable[[Tensor, int, Tensor], Tensor]:
+        """`(z: f c h w, t, text: n d) -> prediction` of one branch."""
         backbone = Backbone(self.unet, frames_per_chunk)
 
-        def predict(z: Tensor, t: int) -> Tensor:
+        def predict(z: Tensor, t: int, text: Tensor) -> Tensor:
             size = backbone.chunk_size(len(z), 1, *z.shape[2:])
-            return backbone(z[None], t, text, attention_patches(self.unet, attention, 1, size))[0]
+            patches = attention_patches(self.unet, attention, 1, size)
+            return backbone(z[None], t, text[None], patches)[0]
 
         return predict
 
@@ -306,13 +327,24 @@ class VideoEditPipeline(DiffusionPipeline):
         anchors: AnchorSettings | Anchors | None = None,
         frames_per_chunk: int | None = None,
     ) -> Float[Tensor, "f c h w"]:
-        """Sample at guidance 1 and decode: what `invert` undoes; frames in [0, 1]."""
+        """Sample and decode: what `invert` undoes; frames in [0, 1].
+
+        At guidance 1, or with the null text of the `Inversion` at the scale it was made for.
+        """
         schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
         get_policy(attention)
         latents = self._as_inversion(latents)
         attention = self._of_clip(attention, anchors, None, latents)
-        predict = self._predictor(self.encode_prompt([source_prompt]), attention, frames_per_chunk)
-        z = sample(predict, self._check_latents(latents.latents), schedule, self.progress_bar)
+        self._check_steps(latents, schedule)
+        text, no_injection = self.encode_prompt([source_prompt]), Injection(0, 0)
+        z, null_text = self._check_latents(latents.latents), latents.null_text
+        for i, step in enumerate(self.progress_bar(list(schedule))):
+            null = text if null_text is None else null_text.embeddings[i : i + 1].to(text)
+            scale = 1.0 if null_text is None else null_text.guidance_scale
+            z, _ = self._edit_step(
+                i, step, z, z, torch.cat([null, text]), schedule, scale, attention, no_injection,
+                frames_per_chunk,
+            )  # fmt: skip
         frames = self.decode(z, frames_per_chunk)
         self.maybe_free_model_hooks()
         return frames
@@ -351,6 +383,7 @@ class VideoEditPipeline(DiffusionPipeline):
         frames_per_chunk: int | None = None,
         exact_settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
         has_latents: bool = False,
+        null_text_settings: NullTextSettings = NullTextSettings(),  # noqa: B008 - frozen
     ) -> Estimate:
         """What an edit costs, before it starts; takes the arguments of the edit.
 
@@ -364,7 +397,9 @@ class VideoEditPipeline(DiffusionPipeline):
         n = len(Schedule.from_scheduler(self.scheduler, num_inference_steps))
         branches = 1 if guidance_scale in (0, 1) else 2
         n_injected = max(Injection.of(injection).n_steps(n))
-        per_step = 1 if inversion == "ddim" else exact_settings.max_iterations
+        per_step = exact_settings.max_iterations if inversion == "exact" else 1
+        if inversion == "null_text" and guidance_scale != 1:
+            per_step += null_text_settings.n_iterations + 2
         n_inverted = 0 if has_latents else n * per_step
         n_evaluations = n_frames * (n_inverted + n * branches + n_injected)
 
@@ -429,6 +464,18 @@ class VideoEditPipeline(DiffusionPipeline):
         if latents is None or isinstance(latents, Inversion):
             return latents
         return Inversion(self._check_latents(latents))
+
+    def _check_steps(self, latents: Inversion, schedule: Schedule) -> None:
+        """An inversion that knows its steps is used with as many."""
+        if latents.null_text is not None:
+            n_steps = len(latents.null_text.embeddings)
+        else:
+            n_steps = len(latents.trajectory) - 1 if latents.trajectory else len(schedule)
+        if n_steps != len(schedule):
+            raise InputError(
+                f"The inversion given as latents has {n_steps} steps and the "
+                f"edit has {len(schedule)}: use the same num_inference_steps for both."
+            )
 
     def _as_output(self, z: Tensor, output_type: str, frames_per_chunk: int | None) -> Any:
         """A batch of one clip, in the type asked for."""
