@@ -105,14 +105,14 @@ def mean_rows(rows: list[dict]) -> list[dict]:
 
 
 def fidelity_figure(means: list[dict]) -> Figure:
-    """PSNR to the VAE round trip against network evaluations: one line a method and attention."""
+    """PSNR to the VAE round trip against network passes: one line a method and attention."""
     markers = dict(zip(ATTENTIONS, ("o", "s", "^"), strict=True))
     lines = dict(zip(ATTENTIONS, ("-", "--", ":"), strict=True))
     colours = dict(zip(WAYS, COLOURS, strict=False))
     with rc_context(STYLE):
         fig = Figure(figsize=(5.2, 2.9))
         axes = fig.add_subplot(
-            xscale="log", xlabel="network evaluations of the inversion",
+            xscale="log", xlabel="network passes of the inversion, forward and backward",
             ylabel="PSNR to the VAE round trip (dB)",
         )  # fmt: skip
         for method in dict.fromkeys(r["method"] for r in means):
