@@ -33,8 +33,8 @@ class ExactSettings:
 
     tolerance: accepted RMS residual of the implicit step, relative to the RMS of z_t; to first
     order the sampling step misses z_s by as much. The default goes as far as float32 does; `QUICK`
-    is made for 60 dB on clips the model knows, and may miss it on others, where sampling amplifies
-    what a step leaves over. max_iterations: network evaluations a step at most.
+    is made for 60 dB on average over clips the model knows: a clip falls short where sampling
+    amplifies what a step leaves over. max_iterations: network evaluations a step at most.
     window: how many earlier iterates Anderson acceleration mixes (0: plain fixed-point iteration).
     """
 
