@@ -169,11 +169,12 @@ class SelfAttention:
     def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         x = rearrange(hidden_states, "(g f) n c -> g f n c", g=self.n_branches)
         out = torch.empty_like(x)
-        for branch, y in zip(x, out, strict=True):
+        for g, branch in enumerate(x):
             layout = x[-1] if self.is_injected else branch
             lookup = self.policy(attn.to_k(layout), attn.to_v(branch), self.layer)
             for frames in chunks(len(branch), self.frames_per_chunk):
-                y[frames] = attend(attn, attn.to_q(layout[frames]), *lookup(frames))
+                # Written through `out` itself: views of an iteration may not carry gradients.
+                out[g, frames] = attend(attn, attn.to_q(layout[frames]), *lookup(frames))
         out = rearrange(out, "g f n c -> (g f) n c")
         if attn.residual_connection:
             out = out + hidden_states

@@ -26,10 +26,10 @@ from torch import Tensor
 from vala_research import InputError
 from vala_research.methods import keyframes as frames_by
 from vala_research.methods.contrastive import frame_summaries, refined
-from vala_research.methods.mixture import ascend, fitted, maximised
+from vala_research.methods.mixture import ascend, fitted, maximised, posterior
 
 GRANULARITIES = ("site", "token")
-FULL_SWEEPS = 3  # over all tokens, once a coreset has found the anchors
+FULL_SWEEPS = 1  # over all tokens, once a coreset has found the anchors
 NEAREST = 0.3  # share of an anchor's spread that a nearest token keeps; found on validation clips
 KEYFRAME_METHODS = ("vala", "uniform", "random", "first", "kmeans", "kmedoids", "optimal")
 
@@ -42,8 +42,9 @@ class AnchorSettings:
     prior of the weights. contrastive_weight, refinement_steps: lambda_c and the Adam steps of the
     refinement; 0 steps is plain variational Bayes. granularity: "site" (an anchor is a
     pseudo-frame) or "token" (an anchor is one token). n_keyframes: None is one an anchor in use.
-    max_sweeps, tolerance: sweeps stop when one gains less, in nats a token. coreset: tokens that
-    the first sweeps look at (0: all of them).
+    max_sweeps, tolerance: sweeps stop when one gains less, in nats a token. coreset: a clip of more
+    tokens is fitted to so many of them, ten times less exactly, and then by one sweep over all
+    (0: every sweep is over all).
     """
 
     n_anchors: int = 8
@@ -54,7 +55,7 @@ class AnchorSettings:
     n_keyframes: int | None = None
     max_sweeps: int = 50
     tolerance: float = 1e-4
-    coreset: int = 4096
+    coreset: int = 2048
 
     def __post_init__(self):
         for name, least in (("n_anchors", 1), ("refinement_steps", 0), ("max_sweeps", 1)):
@@ -120,15 +121,19 @@ def assign_anchors(
     sites = torch.linspace(0, n - 1, n_sites, device=u.device).round().long()
     core = u[:, sites].flatten(0, 1)
     a0, tolerance = settings.dirichlet, settings.tolerance
-    mixture, objective = fitted(core, settings.n_anchors, a0, settings.max_sweeps, tolerance)
+    mixture, objective = fitted(
+        core, settings.n_anchors, a0, settings.max_sweeps, tolerance * (10 if n_sites < n else 1)
+    )
     tokens = u.flatten(0, 1)
     if n_sites < n:  # what was counted on the coreset stands for all tokens
         mixture = replace(mixture, counts=a0 + (mixture.counts - a0) * n / n_sites)
-        n_sweeps = min(settings.max_sweeps, FULL_SWEEPS)
-        mixture, objective = ascend(tokens, mixture, n_sweeps, tolerance)
+        mixture, objective = ascend(tokens, mixture, FULL_SWEEPS, tolerance)
     mixture = mixture[mixture.counts.argsort(descending=True)]
-    logits = mixture.logits(tokens).unflatten(1, (f, n))
-    r = logits.softmax(0).permute(1, 2, 0)
+    logits = mixture.logits(tokens)
+    evidence, r = posterior(logits)
+    if n_sites < n:
+        objective.append((evidence - mixture.divergence()) / len(tokens))
+    logits, r = logits.unflatten(1, (f, n)), r.unflatten(1, (f, n)).permute(1, 2, 0)
     if settings.refinement_steps and settings.contrastive_weight and f > 1:
         r = refined(u, logits.permute(1, 2, 0), mixture.concentrations,
                     settings.contrastive_weight, settings.refinement_steps, generator)  # fmt: skip
@@ -199,7 +204,7 @@ def select_keyframes(
     n: int,
     method: str = "vala",
     generator: torch.Generator | None = None,
-    settings: AnchorSettings = AnchorSettings(n_anchors=256, max_sweeps=5),  # noqa: B008
+    settings: AnchorSettings = AnchorSettings(256, max_sweeps=5, coreset=4096),  # noqa: B008
 ) -> list[int]:
     """n distinct frames of a clip, in order.
 
