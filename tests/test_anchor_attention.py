@@ -135,3 +135,22 @@ def test_an_inversion_remembers_its_anchors(tiny, video):
     assert (other - trip).square().mean() > 10 * (back - trip).square().mean()
     again = tiny.reconstruct(inverted.latents, "a red circle", 3, "anchors", inverted.anchors)
     assert torch.equal(again, back)
+
+
+def test_given_latents_are_edited_as_they_were_inverted(tiny, video):
+    """The default, "anchors", leaves it to the inversion; anchors that are given are used."""
+    edit = lambda latents, **more: tiny(  # noqa: E731
+        None, "a blue square", "a red circle", latents=latents, num_inference_steps=3,
+        output_type="pt", **more,
+    ).frames[0]  # fmt: skip
+    for attention in ("own", "extended", "anchors"):
+        found = tiny.invert(video, "a red circle", 3, "ddim", attention, return_inversion=True)
+        explicit = {"attention": attention} | (
+            {"anchors": found.anchors} if attention == "anchors" else {}
+        )
+        assert torch.equal(edit(found), edit(found, **explicit))
+    bare = tiny.invert(video, "a red circle", 3)
+    assert torch.equal(edit(bare), edit(bare, attention="extended"))
+    assert distance(edit(bare), edit(bare, anchors=SETTINGS)) > 1e-6
+    whole = tiny(video, "a blue square", "a red circle", num_inference_steps=3, output_type="pt")
+    assert torch.equal(whole.frames[0], edit(found))  # of a clip, anchors are the default

@@ -80,7 +80,7 @@ ClipPath = Annotated[Path, typer.Argument(metavar="CLIP", help="Video, gif or fo
 SourcePrompt = Annotated[str, typer.Option(help="What the clip shows.")]
 Model = Annotated[str, typer.Option(help="'miniature', a local folder or a hub id.")]
 Attention = Annotated[str, typer.Option(help="own, first, sparse_causal, extended or anchors.")]
-Inversion = Annotated[str, typer.Option(help="ddim or exact.")]
+Inversion = Annotated[str, typer.Option(help="ddim, exact or null_text.")]
 Injection = Annotated[float, typer.Option(help="First share of the steps fed by the source.")]
 Steps = Annotated[int, typer.Option(help="Diffusion steps each way.")]
 Guidance = Annotated[float, typer.Option(help="How strongly the prompt acts; 1 is as it is.")]
@@ -99,7 +99,7 @@ def edit(
     prompt: Annotated[str, typer.Option(help="What the edited clip shall show.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="mp4, webm, gif or a folder.")],
     model: Model = "miniature",
-    attention: Attention = "extended",
+    attention: Attention = "anchors",
     inversion: Inversion = "ddim",
     injection: Injection = 0.0,
     steps: Steps = 50,
@@ -129,7 +129,7 @@ def edit(
 @app.command()
 def quickstart(
     output: Annotated[Path, typer.Option("-o", "--output")] = Path("runs/quickstart"),
-    attention: Attention = "extended",
+    attention: Attention = "anchors",
     injection: Injection = 0.0,
     steps: Steps = 50,
     guidance: Guidance = 2.0,
@@ -227,14 +227,15 @@ def invert(
     _check_outputs(clip, *([target, target.with_suffix(".json")] if is_file else [output]))
     _check_names(settings)
     source, pipe, device = _load(clip, place, (frames, stride, size))
-    estimate = _announce(pipe, source, settings | {"guidance_scale": 1.0})
+    scale = 2.0 if inversion == "null_text" else 1.0  # nothing else asks a second branch
+    estimate = _announce(pipe, source, settings | {"guidance_scale": scale})
 
     start = time.perf_counter()
-    latents = pipe.invert(source, **settings)
+    found = pipe.invert(source, **settings, return_inversion=True)
     seconds = time.perf_counter() - start
-    again = pipe.reconstruct(latents, source_prompt, steps, attention=attention).cpu()
+    again = pipe.reconstruct(found, source_prompt, steps).cpu()
     numbers = {
-        "frames": len(latents),
+        "frames": len(found.latents),
         "seconds": seconds,
         "reconstruction PSNR to the source, dB": psnr(again, source.frames),
         "reconstruction PSNR to the VAE round trip, dB": psnr(
@@ -244,7 +245,10 @@ def invert(
     if not is_file:
         output.mkdir(exist_ok=True)
     with written_whole(target) as unfinished:
-        save_file({"latents": latents.cpu().contiguous()}, unfinished)
+        tensors = {"latents": found.latents}
+        if found.null_text is not None:
+            tensors["null_text"] = found.null_text.embeddings  # t n d, in sampling order
+        save_file({k: x.cpu().contiguous() for k, x in tensors.items()}, unfinished)
     used = settings | place | {"device": device}
     results = {"numbers": numbers, "estimate": estimate}
     record = _write_record(target.with_suffix(".json"), clip, [target], used, results)
@@ -378,7 +382,7 @@ def _announce(pipe, clip, settings: dict[str, Any]) -> dict[str, float]:
         pipe.invert(clip, settings["source_prompt"], **one_step)
     seconds = (time.perf_counter() - start) * expected.n_evaluations / n
     pipe.set_progress_bar_config(leave=False)
-    bound = "at most " if settings["inversion"] == "exact" else ""
+    bound = "at most " if settings["inversion"] != "ddim" else ""
     typer.echo(
         f"{n} frames of {h}x{w}, {settings['num_inference_steps']} steps, {pipe.device}: "
         f"{bound}about {_size(expected.peak_bytes)} and {seconds:.0f} s (one step, timed)."

@@ -25,12 +25,14 @@ from vala_research.diffusion.attention import (
     get_policy,
 )
 from vala_research.diffusion.backbone import Backbone, resolve_checkpoint, vae_factor
+from vala_research.diffusion.estimate import Estimate, peak_bytes
 from vala_research.diffusion.inversion import ExactSettings, Inversion, get_method, invert
 from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
 from vala_research.diffusion.schedule import Schedule
 from vala_research.methods.anchors import Anchors, AnchorSettings, assign_anchors
 
 GUIDANCE_SCALE = 2.0  # best on validation clips of the miniature; Stable Diffusion: about 7.5
+ANCHORS = AnchorSettings(n_anchors=4)  # 1.6 times the cost of editing frame by frame
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -39,21 +41,6 @@ class VideoEditOutput(BaseOutput):
     """frames: a batch of one clip: PIL lists, or an array in [0, 1], or latents 1 f c h w."""
 
     frames: Any
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What an edit will cost.
-
-    n_evaluations: single frames through the UNet, all guidance branches counted; exact, but for
-    inversions "exact" and "null_text", where it is an upper bound. Those are forward passes: the
-    backward passes of "null_text", at most its iterations a step, and their memory come on top.
-    peak_bytes: see `VideoEditPipeline.estimate`.
-    """
-
-    n_evaluations: int
-    peak_bytes: int
-    frames_per_chunk: int
 
 
 class VideoEditPipeline(DiffusionPipeline):
@@ -111,7 +98,7 @@ class VideoEditPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = GUIDANCE_SCALE,
         inversion: str = "ddim",
-        attention: str | Policy = "extended",
+        attention: str | Policy = "anchors",
         injection: float | Injection = 0.0,
         anchors: AnchorSettings | Anchors | None = None,
         frames_per_chunk: int | None = None,
@@ -137,11 +124,13 @@ class VideoEditPipeline(DiffusionPipeline):
         inversion: "ddim"; "exact" (slower; reconstructs to rounding error); "null_text" (slowest:
             mends what guidance breaks of "ddim", at this guidance scale).
         attention: "own", "first", "sparse_causal", "extended", "anchors", or a policy. The
-            inversion uses the same one, since sampling undoes only the process that was inverted.
+            inversion uses the same one, since sampling undoes only the process that was inverted:
+            with `latents`, "anchors" therefore is whatever attention they were inverted with
+            ("extended" where that is not known), unless `anchors` are given.
         injection: first fraction of the steps in which the source's attention maps and features
             replace the edit's (0 none, 1 always); an `Injection` sets the two apart.
         anchors: for attention "anchors": how they are found on the clip's latents, or those found;
-            None takes those of the `Inversion` given as latents, where it has them.
+            None is four site anchors.
         frames_per_chunk: bounds the memory, not the result; None chooses from the resolution.
         exact_settings, null_text_settings: how hard inversions "exact" and "null_text" try.
         generator: accepted as everywhere in diffusers; deterministic DDIM from the VAE's mode
@@ -162,8 +151,7 @@ class VideoEditPipeline(DiffusionPipeline):
         text = self.encode_prompt([negative_prompt or "", prompt, source_prompt])  # g n d
 
         latents = self._as_inversion(latents)
-        anchors = anchors or getattr(latents, "anchors", None)
-        seeks_anchors = attention == "anchors" and not isinstance(anchors, Anchors)
+        seeks_anchors = attention == "anchors" and isinstance(anchors, AnchorSettings)
         needs_clip = latents is None or (seeks_anchors and video is not None)
         z_0 = self.encode(video, frames_per_chunk) if needs_clip else None
         attention = self._of_clip(attention, anchors, z_0, latents)
@@ -245,8 +233,10 @@ class VideoEditPipeline(DiffusionPipeline):
     ) -> Float[Tensor, "f c h w"] | Inversion:
         """Latents at the noisiest level, from which `reconstruct` returns to the clip (guidance 1).
 
-        return_inversion: the whole `Inversion`: trajectory, residuals, evaluations, anchors, null
-            text. Latents of "null_text" alone are those of "ddim".
+        attention: as in an edit. The default, unlike an edit's, depends on nothing but the latents,
+            so that they alone are enough to reconstruct the clip.
+        return_inversion: the whole `Inversion`: trajectory, residuals, evaluations, attention,
+            anchors, null text. Latents of "null_text" alone are those of "ddim".
         negative_prompt, guidance_scale: those of the edit to come; "null_text" alone reads them.
         """
         schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
@@ -267,16 +257,18 @@ class VideoEditPipeline(DiffusionPipeline):
     ) -> str | Policy:
         """The attention, where "anchors" becomes the policy of this clip.
 
-        Anchors are found on the clean latents; on the given ones when only those are known.
+        Anchors are found on the clean latents z_0; on the given ones when only those are known.
+        Nothing but given latents leaves the choice to how they were inverted.
         """
         if attention != "anchors":
             return attention
-        anchors = anchors or getattr(latents, "anchors", None)
         if z_0 is None:
+            if anchors is None:
+                return latents.attention
             z_0 = latents.trajectory[-1] if latents.trajectory else latents.latents
         if not isinstance(anchors, Anchors):
             features = rearrange(z_0, "f c h w -> f (h w) c")
-            anchors = assign_anchors(features, anchors or AnchorSettings())
+            anchors = assign_anchors(features, anchors or ANCHORS)
         return AnchorAttention(anchors, tuple(z_0.shape[2:]))
 
     def _invert(
@@ -304,7 +296,8 @@ class VideoEditPipeline(DiffusionPipeline):
             found = replace(
                 found, null_text=null_text, n_evaluations=n, n_backward=null_text.n_backward
             )
-        return replace(found, anchors=getattr(attention, "anchors", None))
+        anchors = getattr(attention, "anchors", None)
+        return replace(found, attention=attention, anchors=anchors)
 
     def _predictor(self, attention, frames_per_chunk) -> Callable[[Tensor, int, Tensor], Tensor]:
         """`(z: f c h w, t, text: n d) -> prediction` of one branch."""
@@ -323,17 +316,19 @@ class VideoEditPipeline(DiffusionPipeline):
         latents: Tensor | Inversion,
         source_prompt: str = "",
         num_inference_steps: int = 50,
-        attention: str | Policy = "extended",
+        attention: str | Policy | None = None,
         anchors: AnchorSettings | Anchors | None = None,
         frames_per_chunk: int | None = None,
     ) -> Float[Tensor, "f c h w"]:
         """Sample and decode: what `invert` undoes; frames in [0, 1].
 
         At guidance 1, or with the null text of the `Inversion` at the scale it was made for.
+        attention: None is that of the `Inversion`; for bare latents `invert`'s default.
         """
         schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
-        get_policy(attention)
         latents = self._as_inversion(latents)
+        attention = latents.attention if attention is None else attention
+        get_policy(attention)
         attention = self._of_clip(attention, anchors, None, latents)
         self._check_steps(latents, schedule)
         text, no_injection = self.encode_prompt([source_prompt]), Injection(0, 0)
@@ -385,14 +380,7 @@ class VideoEditPipeline(DiffusionPipeline):
         has_latents: bool = False,
         null_text_settings: NullTextSettings = NullTextSettings(),  # noqa: B008 - frozen
     ) -> Estimate:
-        """What an edit costs, before it starts; takes the arguments of the edit.
-
-        peak_bytes adds up, from the networks' configurations: all weights; the UNet's skip
-        features of all frames and branches, one layer's keys and values of all frames, and one
-        chunk's widest feed-forward layer (or the VAE's widest feature map of one chunk, if
-        larger); the trajectory. An estimate, not a bound: the allocator's cache and the framework
-        itself come on top.
-        """
+        """What an edit costs, before it starts; takes the arguments of the edit."""
         get_method(inversion)
         n = len(Schedule.from_scheduler(self.scheduler, num_inference_steps))
         branches = 1 if guidance_scale in (0, 1) else 2
@@ -406,22 +394,11 @@ class VideoEditPipeline(DiffusionPipeline):
         h, w = height // self.vae_scale_factor, width // self.vae_scale_factor
         branches += n_injected > 0
         size = Backbone(self.unet, frames_per_chunk).chunk_size(n_frames, branches, h, w)
-        channels, layers = self.unet.config.block_out_channels, self.unet.config.layers_per_block
-        skips = sum((layers + 1) * c * h * w / 4**i for i, c in enumerate(channels))
-        wide = channels[0] * h * w  # one feature map of one frame at full latent resolution
-        unet = wide * n_frames * 4 + branches * (skips * n_frames + 16 * wide * size)
-        part = codec.chunks_of(n_frames, height, width, frames_per_chunk)[0].stop
-        vae = 5 * self.vae.config.block_out_channels[0] * height * width * part
-        weights = sum(
-            p.numel() * p.element_size()
-            for m in (self.vae, self.text_encoder, self.unet)
-            for p in m.parameters()
+        networks = dict(vae=self.vae, text_encoder=self.text_encoder, unet=self.unet)
+        needed = peak_bytes(
+            networks, n_frames, height, width, n, branches, frames_per_chunk, unet_frames=size
         )
-        solver = (
-            4 * n_frames * (self.unet.config.in_channels * h * w * (n + 10) + 6 * height * width)
-        )
-        activations = max(unet * self.unet.dtype.itemsize, vae * self.vae.dtype.itemsize)
-        return Estimate(n_evaluations, int(weights + solver + activations), size)
+        return Estimate(n_evaluations, needed, size)
 
     # Checks and conversions.
 

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import log, sqrt
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -53,15 +54,16 @@ class Inversion:
     latents: z at the noisiest level. trajectory: z at every level in sampling order, noisiest
     first, ending with the clean latents (n_steps + 1 entries; empty when not kept). n_evaluations:
     network calls, each on all frames. residuals: of the implicit step, measured or predicted, one
-    a step in sampling order (exact only). anchors: what the frames attended to besides themselves,
-    where they did. null_text: the unconditional embeddings, where they were optimised; n_backward:
-    the backward passes that took.
+    a step in sampling order (exact only). attention: the policy, and anchors: what the frames
+    attended to besides themselves, where they did. null_text: the unconditional embeddings, where
+    they were optimised; n_backward: the backward passes that took.
     """
 
     latents: Float[Tensor, "*shape"]
     trajectory: tuple[Tensor, ...] = ()
     n_evaluations: int = 0
     residuals: tuple[float, ...] = ()
+    attention: Any = "extended"
     anchors: Anchors | None = None
     null_text: NullText | None = None
     n_backward: int = 0

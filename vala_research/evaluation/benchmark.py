@@ -28,6 +28,7 @@ from vala_research.data.sprites import (
 )
 from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Policy
 from vala_research.diffusion.backbone import Backbone
+from vala_research.diffusion.editing import ANCHORS
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.schedule import Schedule, sample
 from vala_research.evaluation import metrics
@@ -73,7 +74,7 @@ class EditSetting:
             generator = torch.Generator().manual_seed(seed)
             n = min(how.n, len(z_0))
             return KeyframeAttention(tuple(select_keyframes(features, n, how.method, generator)))
-        settings = AnchorSettings() if how == "anchors" else how
+        settings = ANCHORS if how == "anchors" else how
         return AnchorAttention(assign_anchors(features, settings), tuple(z_0.shape[2:]))
 
 

@@ -7,6 +7,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Policy
+from vala_research.diffusion.editing import ANCHORS
 from vala_research.evaluation.benchmark import EditSetting, Keyframes
 from vala_research.evaluation.costs import forward_flops, meta_anchors, meta_unet
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
@@ -36,7 +37,7 @@ def relative_costs(
         if isinstance(how, Keyframes):
             return KeyframeAttention(tuple(range(how.n)))
         if isinstance(how, AnchorSettings) or how == "anchors":
-            s = AnchorSettings() if isinstance(how, str) else how
+            s = ANCHORS if isinstance(how, str) else how
             anchors = meta_anchors(n_frames, height * width, s.n_anchors, s.granularity)
             return AnchorAttention(anchors, (height, width))
         return how

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vala_research import InputError
+from vala_research.diffusion.editing import ANCHORS
 from vala_research.diffusion.inversion import QUICK, ExactSettings
 from vala_research.evaluation.figures import COLOURS, STYLE
 from vala_research.evaluation.metrics import inversion_psnr
@@ -21,8 +22,8 @@ from vala_research.methods.anchors import AnchorSettings
 
 ATTENTIONS = {
     "own": {"attention": "own"},
-    "anchors, site": {"attention": "anchors", "anchors": AnchorSettings(granularity="site")},
-    "anchors, token": {"attention": "anchors", "anchors": AnchorSettings(granularity="token")},
+    "anchors, site": {"attention": "anchors", "anchors": ANCHORS},
+    "anchors, token": {"attention": "anchors", "anchors": AnchorSettings(256, granularity="token")},
 }
 
 
