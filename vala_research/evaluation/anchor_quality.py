@@ -103,21 +103,24 @@ def assignment_speed(
     ratio: KMeans / ours, larger is better. distortion, kmeans_distortion: D(S) in [0, 4], on every
     `stride`-th token, of the key frames chosen from our anchors and, by the same rule, from KMeans'
     clusters; smaller is better. gap, kmeans_gap: mean squared distance of unit tokens to the
-    nearest direction, which KMeans minimises and a mixture does not. Set one thread for both
-    (torch.set_num_threads(1), OMP_NUM_THREADS=1) before.
+    nearest direction, which KMeans minimises and a mixture does not. Both have one thread.
     """
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
     u = unit_tokens(features)
     tokens, settings = u.flatten(0, 1), AnchorSettings(n_anchors, n_keyframes=n_keyframes)
-    ours, theirs = math.inf, math.inf
-    for _ in range(repeats):
-        start = time.process_time()
-        anchors = assign_anchors(features, settings)
-        middle = time.process_time()
-        kmeans = KMeans(n_anchors, n_init=1, random_state=seed).fit(tokens.numpy())
-        ours = min(ours, middle - start)
-        theirs = min(theirs, time.process_time() - middle)
+    ours, theirs, n_threads = math.inf, math.inf, torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        for _ in range(repeats):
+            start = time.process_time()
+            anchors = assign_anchors(features, settings)
+            middle = time.process_time()
+            kmeans = KMeans(n_anchors, n_init=1, random_state=seed).fit(tokens.numpy())
+            ours = min(ours, middle - start)
+            theirs = min(theirs, time.process_time() - middle)
+    torch.set_num_threads(n_threads)
 
     labels = torch.from_numpy(kmeans.labels_).long().unflatten(0, u.shape[:2])
     clusters = _hard_anchors(u, F.one_hot(labels, n_anchors).to(u), settings.dirichlet)
