@@ -1,0 +1,137 @@
+"""Frames are consistent when their features change evenly; that alone does not say "aligned".
+
+FTC blocks of GE-Adapter (arXiv 2501.04606) 3.2, Eqs. (3) and (4); their theory (arXiv 2504.16016).
+
+    s_t = <F_t, F_{t+1}> / (|F_t| |F_{t+1}|),   L = 1/(T-1) sum_{t=2}^{T-1} (s_t - s_{t-1})^2
+
+L vanishes whenever all s_t are equal: frames e, -e, e, -e have similarity -1 throughout and L = 0,
+so the strongest flicker is a global minimum. Report the mean similarity beside the loss, always.
+
+The similarity is undefined at a zero feature, and its gradient there unbounded: its norm is exactly
+sqrt(1 - s^2) / |F|. A zero is therefore refused; an epsilon would hide it and break that identity.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research import InputError
+
+VARIANTS = ("triples", "released")
+
+
+@dataclass(frozen=True)
+class TemporalSettings:
+    """variant: "triples" of consecutive frames (the paper's) or "released" (the published code's).
+
+    per_token: the similarity of two frames is the mean over tokens of the tokens' cosines, not one
+    cosine of the flattened features.
+    """
+
+    variant: str = "triples"
+    per_token: bool = False
+
+    def __post_init__(self):
+        if self.variant not in VARIANTS:
+            raise InputError(
+                f"Unknown variant {self.variant!r}: choose one of {', '.join(VARIANTS)}."
+            )
+        if self.per_token and self.variant == "released":
+            raise InputError(
+                "The released variant takes its cosine over the batch, not over tokens: leave "
+                "per_token out."
+            )
+
+
+def frame_similarity(
+    features: Float[Tensor, " f *rest"], per_token: bool = False
+) -> Float[Tensor, " f-1"]:
+    """s_t of consecutive frames, in [-1, 1] up to rounding; Eq. (3), GE-Adapter 3.2.
+
+    features: one feature a frame, of any shape; f n d with `per_token`. Half precision is raised to
+    float32, where squares of many numbers neither overflow nor hide a change of a thousandth.
+    Raises InputError for one frame, NaN, infinity, or a frame (token, with `per_token`) of zeros.
+    """
+    _check(features, 2, "A similarity")
+    if per_token and features.ndim != 3:
+        raise InputError(
+            f"Features of shape {tuple(features.shape)} have no token axis: give f n d, or leave "
+            "per_token out."
+        )
+    x = features if per_token else features.reshape(len(features), 1, -1)
+    is_zero = (x == 0).all(-1)  # f n
+    if is_zero.any():
+        frame, token = is_zero.nonzero()[0].tolist()
+        where = f"Token {token} of frame {frame}" if per_token else f"Frame {frame}"
+        raise InputError(
+            f"{where} of the features is zero and has no direction to compare: take features "
+            "from a layer where it is not."
+        )
+    u = _directions(x, -1)
+    return (u[:-1] * u[1:]).sum(-1).mean(-1)
+
+
+def temporal_consistency_loss(
+    features: Float[Tensor, " f *rest"], variant: str = "triples", per_token: bool = False
+) -> Float[Tensor, ""]:
+    """How unevenly features change from frame to frame; Eq. (4), GE-Adapter 3.2. Lower is better.
+
+    "triples": L above over f >= 3 consecutive frames, f - 2 terms, divisor f - 1; below 4.
+
+    "released": f = 4 b rows in blocks of b samples, [frame i at step t; frame j at t; i at t'; j at
+    t'], noise of their own each: mean over *rest of (cos(i, j at t) - cos(i, j at t'))^2, cosines
+    over the b samples, a zero giving 0. Of one sample a cosine is a sign and the gradient exactly
+    zero: with the published batch size of 1 this loss trains nothing.
+
+    Differs from paper: Eq. (4) starts at a term that needs a frame before the first and calls T
+    timesteps; the sum here is Eq. (22) of its appendix.
+    Raises InputError as `frame_similarity` does, and for fewer than 3 frames, or rows not by 4.
+    """
+    TemporalSettings(variant, per_token)
+    if variant == "released":
+        return _released(features)
+    _check(features, 3, "The temporal loss over triples")
+    s = frame_similarity(features, per_token)
+    return s.diff().square().sum() / (len(features) - 1)
+
+
+def _released(features: Tensor) -> Tensor:
+    _check(features, 4, "The released temporal loss")
+    if len(features) % 4:
+        raise InputError(
+            f"{len(features)} rows of features are not four blocks: give the released loss [frame "
+            "i; frame j] at one diffusion step, then both at another."
+        )
+    u = _directions(features.unflatten(0, (2, 2, -1)), 2)  # step frame b *rest
+    cosines = (u[:, 0] * u[:, 1]).sum(1)
+    return (cosines[0] - cosines[1]).square().mean()
+
+
+def _directions(x: Tensor, dim: int) -> Tensor:
+    """x / |x| along `dim` in at least float32; zero stays zero.
+
+    The largest number is divided out first, as a constant, which scale-free directions allow:
+    nothing overflows, the norm is then at least 1, and that of a single number exactly 1.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    largest = x.detach().abs().amax(dim, keepdim=True)
+    x = x / torch.where(largest > 0, largest, 1)
+    return x / torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min(1)
+
+
+def _check(features: Tensor, least: int, purpose: str) -> None:
+    n = len(features)
+    if n < least:
+        raise InputError(
+            f"{purpose} needs features of at least {least} frames, not {n}: give more of them."
+        )
+    if not features.numel():
+        raise InputError(f"Features of shape {tuple(features.shape)} are empty: give some numbers.")
+    is_finite = features.isfinite().reshape(n, -1).all(-1)
+    if not is_finite.all():
+        raise InputError(
+            f"Frame {int((~is_finite).nonzero()[0])} of the features holds NaN or infinity: look "
+            "for an overflow upstream, often of float16; use bfloat16 or float32."
+        )
