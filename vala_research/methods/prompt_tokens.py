@@ -1,0 +1,138 @@
+"""Text says what all frames share; a few tokens of each frame's own picture say what differs.
+
+Token-based semantic consistency of GE-Adapter (arXiv 2501.04606) 3.3, Eqs. (13) to (15).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vala_research import InputError
+
+POOLINGS = ("pairs", "released")
+STANDARD_DEVIATION = 0.02  # of the shared tokens at the start
+
+
+@dataclass(frozen=True)
+class PromptTokenSettings:
+    """n_shared: learnt tokens that all frames have, 0 for none. pooling: which image tokens stay.
+
+    "pairs" averages neighbours; "released", the published code's, keeps the class token and every
+    second patch.
+    """
+
+    n_shared: int = 18
+    pooling: str = "pairs"
+
+    def __post_init__(self):
+        if self.n_shared < 0:
+            raise InputError(f"n_shared is {self.n_shared}: give 0 or more tokens.")
+        if self.pooling not in POOLINGS:
+            raise InputError(
+                f"Unknown pooling {self.pooling!r}: choose one of {', '.join(POOLINGS)}."
+            )
+
+
+def pooled_tokens(
+    vision_tokens: Float[Tensor, "b n d"], pooling: str = "pairs"
+) -> Float[Tensor, "b p d"]:
+    """About half of the tokens: of 50 (ViT-B/32) pairs leaves 25, the released code 26.
+
+    "pairs": H_sub[i] = (H[2i] + H[2i+1]) / 2, Eq. (13); an odd last token stays alone. The class
+    token comes first and shares a pair with the first patch, as in the equation.
+    "released": token 0, then 1, 3, 5, ... Raises InputError for another pooling.
+    """
+    PromptTokenSettings(pooling=pooling)
+    if pooling == "released":
+        return torch.cat([vision_tokens[:, :1], vision_tokens[:, 1::2]], 1)
+    n_paired = vision_tokens.shape[1] // 2 * 2
+    pairs = vision_tokens[:, :n_paired].unflatten(1, (-1, 2)).mean(2)
+    return torch.cat([pairs, vision_tokens[:, n_paired:]], 1)
+
+
+class PromptTokens(nn.Module):
+    """[T_share ; Z_frame ; text], a token sequence for every frame; Eq. (15).
+
+    T_share: `n_shared` learnt tokens, at the start N(0, 0.02). Z_frame: the frame's pooled image
+    tokens, linearly mapped to the width of the text; at the start by Xavier's uniform weights
+    without bias. Parameters: n_shared d_text + (d_vision + 1) d_text.
+
+    Untrained, the tokens are noise that draws attention away from the text.
+
+    Differs from paper: the widths may differ (W is d x d there).
+    Raises InputError for a negative number of shared tokens, no width, or an unknown pooling.
+    """
+
+    def __init__(
+        self,
+        n_shared: int,
+        d_vision: int,
+        d_text: int,
+        pooling: str = "pairs",
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.settings = PromptTokenSettings(n_shared, pooling)
+        if min(d_vision, d_text) < 1:
+            raise InputError(f"Widths of {d_vision} and {d_text}: give tokens at least one number.")
+        self.shared = nn.Parameter(torch.empty(n_shared, d_text))
+        self.projection = nn.utils.skip_init(  # which draws nothing from the global generator
+            nn.Linear, d_vision, d_text, device=self.shared.device
+        )
+        bound = math.sqrt(6 / (d_vision + d_text))
+        with torch.no_grad():
+            self.shared.normal_(0, STANDARD_DEVIATION, generator=generator)
+            self.projection.weight.uniform_(-bound, bound, generator=generator)
+            self.projection.bias.zero_()
+
+    def prefix(self, vision_tokens: Float[Tensor, "b n d_vision"]) -> Float[Tensor, "b p d_text"]:
+        """[T_share ; Z_frame], what goes before any text of these frames."""
+        width = self.projection.in_features
+        if vision_tokens.shape[-1] != width:
+            raise InputError(
+                f"Image tokens are {vision_tokens.shape[-1]} wide and these prompt tokens were "
+                f"made for {width}: use the vision encoder they were trained with."
+            )
+        if not vision_tokens.shape[1]:
+            raise InputError("There are no image tokens: give at least one a frame.")
+        _refuse_nan(vision_tokens, "image")
+        pooled = pooled_tokens(vision_tokens.to(self.shared.dtype), self.settings.pooling)
+        shared = self.shared.expand(len(vision_tokens), -1, -1)
+        return torch.cat([shared, self.projection(pooled).to(shared.dtype)], 1)
+
+    def forward(
+        self,
+        vision_tokens: Float[Tensor, "b n d_vision"],
+        text_tokens: Float[Tensor, "rows m d_text"],
+    ) -> Float[Tensor, "b l d_text"]:
+        """The tokens of each frame before its text, in the text's dtype.
+
+        vision_tokens: hidden states of a CLIP vision encoder, class token first. text_tokens: a row
+        a frame. Both texts of a guidance pair take the same prefix: call twice. The released code
+        gives every frame the image tokens of the first: pass `vision_tokens[:1].expand_as(...)`.
+        Raises InputError for other widths, rows that do not match, no image tokens, NaN.
+        """
+        if text_tokens.shape[-1] != self.shared.shape[-1]:
+            raise InputError(
+                f"Text tokens are {text_tokens.shape[-1]} wide and these prompt tokens were made "
+                f"for {self.shared.shape[-1]}: use the text encoder they were trained with."
+            )
+        if len(text_tokens) != len(vision_tokens):
+            raise InputError(
+                f"{len(vision_tokens)} frames of image tokens meet {len(text_tokens)} rows of "
+                "text: expand the text to one row a frame."
+            )
+        _refuse_nan(text_tokens, "text")
+        return torch.cat([self.prefix(vision_tokens).to(text_tokens.dtype), text_tokens], 1)
+
+
+def _refuse_nan(tokens: Tensor, name: str) -> None:
+    is_finite = tokens.isfinite().flatten(1).all(1)
+    if not is_finite.all():
+        raise InputError(
+            f"The {name} tokens of frame {int((~is_finite).nonzero()[0])} hold NaN or infinity: "
+            "look for an overflow in their encoder, often of float16; use bfloat16 or float32."
+        )
