@@ -168,19 +168,25 @@ class Backbone:
         self,
         z: Float[Tensor, "g f c h w"],
         t: int,
-        text: Float[Tensor, "g n d"],
+        text: Float[Tensor, "g n d"] | Float[Tensor, "g rows n d"],
         patches: Sequence[Patch] = (),
         added: dict[str, Tensor] | None = None,
     ) -> Float[Tensor, "g f c h w"]:
         """The network's prediction at timestep t, in the precision of z.
 
-        text: one prompt a branch. added: SDXL's conditions, one row a branch.
+        text: one prompt a branch, or one a frame of it (rows = f, or 1 that the frames share).
+        added: SDXL's conditions, one row a branch.
         Raises FloatingPointError when the network returns NaN or infinity.
         """
         (g, f), dtype = z.shape[:2], self.unet.dtype
         has_time_axis = isinstance(self.unet, UNetMotionModel)
         x = rearrange(z, "g f c h w -> g c f h w" if has_time_axis else "g f c h w -> (g f) c h w")
-        kwargs = {"encoder_hidden_states": repeat(text.to(dtype), "g n d -> (g f) n d", f=f)}
+        rows = (text[:, None] if text.ndim == 3 else text).to(dtype)
+        if rows.shape[1] not in (1, f):
+            raise InputError(
+                f"There are {rows.shape[1]} rows of text for {f} frames: give one a frame, or one."
+            )
+        kwargs = {"encoder_hidden_states": rows.expand(-1, f, -1, -1).flatten(0, 1)}
         if added is not None:
             n_rows = 1 if has_time_axis else f
             kwargs["added_cond_kwargs"] = {

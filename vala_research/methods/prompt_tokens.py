@@ -58,7 +58,8 @@ class PromptTokens(nn.Module):
 
     T_share: `n_shared` learnt tokens, at the start N(0, 0.02). Z_frame: the frame's pooled image
     tokens, linearly mapped to the width of the text; at the start by Xavier's uniform weights
-    without bias. Parameters: n_shared d_text + (d_vision + 1) d_text.
+    without bias. Parameters: n_shared d_text + (d_vision + 1) d_text. d_vision None: no Z_frame;
+    image tokens then only say how many frames there are.
 
     Untrained, the tokens are noise that draws attention away from the text.
 
@@ -69,27 +70,34 @@ class PromptTokens(nn.Module):
     def __init__(
         self,
         n_shared: int,
-        d_vision: int,
+        d_vision: int | None,
         d_text: int,
         pooling: str = "pairs",
         generator: torch.Generator | None = None,
     ):
         super().__init__()
         self.settings = PromptTokenSettings(n_shared, pooling)
-        if min(d_vision, d_text) < 1:
+        if d_text < 1 or (d_vision is not None and d_vision < 1):
             raise InputError(f"Widths of {d_vision} and {d_text}: give tokens at least one number.")
         self.shared = nn.Parameter(torch.empty(n_shared, d_text))
+        with torch.no_grad():
+            self.shared.normal_(0, STANDARD_DEVIATION, generator=generator)
+        self.projection = None
+        if d_vision is None:
+            return
         self.projection = nn.utils.skip_init(  # which draws nothing from the global generator
             nn.Linear, d_vision, d_text, device=self.shared.device
         )
         bound = math.sqrt(6 / (d_vision + d_text))
         with torch.no_grad():
-            self.shared.normal_(0, STANDARD_DEVIATION, generator=generator)
             self.projection.weight.uniform_(-bound, bound, generator=generator)
             self.projection.bias.zero_()
 
     def prefix(self, vision_tokens: Float[Tensor, "b n d_vision"]) -> Float[Tensor, "b p d_text"]:
         """[T_share ; Z_frame], what goes before any text of these frames."""
+        shared = self.shared.expand(len(vision_tokens), -1, -1)
+        if self.projection is None:
+            return shared
         width = self.projection.in_features
         if vision_tokens.shape[-1] != width:
             raise InputError(
@@ -100,7 +108,6 @@ class PromptTokens(nn.Module):
             raise InputError("There are no image tokens: give at least one a frame.")
         _refuse_nan(vision_tokens, "image")
         pooled = pooled_tokens(vision_tokens.to(self.shared.dtype), self.settings.pooling)
-        shared = self.shared.expand(len(vision_tokens), -1, -1)
         return torch.cat([shared, self.projection(pooled).to(shared.dtype)], 1)
 
     def forward(
