@@ -1,0 +1,167 @@
+"""A bilateral filter smooths a latent but not across its edges, each channel by itself.
+
+GE-Adapter (arXiv 2501.04606) 3.2, eqs 9-11: the spatial filter of the SCD blocks, on the noisy
+latent of an inversion step; and the filter along frames of the released code.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from scipy.special import lambertw
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.methods.pairwise_mean import window_mean, work_dtype
+
+BORDERS = ("reflect", "truncate")
+UNITS = ("std", "absolute")
+
+
+def bilateral_filter(
+    z: Float[Tensor, "f c h w"],
+    kernel_size: int,
+    sigma_spatial: float,
+    sigma_intensity: float,
+    border: str = "reflect",
+) -> Float[Tensor, "f c h w"]:
+    """Each site becomes a mean of its window, weighted by nearness in place and in value.
+
+    O_x = sum_y w_xy I_y / sum_y w_xy, w_xy = exp(-|x - y|^2 / 2 sigma_spatial^2)
+    exp(-(I_x - I_y)^2 / 2 sigma_intensity^2), Eqs. (9)-(11), GE-Adapter 3.2.
+    sigma_spatial in sites; sigma_intensity in the units of z (`BilateralSettings` takes it in
+    standard deviations); both may be infinite. border: "reflect" mirrors the image without
+    repeating its edge, "truncate" leaves out of the window what lies outside of the image.
+    Half precision is computed in float32. First derivatives only.
+    Raises InputError for an even window, one that reflection cannot fill, sigmas <= 0, NaN.
+    """
+    _check_window(kernel_size, sigma_spatial, sigma_intensity, border)
+    _check("z", z)
+    _, _, h, w = z.shape
+    _check_reflection("z", "sites", min(h, w), kernel_size, border)
+    radius = (kernel_size // 2, kernel_size // 2)
+    planes = z.reshape(-1, 1, h, w)
+    return window_mean(planes, 0, radius, sigma_spatial, sigma_intensity, border).view(z.shape)
+
+
+def bilateral_filter_frames(
+    x: Float[Tensor, " f *rest"],
+    kernel_size: int,
+    sigma_spatial: float,
+    sigma_intensity: float,
+    border: str = "reflect",
+) -> Float[Tensor, " f *rest"]:
+    """The same along frames alone: each value meets itself in the neighbouring frames.
+
+    sigma_spatial in frames, the rest as in `bilateral_filter`. The released code filters the
+    outputs of attn1 in up_blocks[3] so, with window 5 and both sigmas 1 (GE-Adapter 3.2 does not
+    speak of it).
+    """
+    _check_window(kernel_size, sigma_spatial, sigma_intensity, border)
+    _check("x", x)
+    _check_reflection("x", "frames", len(x), kernel_size, border)
+    plane, radius = x.reshape(1, 1, len(x), -1), (kernel_size // 2, 0)
+    return window_mean(plane, 3, radius, sigma_spatial, sigma_intensity, border).view(x.shape)
+
+
+@dataclass(frozen=True)
+class BilateralSettings:
+    """The spatial filter of an inversion, step by step: `settings(z, fraction)` filters z.
+
+    kernel_size, sigma_spatial: in sites. sigma_intensity: in `unit`s; "std" is one number, the
+    population standard deviation of all frames, channels and sites of the latent being filtered,
+    so that every frame is filtered alike (a number: no gradient flows through it); "absolute" is
+    the latent's own unit. schedule: the factor of sigma_intensity at a fraction of the steps,
+    0 the first and 1 the last one; 0 leaves the latent as it is, None is 1 throughout.
+    """
+
+    kernel_size: int = 5
+    sigma_spatial: float = 1.0
+    sigma_intensity: float = 1.0
+    unit: str = "std"
+    border: str = "reflect"
+    schedule: Callable[[float], float] | None = None
+
+    def __post_init__(self):
+        _check_window(self.kernel_size, self.sigma_spatial, self.sigma_intensity, self.border)
+        if self.unit not in UNITS:
+            raise InputError(f"Unknown unit {self.unit!r}: choose one of {', '.join(UNITS)}.")
+
+    def intensity(self, z: Float[Tensor, "f c h w"], fraction: float = 0.0) -> float:
+        """sigma_intensity at that fraction of the steps, in the units of z."""
+        factor = 1.0 if self.schedule is None else float(self.schedule(fraction))
+        if not factor >= 0:
+            raise InputError(
+                f"The sigma schedule gives {factor} at fraction {fraction}: let it give a factor "
+                "of 0 or more."
+            )
+        unit = 1.0
+        if self.unit == "std":
+            unit = float(z.detach().to(work_dtype(z)).std(correction=0))
+        # Where either is 0 there is nothing to smooth, and infinity times 0 would not say so.
+        return self.sigma_intensity * factor * unit if factor and unit else 0.0
+
+    def __call__(
+        self, z: Float[Tensor, "f c h w"], fraction: float = 0.0
+    ) -> Float[Tensor, "f c h w"]:
+        sigma = self.intensity(z, fraction)
+        if sigma == 0:
+            return z
+        return bilateral_filter(z, self.kernel_size, self.sigma_spatial, sigma, self.border)
+
+
+def neighbour_mass(kernel_size: int, sigma_spatial: float, n_axes: int = 2) -> float:
+    """S: the spatial weights of a full window but its centre; n_axes is 1 along frames."""
+    radius = kernel_size // 2
+    far_off = [i / sigma_spatial for i in range(-radius, radius + 1)]
+    line = sum(math.exp(-q * q / 2) for q in far_off)
+    return line**n_axes - 1
+
+
+def bias_bound(mass: float, sigma_intensity: float) -> float:
+    """max |B(x) - x| over all images, attained: b(S) sigma, mass S.
+
+    b = u - 1/u, u = sqrt(1 + 2 W(S / (2 sqrt e))), W Lambert's: where all neighbours differ from
+    the centre by u sigma.
+    """
+    u = math.sqrt(1 + 2 * float(lambertw(mass / (2 * math.sqrt(math.e))).real))
+    return (u - 1 / u) * sigma_intensity
+
+
+def lipschitz_bound(mass: float) -> float:
+    """Lipschitz constant of B in the largest difference of a site: 1 + 4 W(S e^(-3/2)), mass S.
+
+    Attained where the window falls into two equal halves, above and below its centre by
+    sigma sqrt(3 + 2 W); it does not depend on sigma_intensity.
+    """
+    return 1 + 4 * float(lambertw(mass * math.exp(-1.5)).real)
+
+
+def _check_window(kernel_size: int, sigma_spatial: float, sigma_intensity: float, border: str):
+    if kernel_size < 1 or kernel_size % 2 != 1:
+        raise InputError(f"kernel_size is {kernel_size}: give a positive odd number.")
+    for name, sigma in (("sigma_spatial", sigma_spatial), ("sigma_intensity", sigma_intensity)):
+        if not sigma > 0:
+            raise InputError(f"{name} is {sigma}: give a positive number.")
+    if border not in BORDERS:
+        raise InputError(f"Unknown border {border!r}: choose one of {', '.join(BORDERS)}.")
+
+
+def _check(name: str, x: Tensor):
+    if not x.is_floating_point() or not x.numel():
+        raise InputError(
+            f"{name} is {x.dtype} of shape {tuple(x.shape)}: give a floating-point tensor that is "
+            "not empty."
+        )
+    low, high = x.detach().aminmax()
+    if not (low.isfinite() & high.isfinite()):
+        raise InputError(f"{name} holds NaN or infinity: filter it where it is still finite.")
+
+
+def _check_reflection(name: str, what: str, n: int, kernel_size: int, border: str):
+    if border == "reflect" and kernel_size // 2 >= n:
+        raise InputError(
+            f"A window of {kernel_size} does not fit {n} {what} of {name} by reflection: give at "
+            f"least {kernel_size // 2 + 1}, a smaller window, or the border 'truncate'."
+        )

@@ -1,0 +1,149 @@
+"""A bilateral mean by pairs: one exponential serves both ends, as the weights are symmetric.
+
+What `bilateral_filter` runs on: eqs 9-11 of GE-Adapter (arXiv 2501.04606), no window unfolded.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def window_mean(
+    x: Tensor, dim: int, radius: tuple[int, int], sigma_spatial: float, sigma_intensity: float,
+    border: str,
+) -> Tensor:  # fmt: skip
+    """Bilateral means of planes x (n 1 h w) over windows of 2 radius + 1, rows and columns.
+
+    dim: along which x is taken in pieces that no window crosses; 0 for whole planes, or 3 where
+    the radius of columns is 0.
+    """
+    rh, rw = radius
+    if border == "truncate":  # beyond the other edge there is no neighbour either
+        rh, rw = min(rh, x.shape[2] - 1), min(rw, x.shape[3] - 1)
+    if rh == rw == 0:
+        return x.clone()
+    window = _Window(rh, rw, sigma_spatial, sigma_intensity, border, work={})
+    pieces = x.split(_piece_length(x, dim, rh, rw), dim)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return torch.cat([x_i + window.shift(x_i) for x_i in pieces], dim)
+    out = torch.empty_like(x)
+    for x_i, out_i in zip(pieces, out.split(pieces[0].shape[dim], dim), strict=True):
+        torch.add(x_i, window.shift(x_i), out=out_i)
+    return out
+
+
+def _piece_length(x: Tensor, dim: int, rh: int, rw: int) -> int:
+    """How much of `dim` to filter at a time: near a CPU's cache, and twice the memory of x."""
+    most = 1 << (17 if x.device.type == "cpu" else 24)
+    n_copies = 7 * work_dtype(x).itemsize / x.element_size()
+    h, w = x.shape[2:]
+    padded = (h + 2 * rh) * (w + 2 * rw) if dim == 0 else h + 2 * rh
+    return max(1, int(min(most, 2 * x.numel() / n_copies) / padded))
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Weights are symmetric, so that a pair of sites costs one exponential and serves both ends.
+
+    Padded planes lie flat, one after another: a neighbour is a constant offset away, whatever the
+    border. work: buffers that pieces share.
+    """
+
+    rh: int
+    rw: int
+    sigma_spatial: float
+    sigma_intensity: float
+    border: str
+    work: dict[str, Tensor]
+
+    def shift(self, x: Tensor) -> Tensor:
+        """B(x) - x of planes (n 1 h w)."""
+        (n, _, h, w), rh, rw = x.shape, self.rh, self.rw
+        pad, x = (rw, rw, rh, rh), x.to(work_dtype(x))
+        p, outside = F.pad(x, pad, mode="reflect" if self.border == "reflect" else "constant"), None
+        if self.border == "truncate":
+            outside = F.pad(torch.zeros_like(x), pad, value=-math.inf).view(-1)
+        size, width = (h + 2 * rh) * (w + 2 * rw), w + 2 * rw
+        # The flat result starts at the first site of the first plane and ends at the last one.
+        flat = _Shift.apply(p.view(-1), self, width, outside)
+        return flat.as_strided((n, 1, h, w), (size, size, width, 1))
+
+    def pairs(
+        self, p: Tensor, width: int, outside: Tensor | None
+    ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        """Near ends and far ends, far - near, weight: all pairs with an end that is inside.
+
+        outside: 0, or -inf in the padding, where that is no site.
+        """
+        base = self.rh * width + self.rw  # padding before the first site, and after the last one
+        # Powers of two: on some processors torch's exp2 takes a quarter of the time of its exp.
+        bits = min(self.sharpness / math.log(2), torch.finfo(p.dtype).max)
+        steps = [(y, x) for y in range(self.rh + 1) for x in range(-self.rw, self.rw + 1)]
+        steps = [(y, x) for y, x in steps if (y, x) > (0, 0)]
+        far_off = [math.hypot(*s) / self.sigma_spatial for s in steps]
+        nearness = [-q * q / 2 / math.log(2) for q in far_off]
+        for (y, x), g in zip(steps, p.new_tensor(nearness), strict=True):
+            offset = y * width + x
+            near = slice(base - offset, p.numel() - base)
+            far = slice(base, p.numel() - base + offset)
+            d, e = (self._buffer(name, p)[: far.stop - far.start] for name in "de")
+            torch.sub(p[far], p[near], out=d)
+            if outside is None:
+                torch.addcmul(g, d, d, value=-bits, out=e)
+            else:
+                torch.add(outside[far], outside[near], out=e).add_(g).addcmul_(d, d, value=-bits)
+            yield near, far, d, e.exp2_()
+
+    @property
+    def sharpness(self) -> float:
+        """1 / (2 sigma_intensity^2)."""
+        return 0.5 / self.sigma_intensity / self.sigma_intensity
+
+    def _buffer(self, name: str, p: Tensor) -> Tensor:
+        if name not in self.work or len(self.work[name]) < len(p):
+            self.work[name] = torch.empty_like(p)
+        return self.work[name]
+
+
+class _Shift(torch.autograd.Function):
+    """B(x) - x of flat padded planes, from their first site to their last one."""
+
+    @staticmethod
+    def forward(ctx, p: Tensor, window: _Window, width: int, outside: Tensor | None) -> Tensor:
+        n = p.numel() - 2 * (window.rh * width + window.rw)
+        shift, total = p.new_zeros(n), p.new_ones(n)
+        for _, _, d, e in window.pairs(p, width, outside):
+            total.add_(e[-n:]).add_(e[:n])
+            shift.addcmul_(e[-n:], d[-n:]).addcmul_(e[:n], d[:n], value=-1)
+        shift.div_(total)
+        ctx.window, ctx.width = window, width
+        ctx.save_for_backward(p, total, shift, outside)
+        return shift
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        # d shift_x = sum_y w (1 - 2 k d (d - shift_x)) (dz_y - dz_x) / total_x, k = 1 / 2 sigma^2
+        p, total, shift, outside = ctx.saved_tensors
+        edge = (p.numel() - grad.numel()) // 2
+        a = F.pad(grad / total, (edge, edge))
+        b = a * F.pad(shift, (edge, edge))
+        found = torch.zeros_like(p)
+        root = min(math.sqrt(ctx.window.sharpness), math.sqrt(torch.finfo(p.dtype).max))
+        for near, far, d, e in ctx.window.pairs(p, ctx.width, outside):
+            u = d.mul_(root).clamp_(-1e4, 1e4)  # e is 0 there: keeps it from meeting infinity
+            flow = (1 - 2 * u * u) * (a[near] - a[far]) + 2 * root * u * (b[near] + b[far])
+            flow *= e
+            found[near] -= flow
+            found[far] += flow
+        return found, None, None, None
+
+
+def work_dtype(x: Tensor) -> torch.dtype:
+    """Half precision is computed in float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
