@@ -249,6 +249,29 @@ def resolve_checkpoint(name_or_path: str, **hub: Any) -> str:
     return str(folder)
 
 
+def load_vision_tower(name_or_path: str) -> nn.Module:
+    """The vision half of a CLIP model, frozen, float32: "miniature", a folder, or a hub id.
+
+    Weights in safetensors only. Raises InputError when there is none of that name.
+    """
+    from transformers import CLIPVisionModel
+    from transformers.utils import logging
+
+    name, verbosity = str(name_or_path), logging.get_verbosity()
+    folder = miniature_path("clip") if name == "miniature" else name
+    try:
+        logging.set_verbosity_error()  # the text half, if there, is rightly left out
+        model = CLIPVisionModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"The vision encoder {name!r} cannot be loaded: give a folder or hub id of a CLIP "
+            "model with safetensors weights."
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    return model.eval().requires_grad_(False)
+
+
 def _download(name: str, **hub: Any) -> str:
     """Fetch a hub checkpoint after its index has shown that it is of the right class."""
     from diffusers import StableDiffusionPipeline
