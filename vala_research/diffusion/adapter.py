@@ -7,85 +7,20 @@ attention projections; TSC (3.3) are `PromptTokens` before the text. The backbon
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
 import torch
-from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
-from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from vala_research import InputError
-from vala_research.diffusion.adapter_files import read_adapter, write_adapter
+from vala_research.diffusion.adapter_files import StoredAdapter, read_adapter, write_adapter
+from vala_research.diffusion.adapter_settings import AdapterSettings, lora_config, signature
 from vala_research.diffusion.backbone import Patch, UNet, is_self_attention, patched
-from vala_research.methods.prompt_tokens import PromptTokens, PromptTokenSettings
+from vala_research.methods.prompt_tokens import PromptTokens
 
 NAME = "temporal"  # of the LoRA inside the UNet, for peft
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-BLOCKS = {
-    "all": ("down_blocks.", "mid_block.", "up_blocks."),
-    "down_up": ("down_blocks.", "up_blocks."),
-    "down": ("down_blocks.",),
-}
-
-
-@dataclass(frozen=True)
-class AdapterSettings:
-    """What an adapter is made of, and where an edit uses it.
-
-    rank, alpha: of the LoRA, whose output is scaled by alpha / rank. blocks: whose attention has
-    it, "all", "down_up" or "down". n_shared, pooling: of `PromptTokenSettings`; uses_frame_tokens:
-    whether each frame's picture gives tokens; without these and n_shared = 0 there are none.
-    interval: diffusion steps of an edit that the adapter acts on, as fractions of T. scale: of the
-    LoRA in an edit (the paper's merge ratio).
-    """
-
-    rank: int = 4
-    alpha: int = 4
-    blocks: str = "all"
-    n_shared: int = 18
-    uses_frame_tokens: bool = True
-    pooling: str = "pairs"
-    interval: tuple[float, float] = (0.9, 1.0)
-    scale: float = 0.5
-
-    def __post_init__(self):
-        if self.rank < 1 or self.alpha <= 0:
-            raise InputError(
-                f"A LoRA of rank {self.rank} and alpha {self.alpha}: give at least 1 of each."
-            )
-        if self.blocks not in BLOCKS:
-            raise InputError(f"Unknown blocks {self.blocks!r}: choose one of {', '.join(BLOCKS)}.")
-        PromptTokenSettings(self.n_shared, self.pooling)
-        object.__setattr__(self, "interval", checked_interval(self.interval))
-        checked_scale(self.scale)
-
-    @property
-    def has_tokens(self) -> bool:
-        return self.uses_frame_tokens or self.n_shared > 0
-
-
-def checked_interval(interval: tuple[float, float]) -> tuple[float, float]:
-    """Two ordered fractions of T; InputError otherwise."""
-    try:
-        low, high = (float(x) for x in interval)
-    except (TypeError, ValueError):
-        low, high = 1.0, 0.0
-    if not 0 <= low <= high <= 1:
-        raise InputError(
-            f"The adapter's interval is {interval!r}: give two fractions of the diffusion steps, "
-            "0 <= from <= to <= 1."
-        )
-    return low, high
-
-
-def checked_scale(scale: float) -> float:
-    """A finite number; InputError otherwise."""
-    if not abs(scale) < float("inf"):
-        raise InputError(f"The adapter's scale is {scale!r}: give a finite number, 0 for none.")
-    return float(scale)
 
 
 class TemporalAdapter:
@@ -205,134 +140,47 @@ class TemporalAdapter:
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """A folder for `load`; its LoRA is one for any pipeline's `load_lora_weights`."""
         config = self.unet.peft_config[NAME]
-        keys = ("r", "lora_alpha", "target_modules")
+        peft = {
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "target_modules": sorted(config.target_modules),
+        }
         description = {
             "settings": asdict(self.settings),
             "backbone": signature(self.unet),
             "vision_encoder": self.vision_encoder,
         }
-        lora = {n.replace(f".{NAME}.", "."): p for n, p in self.lora_parameters()}
+        lora = {_stored_name(name): p for name, p in self.lora_parameters()}
         tokens = {} if self.tokens is None else self.tokens.state_dict()
-        peft = {k: getattr(config, k) for k in keys} | {
-            "target_modules": sorted(config.target_modules)
-        }
         write_adapter(folder, description, lora, tokens, peft)
 
     @classmethod
     def load(
-        cls, folder: str | os.PathLike, unet: UNet, is_trainable: bool = False
+        cls, folder: str | os.PathLike | StoredAdapter, unet: UNet, is_trainable: bool = False
     ) -> "TemporalAdapter":
         """What `save_pretrained` wrote, in this UNet; in its precision unless it is to be trained.
 
         folder: "miniature" is the adapter of the miniature. Raises InputError before anything is
         changed: no adapter there, a pickle, an adapter of another backbone.
         """
-        description, lora, tokens = read_adapter(folder)
-        settings = _settings_of(description, folder)
-        _check_backbone(description, lora, tokens, unet, settings, folder)
-        d_vision = tokens["projection.weight"].shape[1] if settings.uses_frame_tokens else None
+        stored = folder if isinstance(folder, StoredAdapter) else read_adapter(folder, unet)
         adapter = cls.attach(
-            unet, settings, d_vision, torch.Generator(), description.get("vision_encoder")
+            unet, stored.settings, stored.d_vision, torch.Generator(), stored.vision_encoder
         )
         for name, p in adapter.lora_parameters():
-            p.data.copy_(lora[name.replace(f".{NAME}.", ".")])
+            p.data.copy_(stored.lora[_stored_name(name)])
             if not is_trainable:
                 p.data = p.data.to(unet.dtype)
         if adapter.tokens is not None:
-            adapter.tokens.load_state_dict(tokens)
+            adapter.tokens.load_state_dict(stored.tokens)
         for p in adapter.trainable():
             p.requires_grad_(is_trainable)
         return adapter
 
 
-def lora_config(unet: UNet, settings: AdapterSettings) -> LoraConfig:
-    """peft's description: the projections of self- and cross-attention, none of motion modules."""
-    found = [
-        f"{name}.{projection}"
-        for name, module in unet.named_modules()
-        if isinstance(module, Attention)
-        and name.startswith(BLOCKS[settings.blocks])
-        and "motion_modules" not in name
-        and name.rpartition(".")[2] in ("attn1", "attn2")
-        for projection in PROJECTIONS
-    ]
-    if not found:
-        raise InputError(
-            f"The UNet has no attention in its blocks {settings.blocks!r}: choose others."
-        )
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=found,
-        init_lora_weights="gaussian",
-    )
-
-
-def signature(unet: UNet) -> dict[str, Any]:
-    """What two UNets share when an adapter of one fits the other."""
-    config = unet.config
-    return {
-        "block_out_channels": list(config.block_out_channels),
-        "cross_attention_dim": config.cross_attention_dim,
-        "in_channels": config.in_channels,
-    }
-
-
-def lora_shapes(unet: UNet, settings: AdapterSettings) -> dict[str, tuple[int, int]]:
-    """Names and shapes of the LoRA's matrices in a UNet."""
-    shapes, r = {}, settings.rank
-    for name in lora_config(unet, settings).target_modules:
-        layer = unet.get_submodule(name)
-        shapes[f"{name}.lora_A.weight"] = (r, layer.in_features)
-        shapes[f"{name}.lora_B.weight"] = (layer.out_features, r)
-    return shapes
-
-
-def _settings_of(description: dict[str, Any], folder: str | os.PathLike) -> AdapterSettings:
-    try:
-        return AdapterSettings(**description["settings"])
-    except (TypeError, KeyError) as error:
-        raise InputError(
-            f"The adapter.json of {str(folder)!r} does not hold an adapter's settings ({error}): "
-            "copy or train it again."
-        ) from error
-
-
-def _check_backbone(
-    description: dict[str, Any],
-    lora: dict[str, Tensor],
-    tokens: dict[str, Tensor],
-    unet: UNet,
-    settings: AdapterSettings,
-    folder: str | os.PathLike,
-) -> None:
-    """Everything fits before anything is changed."""
-    ours, theirs = signature(unet), description.get("backbone", {})
-    differ = [f"{k} {theirs.get(k)} and not {v}" for k, v in ours.items() if theirs.get(k) != v]
-    if differ:
-        raise InputError(
-            f"The adapter {str(folder)!r} was trained for another backbone ({', '.join(differ)}): "
-            "train one for this model."
-        )
-    expected = lora_shapes(unet, settings)
-    found = {name: tuple(x.shape) for name, x in lora.items()}
-    wrong = sorted(k for k in {*expected, *found} if expected.get(k) != found.get(k))
-    if wrong:
-        raise InputError(
-            f"The adapter {str(folder)!r} was trained for another backbone: its {wrong[0]} is "
-            f"{found.get(wrong[0], 'missing')} and this model's {expected.get(wrong[0], 'missing')}"
-            f" ({len(wrong)} such): train one for this model."
-        )
-    d_text = unet.config.cross_attention_dim
-    names = ["shared"] if settings.has_tokens else []
-    names += ["projection.weight", "projection.bias"] if settings.uses_frame_tokens else []
-    if set(names) != set(tokens) or (
-        names and tuple(tokens["shared"].shape) != (settings.n_shared, d_text)
-    ):
-        raise InputError(
-            f"The prompt tokens of {str(folder)!r} are not {settings.n_shared} of width {d_text} "
-            "as its settings and this model have them: copy or train it again."
-        )
+def _stored_name(name: str) -> str:
+    """On disk the adapter has no name: each pipeline gives it its own."""
+    return name.replace(f".{NAME}.", ".")
 
 
 def _is_lora(_name: str, module: nn.Module) -> bool:

@@ -5,6 +5,7 @@
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vala_research import InputError, miniature_path
-from vala_research.diffusion.backbone import PICKLES
+from vala_research.diffusion.adapter_settings import AdapterSettings, lora_shapes, signature
+from vala_research.diffusion.backbone import PICKLES, UNet
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 TOKENS = "prompt_tokens.safetensors"
@@ -67,18 +69,51 @@ def _replace(path: Path, write) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def read_adapter(folder: str | os.PathLike) -> tuple[dict[str, Any], Tensors, Tensors]:
-    """(description, LoRA by names in the UNet, tokens); InputError names what is missing.
+@dataclass(frozen=True)
+class StoredAdapter:
+    """What a folder holds, known to fit a UNet; lora: by names in it."""
 
-    folder: "miniature" is the one trained for the miniature.
+    settings: AdapterSettings
+    lora: Tensors
+    tokens: Tensors
+    vision_encoder: str | None = None
+
+    @property
+    def d_vision(self) -> int | None:
+        """Width of the image tokens that it reads, if any."""
+        weight = self.tokens.get("projection.weight")
+        return None if weight is None else weight.shape[1]
+
+
+def read_adapter(folder: str | os.PathLike, unet: UNet) -> StoredAdapter:
+    """Read a folder ("miniature": the adapter of the miniature) for a UNet, which stays untouched.
+
+    Raises InputError: no adapter there, a pickle, damaged files, an adapter of another backbone.
     """
     path = Path(miniature_path("adapter") if str(folder) == "miniature" else folder)
+    _check_files(path)
+    try:
+        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        settings = AdapterSettings(**description["settings"])
+        lora = load_file(path / WEIGHTS)
+        tokens = load_file(path / TOKENS) if (path / TOKENS).is_file() else {}
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        raise InputError(
+            f"The adapter in {str(path)!r} cannot be read ({error}): copy or train it again."
+        ) from error
+    lora = {k.removeprefix(PREFIX): v for k, v in lora.items()}
+    _check_backbone(str(path), description.get("backbone"), settings, lora, unet)
+    _check_tokens(str(path), settings, tokens, unet.config.cross_attention_dim)
+    return StoredAdapter(settings, lora, tokens, description.get("vision_encoder"))
+
+
+def _check_files(path: Path) -> None:
     if path.is_file() and path.suffix in PICKLES:
         raise InputError(_refusal(path))
     if not path.is_dir():
-        raise InputError(
-            f"There is no adapter folder {str(path)!r}: give one that vala train wrote."
-        )
+        raise InputError(f"There is no adapter folder {str(path)!r}: give one of vala train.")
     if not (path / WEIGHTS).is_file():
         pickles = sorted(f for f in path.iterdir() if f.suffix in PICKLES)
         if pickles:
@@ -87,17 +122,45 @@ def read_adapter(folder: str | os.PathLike) -> tuple[dict[str, Any], Tensors, Te
     if missing:
         raise InputError(
             f"The folder {str(path)!r} is no adapter, it holds no {' and no '.join(missing)}: "
-            "give one that vala train wrote."
+            "give one of vala train."
         )
-    try:
-        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-        lora = load_file(path / WEIGHTS)
-        tokens = load_file(path / TOKENS) if (path / TOKENS).is_file() else {}
-    except (ValueError, OSError, SafetensorError) as error:
+
+
+def _check_backbone(
+    name: str, signed: Any, settings: AdapterSettings, lora: Tensors, unet: UNet
+) -> None:
+    theirs = signed if isinstance(signed, dict) else {}
+    differ = [
+        f"{k} {theirs.get(k)} where this model has {v}"
+        for k, v in signature(unet).items()
+        if theirs.get(k) != v
+    ]
+    expected = lora_shapes(unet, settings)
+    found = {k: tuple(x.shape) for k, x in lora.items()}
+    wrong = sorted(k for k in {*expected, *found} if expected.get(k) != found.get(k))
+    differ += [
+        f"{k} {found.get(k, 'missing')} where this model has {expected.get(k, 'none')}"
+        for k in wrong[:1]
+    ]
+    if differ:
         raise InputError(
-            f"The adapter in {str(path)!r} cannot be read ({error}): copy or train it again."
-        ) from error
-    return description, {k.removeprefix(PREFIX): v for k, v in lora.items()}, tokens
+            f"The adapter {name!r} was trained for another backbone ({'; '.join(differ)}): train "
+            "one for this model."
+        )
+
+
+def _check_tokens(name: str, settings: AdapterSettings, tokens: Tensors, d_text: int) -> None:
+    shapes = {"shared": (settings.n_shared, d_text)} if settings.has_tokens else {}
+    if settings.uses_frame_tokens and "projection.weight" in tokens:
+        d_vision = tokens["projection.weight"].shape[-1]
+        shapes |= {"projection.weight": (d_text, d_vision), "projection.bias": (d_text,)}
+    elif settings.uses_frame_tokens:
+        shapes |= {"projection.weight": ()}
+    if shapes != {k: tuple(x.shape) for k, x in tokens.items()}:
+        raise InputError(
+            f"The prompt tokens of {name!r} are not the {settings.n_shared} of width {d_text} that "
+            "its settings and this model's text have: copy or train it again."
+        )
 
 
 def _refusal(path: Path) -> str:

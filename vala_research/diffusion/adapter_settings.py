@@ -1,0 +1,124 @@
+"""What an adapter is made of, and what it needs of a UNet.
+
+GE-Adapter (arXiv 2501.04606) 3.2 and 3.3.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.models.attention_processor import Attention
+from peft import LoraConfig
+
+from vala_research import InputError
+from vala_research.diffusion.backbone import UNet
+from vala_research.methods.prompt_tokens import PromptTokenSettings
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+BLOCKS = {
+    "all": ("down_blocks.", "mid_block.", "up_blocks."),
+    "down_up": ("down_blocks.", "up_blocks."),
+    "down": ("down_blocks.",),
+}
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What an adapter is made of, and where an edit uses it.
+
+    rank, alpha: of the LoRA, whose output is scaled by alpha / rank. blocks: whose attention has
+    it, "all", "down_up" or "down". n_shared, pooling: of `PromptTokenSettings`; uses_frame_tokens:
+    whether each frame's picture gives tokens; without these and n_shared = 0 there are none.
+    interval: diffusion steps of an edit that the adapter acts on, as fractions of T. scale: of the
+    LoRA in an edit (the paper's merge ratio). token_interval: the tokens' own, None for the same.
+    """
+
+    rank: int = 4
+    alpha: int = 4
+    blocks: str = "all"
+    n_shared: int = 18
+    uses_frame_tokens: bool = True
+    pooling: str = "pairs"
+    interval: tuple[float, float] = (0.9, 1.0)
+    scale: float = 0.5
+    token_interval: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        if self.rank < 1 or self.alpha <= 0:
+            raise InputError(
+                f"A LoRA of rank {self.rank} and alpha {self.alpha}: give at least 1 of each."
+            )
+        if self.blocks not in BLOCKS:
+            raise InputError(f"Unknown blocks {self.blocks!r}: choose one of {', '.join(BLOCKS)}.")
+        PromptTokenSettings(self.n_shared, self.pooling)
+        for name in ("interval", "token_interval"):  # json has lists
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, checked_interval(getattr(self, name)))
+        checked_scale(self.scale)
+
+    @property
+    def has_tokens(self) -> bool:
+        return self.uses_frame_tokens or self.n_shared > 0
+
+
+def checked_interval(interval: tuple[float, float]) -> tuple[float, float]:
+    """Two ordered fractions of T; InputError otherwise."""
+    try:
+        low, high = (float(x) for x in interval)
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if not 0 <= low <= high <= 1:
+        raise InputError(
+            f"The adapter's interval is {interval!r}: give two fractions of the diffusion steps, "
+            "0 <= from <= to <= 1."
+        )
+    return low, high
+
+
+def checked_scale(scale: float) -> float:
+    """A finite number; InputError otherwise."""
+    if not abs(scale) < float("inf"):
+        raise InputError(f"The adapter's scale is {scale!r}: give a finite number, 0 for none.")
+    return float(scale)
+
+
+def lora_config(unet: UNet, settings: AdapterSettings) -> LoraConfig:
+    """peft's description: the projections of self- and cross-attention, none of motion modules."""
+    found = [
+        f"{name}.{projection}"
+        for name, module in unet.named_modules()
+        if isinstance(module, Attention)
+        and name.startswith(BLOCKS[settings.blocks])
+        and "motion_modules" not in name
+        and name.rpartition(".")[2] in ("attn1", "attn2")
+        for projection in PROJECTIONS
+    ]
+    if not found:
+        raise InputError(
+            f"The UNet has no attention in its blocks {settings.blocks!r}: choose others."
+        )
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=found,
+        init_lora_weights="gaussian",
+    )
+
+
+def signature(unet: UNet) -> dict[str, Any]:
+    """What two UNets share when an adapter of one fits the other."""
+    config = unet.config
+    return {
+        "block_out_channels": list(config.block_out_channels),
+        "cross_attention_dim": config.cross_attention_dim,
+        "in_channels": config.in_channels,
+    }
+
+
+def lora_shapes(unet: UNet, settings: AdapterSettings) -> dict[str, tuple[int, int]]:
+    """Names and shapes of the LoRA's matrices in a UNet."""
+    shapes, r = {}, settings.rank
+    for name in lora_config(unet, settings).target_modules:
+        layer = unet.get_submodule(name)
+        shapes[f"{name}.lora_A.weight"] = (r, layer.in_features)
+        shapes[f"{name}.lora_B.weight"] = (layer.out_features, r)
+    return shapes
