@@ -80,7 +80,7 @@ ClipPath = Annotated[Path, typer.Argument(metavar="CLIP", help="Video, gif or fo
 SourcePrompt = Annotated[str, typer.Option(help="What the clip shows.")]
 Model = Annotated[str, typer.Option(help="'miniature', a local folder or a hub id.")]
 Attention = Annotated[str, typer.Option(help="own, first, sparse_causal, extended or anchors.")]
-Inversion = Annotated[str, typer.Option(help="ddim, exact or null_text.")]
+Inversion = Annotated[str, typer.Option(help="ddim, exact, bilateral or null_text.")]
 Injection = Annotated[float, typer.Option(help="First share of the steps fed by the source.")]
 Steps = Annotated[int, typer.Option(help="Diffusion steps each way.")]
 Guidance = Annotated[float, typer.Option(help="How strongly the prompt acts; 1 is as it is.")]
@@ -382,7 +382,7 @@ def _announce(pipe, clip, settings: dict[str, Any]) -> dict[str, float]:
         pipe.invert(clip, settings["source_prompt"], **one_step)
     seconds = (time.perf_counter() - start) * expected.n_evaluations / n
     pipe.set_progress_bar_config(leave=False)
-    bound = "at most " if settings["inversion"] != "ddim" else ""
+    bound = "at most " if settings["inversion"] in ("exact", "null_text") else ""
     typer.echo(
         f"{n} frames of {h}x{w}, {settings['num_inference_steps']} steps, {pipe.device}: "
         f"{bound}about {_size(expected.peak_bytes)} and {seconds:.0f} s (one step, timed)."

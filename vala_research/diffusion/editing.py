@@ -5,6 +5,7 @@ The composition of the parts: schedule x inversion x attention policy x injectio
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,12 @@ from vala_research.diffusion.attention import (
     attention_patches,
     get_policy,
 )
-from vala_research.diffusion.backbone import Backbone, resolve_checkpoint, vae_factor
+from vala_research.diffusion.backbone import Backbone, Patch, resolve_checkpoint, vae_factor
+from vala_research.diffusion.bilateral_inversion import (
+    BilateralInversion,
+    check_bilateral,
+    inversion_patches,
+)
 from vala_research.diffusion.estimate import Estimate, peak_bytes
 from vala_research.diffusion.inversion import ExactSettings, Inversion, get_method, invert
 from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
@@ -104,6 +110,7 @@ class VideoEditPipeline(DiffusionPipeline):
         frames_per_chunk: int | None = None,
         exact_settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
         null_text_settings: NullTextSettings = NullTextSettings(),  # noqa: B008 - frozen
+        bilateral_settings: BilateralInversion = BilateralInversion(),  # noqa: B008 - frozen
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | Inversion | None = None,
         output_type: str = "pil",
@@ -122,7 +129,8 @@ class VideoEditPipeline(DiffusionPipeline):
             the prompts, and prompt == source_prompt reconstructs at any scale.
         guidance_scale: eps = eps_neg + guidance_scale (eps_prompt - eps_neg); 1 turns it off.
         inversion: "ddim"; "exact" (slower; reconstructs to rounding error); "null_text" (slowest:
-            mends what guidance breaks of "ddim", at this guidance scale).
+            mends what guidance breaks of "ddim", at this guidance scale); "bilateral" (from
+            latents smoothed at every step: reconstructs less, see `BilateralInversion`).
         attention: "own", "first", "sparse_causal", "extended", "anchors", or a policy. The
             inversion uses the same one, since sampling undoes only the process that was inverted:
             with `latents`, "anchors" therefore is whatever attention they were inverted with
@@ -133,6 +141,7 @@ class VideoEditPipeline(DiffusionPipeline):
             None is two site anchors.
         frames_per_chunk: bounds the memory, not the result; None chooses from the resolution.
         exact_settings, null_text_settings: how hard inversions "exact" and "null_text" try.
+        bilateral_settings: window, sigmas and place of the filter of "bilateral".
         generator: accepted as everywhere in diffusers; deterministic DDIM from the VAE's mode
             draws nothing from it.
         latents: f c h w at the noisiest level, or an `Inversion`, to skip inverting.
@@ -148,6 +157,7 @@ class VideoEditPipeline(DiffusionPipeline):
         injection = Injection.of(injection)
         schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
         get_policy(attention), get_method(inversion)
+        check_bilateral(inversion, bilateral_settings, schedule)
         text = self.encode_prompt([negative_prompt or "", prompt, source_prompt])  # g n d
 
         latents = self._as_inversion(latents)
@@ -159,7 +169,8 @@ class VideoEditPipeline(DiffusionPipeline):
             n_injected = max(injection.n_steps(len(schedule)))
             latents = self._invert(
                 z_0, text[[0, 2]], schedule, inversion, attention, frames_per_chunk,
-                exact_settings, null_text_settings, guidance_scale, n_injected > 0,
+                exact_settings, null_text_settings, bilateral_settings, guidance_scale,
+                n_injected > 0,
             )  # fmt: skip
         self._check_steps(latents, schedule)
         self._interrupt = False
@@ -230,6 +241,7 @@ class VideoEditPipeline(DiffusionPipeline):
         null_text_settings: NullTextSettings = NullTextSettings(),  # noqa: B008 - frozen
         negative_prompt: str | None = None,
         guidance_scale: float = GUIDANCE_SCALE,
+        bilateral_settings: BilateralInversion = BilateralInversion(),  # noqa: B008 - frozen
     ) -> Float[Tensor, "f c h w"] | Inversion:
         """Latents at the noisiest level, from which `reconstruct` returns to the clip (guidance 1).
 
@@ -241,13 +253,14 @@ class VideoEditPipeline(DiffusionPipeline):
         """
         schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
         get_policy(attention), get_method(inversion)
+        check_bilateral(inversion, bilateral_settings, schedule)
         codec.check_guidance(guidance_scale)
         text = self.encode_prompt([negative_prompt or "", source_prompt])
         z_0 = self.encode(video, frames_per_chunk)
         attention = self._of_clip(attention, anchors, z_0)
         found = self._invert(
             z_0, text, schedule, inversion, attention, frames_per_chunk, exact_settings,
-            null_text_settings, guidance_scale,
+            null_text_settings, bilateral_settings, guidance_scale,
         )  # fmt: skip
         self.maybe_free_model_hooks()
         return found if return_inversion else found.latents
@@ -273,18 +286,19 @@ class VideoEditPipeline(DiffusionPipeline):
 
     def _invert(
         self, z_0, text, schedule, method, attention, frames_per_chunk, exact_settings,
-        null_text_settings, guidance_scale, keep_trajectory=True,
+        null_text_settings, bilateral_settings, guidance_scale, keep_trajectory=True,
     ) -> Inversion:  # fmt: skip
         """text: the negative prompt's and the source prompt's."""
         # A network in half precision cannot answer more precisely than its own rounding.
         floor = torch.finfo(self.unet.dtype).eps
         settings = replace(exact_settings, tolerance=max(exact_settings.tolerance, floor))
         predict = self._predictor(attention, frames_per_chunk)
+        patches = partial(inversion_patches, self.unet, method, bilateral_settings, schedule)
         # At guidance 1 the unconditional branch is not asked: there is nothing to mend.
         is_null_text = method == "null_text" and guidance_scale != 1
         found = invert(
-            lambda z, t: predict(z, t, text[1]), z_0, schedule, method, settings,
-            keep_trajectory or is_null_text, self.progress_bar,
+            lambda z, t: predict(z, t, text[1], patches(t)), z_0, schedule, method, settings,
+            keep_trajectory or is_null_text, self.progress_bar, bilateral_settings,
         )  # fmt: skip
         if is_null_text:
             with frozen(self.unet):
@@ -299,14 +313,14 @@ class VideoEditPipeline(DiffusionPipeline):
         anchors = getattr(attention, "anchors", None)
         return replace(found, attention=attention, anchors=anchors)
 
-    def _predictor(self, attention, frames_per_chunk) -> Callable[[Tensor, int, Tensor], Tensor]:
-        """`(z: f c h w, t, text: n d) -> prediction` of one branch."""
+    def _predictor(self, attention, frames_per_chunk) -> Callable[..., Tensor]:
+        """`(z: f c h w, t, text: n d, more patches) -> prediction` of one branch."""
         backbone = Backbone(self.unet, frames_per_chunk)
 
-        def predict(z: Tensor, t: int, text: Tensor) -> Tensor:
+        def predict(z: Tensor, t: int, text: Tensor, more: tuple[Patch, ...] = ()) -> Tensor:
             size = backbone.chunk_size(len(z), 1, *z.shape[2:])
             patches = attention_patches(self.unet, attention, 1, size)
-            return backbone(z[None], t, text[None], patches)[0]
+            return backbone(z[None], t, text[None], [*patches, *more])[0]
 
         return predict
 

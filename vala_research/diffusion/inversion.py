@@ -9,6 +9,7 @@ inversion). Fixed-point iteration contracts when `(lambda_t - lambda_s) sqrt(alp
 acceleration (Walker and Ni 2011) speeds it up and often converges where it does not contract.
 Two things make it cheap: a start that extrapolates the noise of the steps already solved, and a
 stop that predicts the residual of the next iterate instead of measuring it.
+`bilateral`: `ddim` from smoothed latents, see `bilateral_inversion`.
 """
 
 import warnings
@@ -23,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
+from vala_research.diffusion.bilateral_inversion import BilateralInversion, fractions
 from vala_research.diffusion.null_text import NullText
 from vala_research.diffusion.schedule import Predict, Schedule, Step, ddim_step
 from vala_research.methods.anchors import Anchors
@@ -89,17 +91,21 @@ def invert(
     settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
     keep_trajectory: bool = True,
     progress: Callable[[Iterable], Iterable] = iter,
+    bilateral_settings: BilateralInversion = BilateralInversion(),  # noqa: B008 - frozen
 ) -> Inversion:
     """Invert clean latents to the noisiest level of the schedule, at guidance 1.
 
     predict: `(z_t, t) ->` the network's prediction in the solver's precision (fp32, or fp64
     latents).
-    method: "ddim", "exact", or "null_text", which is "ddim" here: what guidance breaks of it is
-    mended afterwards, by `optimise_null_text`. progress: wraps the loop over steps, such as a
-    progress bar.
-    Raises InputError for an unknown method.
+    method: "ddim", "exact", "bilateral" (with the place "frames", filtering is left to predict),
+    or "null_text", which is "ddim" here: what guidance breaks of it is mended afterwards, by
+    `optimise_null_text`. progress: wraps the loop over steps, such as a progress bar.
+    Raises InputError for an unknown method, and for a filter that does not fit z_0.
     """
     solve = get_method(method)
+    if solve is bilateral:
+        settings = bilateral_settings
+        settings.check(schedule, tuple(z_0.shape))
     past: Past = deque(maxlen=3)
     z = z_0 if z_0.dtype == torch.float64 else z_0.float()
     trajectory, residuals, n_evaluations = deque([z]), deque(), 0
@@ -113,7 +119,7 @@ def invert(
         if solve is exact:
             residuals.appendleft(solution.residual)
     kept = tuple(trajectory) if keep_trajectory else ()
-    missed = [r for r in residuals if r > settings.tolerance]
+    missed = [r for r in residuals if r > settings.tolerance]  # exact only: others have none
     if missed:
         warnings.warn(
             f"Exact inversion missed its tolerance of {settings.tolerance:.0e} in {len(missed)} of "
@@ -125,10 +131,23 @@ def invert(
 
 
 def ddim(
-    predict: Predict, z_s: Tensor, schedule: Schedule, step: Step, _: ExactSettings, past: Past
+    predict: Predict, z_s: Tensor, schedule: Schedule, step: Step, settings: Any, past: Past
 ) -> Solution:
     """One iteration of the implicit step from the guess z_t = z_s: plain DDIM inversion."""
     return Solution(schedule.renoise(z_s, z_s, predict(z_s, step.t), step), n_evaluations=1)
+
+
+def bilateral(
+    predict: Predict,
+    z_s: Tensor,
+    schedule: Schedule,
+    step: Step,
+    settings: BilateralInversion,
+    past: Past,
+) -> Solution:
+    """Plain DDIM inversion from the filtered z_s."""
+    z_s = settings.filtered(z_s, fractions(schedule)[step.t])
+    return ddim(predict, z_s, schedule, step, settings, past)
 
 
 def exact(
@@ -174,7 +193,9 @@ def log_snr(alpha_bar: float) -> float:
     return log(max(alpha_bar, 1e-8) / (1 - alpha_bar))
 
 
-METHODS: dict[str, Callable[..., Solution]] = {"ddim": ddim, "exact": exact, "null_text": ddim}
+METHODS: dict[str, Callable[..., Solution]] = {
+    "ddim": ddim, "exact": exact, "bilateral": bilateral, "null_text": ddim,
+}  # fmt: skip
 
 
 def get_method(name: str) -> Callable[..., Solution]:

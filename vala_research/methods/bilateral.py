@@ -39,7 +39,7 @@ def bilateral_filter(
     _check_window(kernel_size, sigma_spatial, sigma_intensity, border)
     _check("z", z)
     _, _, h, w = z.shape
-    _check_reflection("z", "sites", min(h, w), kernel_size, border)
+    check_reflection("z", "sites", min(h, w), kernel_size, border)
     radius = (kernel_size // 2, kernel_size // 2)
     planes = z.reshape(-1, 1, h, w)
     return window_mean(planes, 0, radius, sigma_spatial, sigma_intensity, border).view(z.shape)
@@ -60,7 +60,7 @@ def bilateral_filter_frames(
     """
     _check_window(kernel_size, sigma_spatial, sigma_intensity, border)
     _check("x", x)
-    _check_reflection("x", "frames", len(x), kernel_size, border)
+    check_reflection("x", "frames", len(x), kernel_size, border)
     plane, radius = x.reshape(1, 1, len(x), -1), (kernel_size // 2, 0)
     return window_mean(plane, 3, radius, sigma_spatial, sigma_intensity, border).view(x.shape)
 
@@ -88,15 +88,19 @@ class BilateralSettings:
         if self.unit not in UNITS:
             raise InputError(f"Unknown unit {self.unit!r}: choose one of {', '.join(UNITS)}.")
 
-    def intensity(self, z: Float[Tensor, "f c h w"], fraction: float = 0.0) -> float:
-        """sigma_intensity at that fraction of the steps, in the units of z."""
+    def factor(self, fraction: float) -> float:
+        """What the schedule makes of sigma_intensity at that fraction of the steps."""
         factor = 1.0 if self.schedule is None else float(self.schedule(fraction))
         if not factor >= 0:
             raise InputError(
                 f"The sigma schedule gives {factor} at fraction {fraction}: let it give a factor "
                 "of 0 or more."
             )
-        unit = 1.0
+        return factor
+
+    def intensity(self, z: Float[Tensor, "..."], fraction: float = 0.0) -> float:
+        """sigma_intensity at that fraction of the steps, in the units of z."""
+        factor, unit = self.factor(fraction), 1.0
         if self.unit == "std":
             unit = float(z.detach().to(work_dtype(z)).std(correction=0))
         # Where either is 0 there is nothing to smooth, and infinity times 0 would not say so.
@@ -105,10 +109,19 @@ class BilateralSettings:
     def __call__(
         self, z: Float[Tensor, "f c h w"], fraction: float = 0.0
     ) -> Float[Tensor, "f c h w"]:
+        return self._filtered(bilateral_filter, z, fraction)
+
+    def along_frames(
+        self, x: Float[Tensor, " f *rest"], fraction: float = 0.0
+    ) -> Float[Tensor, " f *rest"]:
+        """The filter along frames with the same settings; sigma_spatial is then in frames."""
+        return self._filtered(bilateral_filter_frames, x, fraction)
+
+    def _filtered(self, run: Callable, z: Tensor, fraction: float) -> Tensor:
         sigma = self.intensity(z, fraction)
         if sigma == 0:
             return z
-        return bilateral_filter(z, self.kernel_size, self.sigma_spatial, sigma, self.border)
+        return run(z, self.kernel_size, self.sigma_spatial, sigma, self.border)
 
 
 def neighbour_mass(kernel_size: int, sigma_spatial: float, n_axes: int = 2) -> float:
@@ -159,7 +172,8 @@ def _check(name: str, x: Tensor):
         raise InputError(f"{name} holds NaN or infinity: filter it where it is still finite.")
 
 
-def _check_reflection(name: str, what: str, n: int, kernel_size: int, border: str):
+def check_reflection(name: str, what: str, n: int, kernel_size: int, border: str):
+    """Refuse a window larger than reflection at the border can fill."""
     if border == "reflect" and kernel_size // 2 >= n:
         raise InputError(
             f"A window of {kernel_size} does not fit {n} {what} of {name} by reflection: give at "

@@ -1,0 +1,156 @@
+"""Bilateral inversion: DDIM inversion from a latent that is smoothed before every step.
+
+GE-Adapter (arXiv 2501.04606) 3.2. What a step smooths away no sampling returns: the filter moves a
+latent by up to `bias_bound(neighbour_mass(...), sigma)` a step, and reconstruction pays for it.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vala_research import InputError
+from vala_research.diffusion.backbone import Patch, UNet, is_self_attention
+from vala_research.diffusion.ddpm_update import ddpm_update, update_levels
+from vala_research.diffusion.schedule import Predict, Schedule
+from vala_research.methods.bilateral import BilateralSettings, check_reflection
+
+PLACES = ("latent", "frames")
+STEP_RULES = ("ddim", "paper_eq12")
+
+
+@dataclass(frozen=True)
+class BilateralInversion(BilateralSettings):
+    """What is filtered, and how a step goes on from there; the filter is `BilateralSettings`'.
+
+    place: "latent", spatially, what each step starts from (the first one from the clean latents;
+        a schedule of 0 there leaves them), or "frames", along frames, the outputs of the last
+        decoder block's first two self-attentions while the network predicts.
+    step_rule: "ddim", or "paper_eq12", which denoises only: see `bilateral_sample`.
+    Differs from paper: eq 12 inverts by a denoising step with noise, which leads away from the
+    noise that is sought; here the filter is the paper's and the step that of DDIM inversion.
+    """
+
+    place: str = "latent"
+    step_rule: str = "ddim"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, given, known in (
+            ("place of the filter", self.place, PLACES),
+            ("step rule", self.step_rule, STEP_RULES),
+        ):
+            if given not in known:
+                raise InputError(f"Unknown {name} {given!r}: choose one of {', '.join(known)}.")
+
+    def filtered(
+        self, z: Float[Tensor, "f c h w"], fraction: float = 0.0
+    ) -> Float[Tensor, "f c h w"]:
+        """What the step at that fraction of the steps starts from."""
+        return self(z, fraction) if self.place == "latent" else z
+
+    def check(self, schedule: Schedule, shape: tuple[int, ...] | None = None) -> None:
+        """Refuse before the work what a step would: its sigma, a window that latents f c h w lack.
+
+        Raises InputError, also for the step rule that cannot invert.
+        """
+        if self.step_rule != "ddim":
+            raise InputError(
+                f"The step rule {self.step_rule!r} denoises and inverts nothing: use 'ddim', or "
+                "`bilateral_sample` for the denoising direction."
+            )
+        for fraction in fractions(schedule).values():
+            self.factor(fraction)
+        if shape is not None:
+            n, what = (min(shape[2:]), "sites") if self.place == "latent" else (shape[0], "frames")
+            check_reflection("the clip's latents", what, n, self.kernel_size, self.border)
+
+
+# The variant of the released code: window 5, both sigmas 1, in the units of the features.
+RELEASED = BilateralInversion(unit="absolute", place="frames")
+
+
+def fractions(schedule: Schedule) -> dict[int, float]:
+    """Timestep -> fraction of the steps of an inversion, 0 its first and 1 its last one."""
+    last = max(1, len(schedule) - 1)
+    return {t: i / last for i, t in enumerate(reversed(schedule.timesteps))}
+
+
+def frame_filter(unet: UNet, settings: BilateralInversion, fraction: float = 0.0) -> Patch:
+    """The filter along frames, as a change of one branch's network call: attn1's output f n c.
+
+    Of the last decoder block with attention, its first two transformers: up_blocks[3].attentions
+    {0, 1} of Stable Diffusion 1.5. Raises InputError where a UNet has none.
+    """
+    decoder = [
+        n for n, m in unet.named_modules() if n.startswith("up_blocks.") and is_self_attention(n, m)
+    ]
+    if not decoder:
+        raise InputError(
+            f"{type(unet).__name__} has no self-attention in its decoder: filter the 'latent'."
+        )
+    places = [n.split(".")[1:4] for n in decoder]  # block, "attentions", transformer
+    last = max(int(block) for block, *_ in places)
+    sites = {
+        n for n, (b, _, i) in zip(decoder, places, strict=True) if int(b) == last and int(i) < 2
+    }
+
+    def wrap(_name: str, _module: nn.Module, forward: Callable) -> Callable:
+        def filtered(*args: Any, **kwargs: Any) -> Tensor:
+            return settings.along_frames(forward(*args, **kwargs), fraction)
+
+        return filtered
+
+    return Patch(lambda name, _: name in sites, forward=wrap)
+
+
+def check_bilateral(method: str, settings: Any, schedule: Schedule) -> None:
+    """Refuse what bilateral inversion could not use; other methods read no settings of it."""
+    if method != "bilateral":
+        return
+    if not isinstance(settings, BilateralInversion):
+        raise InputError(
+            f"bilateral_settings is a {type(settings).__name__}: give a BilateralInversion."
+        )
+    settings.check(schedule)
+
+
+def inversion_patches(
+    unet: UNet, method: str, settings: BilateralInversion, schedule: Schedule, t: int
+) -> tuple[Patch, ...]:
+    """What bilateral inversion changes in the network for its step at t: nothing, for most."""
+    if method != "bilateral" or settings.place != "frames":
+        return ()
+    return (frame_filter(unet, settings, fractions(schedule)[t]),)
+
+
+def bilateral_sample(
+    predict: Predict,
+    z: Float[Tensor, "f c h w"],
+    schedule: Schedule,
+    settings: BilateralInversion,
+    generator: torch.Generator | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Float[Tensor, "f c h w"]:
+    """Denoise from filtered latents, noisiest level to the final one; Eq. (12), GE-Adapter 3.2.
+
+    step_rule: "ddim", or "paper_eq12", the mean of DDPM with noise from the generator
+    (`rms_error_bound` says how far that leads astray). The filter's schedule runs along sampling
+    here: 0 its first step. With the place "frames" filtering is left to `predict`.
+    """
+    levels = (
+        update_levels(schedule) if settings.step_rule == "paper_eq12" else [None] * len(schedule)
+    )
+    last = max(1, len(schedule) - 1)
+    for i, (step, level) in enumerate(progress(list(zip(schedule, levels, strict=True)))):
+        z = settings.filtered(z, i / last)
+        prediction = predict(z, step.t)
+        if level is None:
+            z = schedule.denoise(z, prediction, step)
+        else:
+            _, eps = schedule.split(z, prediction, step.alpha_bar_t)
+            z = ddpm_update(z, eps, *level, generator)
+    return z
