@@ -83,18 +83,18 @@ def test_edit_is_repeatable(tmp_path, clip, model):
 
 
 def test_invert_reports_what_comes_back(tmp_path, clip, model):
-    for name, latents, record in (
-        ("z.safetensors", "z.safetensors", "z.json"),
-        ("folder", "folder/latents.safetensors", "folder/latents.json"),
+    for name, latents, record, inversion in (
+        ("z.safetensors", "z.safetensors", "z.json", "exact"),
+        ("folder", "folder/latents.safetensors", "folder/latents.json", "bilateral"),
     ):
         status, printed, err = vala(
             "invert", clip, "--source-prompt", "a red circle", "-o", tmp_path / name,
-            "--model", model, "--steps", 2, "--size", 16, "--inversion", "exact",
+            "--model", model, "--steps", 2, "--size", 16, "--inversion", inversion,
         )  # fmt: skip
         assert status == 0, err
         assert "to the VAE round trip" in printed
         assert load_file(tmp_path / latents)["latents"].shape == (3, 4, 8, 8)
-        assert json.loads((tmp_path / record).read_text())["parameters"]["inversion"] == "exact"
+        assert json.loads((tmp_path / record).read_text())["parameters"]["inversion"] == inversion
 
 
 def test_info_names_versions_device_and_model(model):
@@ -121,7 +121,7 @@ def test_a_prompt_too_long_is_a_warning(tmp_path, clip, model):
     "options, naming",
     [
         (["--attention", "all"], "own, first, sparse_causal, extended"),
-        (["--inversion", "magic"], "ddim, exact"),
+        (["--inversion", "magic"], "ddim, exact, bilateral, null_text"),
         (["--device", "tpu"], "cpu"),
         (["--dtype", "int8"], "float32, float16, bfloat16"),
         (["--model", "nothing-here"], "miniature"),
