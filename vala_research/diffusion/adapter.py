@@ -105,6 +105,7 @@ class TemporalAdapter:
         """
         if self.tokens is None:
             return text[:, None]
+        self.tokens.to(text.device)  # the UNet may have been moved since
         if not self.settings.uses_frame_tokens:
             vision = text.new_zeros(1, 1, 1)
         elif vision is None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from diffusers.image_processor import VaeImageProcessor
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,6 +26,7 @@ PIXELS_PER_CHUNK = 2**20
 SMALL_VOCABULARY = (
     4096  # below it a tokenizer knows a toy world, and unknown words deserve a warning
 )
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def as_frames(video: Any) -> Float[Tensor, "f 3 h w"]:
@@ -131,6 +134,14 @@ def decode_latents(
             "run it in torch.float32 or torch.bfloat16."
         )
     return (frames / 2 + 0.5).clamp(0, 1)
+
+
+def as_output(frames: Float[Tensor, "f c h w"], output_type: str) -> Any:
+    """A batch of one clip as "pil", "np" or "pt"."""
+    if output_type == "pt":
+        return frames[None]
+    array = rearrange(frames, "f c h w -> f h w c").cpu().float().numpy()
+    return array[None] if output_type == "np" else [VaeImageProcessor.numpy_to_pil(array)]
 
 
 def encode_prompts(

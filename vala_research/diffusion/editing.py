@@ -6,18 +6,26 @@ The composition of the parts: schedule x inversion x attention policy x injectio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from os import PathLike
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
-from vala_research.diffusion import codec
+from vala_research.diffusion import arguments, codec
+from vala_research.diffusion.activation import (
+    Activation,
+    AdaptedBackbone,
+    activate,
+    vision_encoder_of,
+)
+from vala_research.diffusion.adapter import TemporalAdapter
+from vala_research.diffusion.adapter_files import read_adapter
 from vala_research.diffusion.attention import (
     AnchorAttention,
     Injection,
@@ -35,11 +43,11 @@ from vala_research.diffusion.estimate import Estimate, peak_bytes
 from vala_research.diffusion.inversion import ExactSettings, Inversion, get_method, invert
 from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
 from vala_research.diffusion.schedule import Schedule
+from vala_research.diffusion.vision import VisionEncoder
 from vala_research.methods.anchors import Anchors, AnchorSettings, assign_anchors
 
 GUIDANCE_SCALE = 2.0  # best on validation clips of the miniature; Stable Diffusion: about 7.5
 ANCHORS = AnchorSettings(n_anchors=2)  # 1.3 times the cost of editing frame by frame
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass
@@ -71,6 +79,8 @@ class VideoEditPipeline(DiffusionPipeline):
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
         )
         self.vae_scale_factor = vae_factor(vae)
+        self.adapter: TemporalAdapter | None = None
+        self.vision_encoder: VisionEncoder | None = None
 
     @classmethod
     def from_pretrained(cls, name_or_path, dtype: torch.dtype | None = None, **hub):
@@ -94,6 +104,26 @@ class VideoEditPipeline(DiffusionPipeline):
                 f"The checkpoint {str(name_or_path)!r} cannot be loaded ({reason}): fetch it again."
             ) from error
 
+    def load_adapter(
+        self, folder: str | PathLike, vision_encoder: str | VisionEncoder | None = None
+    ) -> None:
+        """Give the model a temporal adapter, in place of the one it has; later edits use it.
+
+        folder: what `TemporalAdapter.save_pretrained` wrote, or "miniature". vision_encoder: the
+        CLIP model of its frame tokens, if it is to be found under another name than in training.
+        Raises InputError, the adapter that was there then being still in place.
+        """
+        stored = read_adapter(folder, self.unet)
+        encoder = vision_encoder_of(stored, vision_encoder)
+        self.unload_adapter()
+        self.adapter, self.vision_encoder = TemporalAdapter.load(stored, self.unet), encoder
+
+    def unload_adapter(self) -> None:
+        """The model as it was before `load_adapter`."""
+        if self.adapter is not None:
+            self.adapter.detach()
+        self.adapter, self.vision_encoder = None, None
+
     @torch.no_grad()
     def __call__(
         self,
@@ -111,6 +141,8 @@ class VideoEditPipeline(DiffusionPipeline):
         exact_settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
         null_text_settings: NullTextSettings = NullTextSettings(),  # noqa: B008 - frozen
         bilateral_settings: BilateralInversion = BilateralInversion(),  # noqa: B008 - frozen
+        adapter_interval: tuple[float, float] | None = None,
+        adapter_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | Inversion | None = None,
         output_type: str = "pil",
@@ -142,6 +174,9 @@ class VideoEditPipeline(DiffusionPipeline):
         frames_per_chunk: bounds the memory, not the result; None chooses from the resolution.
         exact_settings, null_text_settings: how hard inversions "exact" and "null_text" try.
         bilateral_settings: window, sigmas and place of the filter of "bilateral".
+        adapter_interval, adapter_scale: where the adapter of `load_adapter` acts, as fractions of
+            the T diffusion steps, and how strongly; None is its own, scale 0 turns it off. It acts
+            on the inversion at the same steps.
         generator: accepted as everywhere in diffusers; deterministic DDIM from the VAE's mode
             draws nothing from it.
         latents: f c h w at the noisiest level, or an `Inversion`, to skip inverting.
@@ -153,7 +188,9 @@ class VideoEditPipeline(DiffusionPipeline):
         tensor_inputs = getattr(
             callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs
         )
-        self._check_call(guidance_scale, output_type, generator, tensor_inputs)
+        arguments.check_call(
+            guidance_scale, output_type, generator, tensor_inputs, self._callback_tensor_inputs
+        )
         injection = Injection.of(injection)
         schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
         get_policy(attention), get_method(inversion)
@@ -161,6 +198,8 @@ class VideoEditPipeline(DiffusionPipeline):
         text = self.encode_prompt([negative_prompt or "", prompt, source_prompt])  # g n d
 
         latents = self._as_inversion(latents)
+        activation = self._activation(schedule, adapter_interval, adapter_scale, video, latents)
+        backbone = AdaptedBackbone(self.unet, frames_per_chunk, activation=activation)
         seeks_anchors = attention == "anchors" and isinstance(anchors, AnchorSettings)
         needs_clip = latents is None or (seeks_anchors and video is not None)
         z_0 = self.encode(video, frames_per_chunk) if needs_clip else None
@@ -168,11 +207,10 @@ class VideoEditPipeline(DiffusionPipeline):
         if latents is None:
             n_injected = max(injection.n_steps(len(schedule)))
             latents = self._invert(
-                z_0, text[[0, 2]], schedule, inversion, attention, frames_per_chunk,
-                exact_settings, null_text_settings, bilateral_settings, guidance_scale,
-                n_injected > 0,
+                z_0, text[[0, 2]], schedule, inversion, attention, backbone, exact_settings,
+                null_text_settings, bilateral_settings, guidance_scale, n_injected > 0,
             )  # fmt: skip
-        self._check_steps(latents, schedule)
+        arguments.check_steps(latents, schedule)
         self._interrupt = False
         z = latents.latents.to(self._execution_device)
         with self.progress_bar(total=len(schedule)) as bar:
@@ -185,7 +223,7 @@ class VideoEditPipeline(DiffusionPipeline):
                     source = latents.trajectory[i].to(z) if latents.trajectory else z
                 z, source = self._edit_step(
                     i, step, z, source, text, schedule, guidance_scale, attention, injection,
-                    frames_per_chunk,
+                    backbone,
                 )  # fmt: skip
                 if callback_on_step_end is not None:
                     state = {"latents": z, "prompt_embeds": text[1:2]}
@@ -195,12 +233,14 @@ class VideoEditPipeline(DiffusionPipeline):
                     z, positive, negative = (state[k] for k in self._callback_tensor_inputs)
                     text = torch.cat([negative, positive, text[2:]])
                 bar.update()
-        frames = self._as_output(z, output_type, frames_per_chunk)
+        frames = z[None]
+        if output_type != "latent":
+            frames = codec.as_output(self.decode(z, frames_per_chunk), output_type)
         self.maybe_free_model_hooks()
         return VideoEditOutput(frames=frames) if return_dict else (frames,)
 
     def _edit_step(
-        self, i, step, z, source, text, schedule, w, attention, injection, frames_per_chunk
+        self, i, step, z, source, text, schedule, w, attention, injection, backbone
     ) -> tuple[Tensor, Tensor]:
         """One sampling step of the edit, and of the source while its features are injected.
 
@@ -211,7 +251,6 @@ class VideoEditPipeline(DiffusionPipeline):
         edits = {0: [0], 1: [1]}.get(w, [0, 1])
         branches = [*edits, 2] if is_injecting else edits
         x = torch.stack([source if g == 2 else z for g in branches])  # g f c h w
-        backbone = Backbone(self.unet, frames_per_chunk)
         patches = attention_patches(
             self.unet, attention, len(x), backbone.chunk_size(x.shape[1], len(x), *x.shape[3:]),
             injects_attention=i < n_attention, injects_feature=i < n_feature,
@@ -242,6 +281,8 @@ class VideoEditPipeline(DiffusionPipeline):
         negative_prompt: str | None = None,
         guidance_scale: float = GUIDANCE_SCALE,
         bilateral_settings: BilateralInversion = BilateralInversion(),  # noqa: B008 - frozen
+        adapter_interval: tuple[float, float] | None = None,
+        adapter_scale: float | None = None,
     ) -> Float[Tensor, "f c h w"] | Inversion:
         """Latents at the noisiest level, from which `reconstruct` returns to the clip (guidance 1).
 
@@ -250,16 +291,19 @@ class VideoEditPipeline(DiffusionPipeline):
         return_inversion: the whole `Inversion`: trajectory, residuals, evaluations, attention,
             anchors, null text. Latents of "null_text" alone are those of "ddim".
         negative_prompt, guidance_scale: those of the edit to come; "null_text" alone reads them.
+        adapter_interval, adapter_scale: as in an edit.
         """
         schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
         get_policy(attention), get_method(inversion)
         check_bilateral(inversion, bilateral_settings, schedule)
         codec.check_guidance(guidance_scale)
         text = self.encode_prompt([negative_prompt or "", source_prompt])
+        activation = self._activation(schedule, adapter_interval, adapter_scale, video)
+        backbone = AdaptedBackbone(self.unet, frames_per_chunk, activation=activation)
         z_0 = self.encode(video, frames_per_chunk)
         attention = self._of_clip(attention, anchors, z_0)
         found = self._invert(
-            z_0, text, schedule, inversion, attention, frames_per_chunk, exact_settings,
+            z_0, text, schedule, inversion, attention, backbone, exact_settings,
             null_text_settings, bilateral_settings, guidance_scale,
         )  # fmt: skip
         self.maybe_free_model_hooks()
@@ -285,14 +329,14 @@ class VideoEditPipeline(DiffusionPipeline):
         return AnchorAttention(anchors, tuple(z_0.shape[2:]))
 
     def _invert(
-        self, z_0, text, schedule, method, attention, frames_per_chunk, exact_settings,
+        self, z_0, text, schedule, method, attention, backbone, exact_settings,
         null_text_settings, bilateral_settings, guidance_scale, keep_trajectory=True,
     ) -> Inversion:  # fmt: skip
         """text: the negative prompt's and the source prompt's."""
         # A network in half precision cannot answer more precisely than its own rounding.
         floor = torch.finfo(self.unet.dtype).eps
         settings = replace(exact_settings, tolerance=max(exact_settings.tolerance, floor))
-        predict = self._predictor(attention, frames_per_chunk)
+        predict = self._predictor(attention, backbone)
         patches = partial(inversion_patches, self.unet, method, bilateral_settings, schedule)
         # At guidance 1 the unconditional branch is not asked: there is nothing to mend.
         is_null_text = method == "null_text" and guidance_scale != 1
@@ -311,11 +355,11 @@ class VideoEditPipeline(DiffusionPipeline):
                 found, null_text=null_text, n_evaluations=n, n_backward=null_text.n_backward
             )
         anchors = getattr(attention, "anchors", None)
-        return replace(found, attention=attention, anchors=anchors)
+        activation = backbone.activation
+        return replace(found, attention=attention, anchors=anchors, activation=activation)
 
-    def _predictor(self, attention, frames_per_chunk) -> Callable[..., Tensor]:
+    def _predictor(self, attention, backbone) -> Callable[..., Tensor]:
         """`(z: f c h w, t, text: n d, more patches) -> prediction` of one branch."""
-        backbone = Backbone(self.unet, frames_per_chunk)
 
         def predict(z: Tensor, t: int, text: Tensor, more: tuple[Patch, ...] = ()) -> Tensor:
             size = backbone.chunk_size(len(z), 1, *z.shape[2:])
@@ -333,18 +377,23 @@ class VideoEditPipeline(DiffusionPipeline):
         attention: str | Policy | None = None,
         anchors: AnchorSettings | Anchors | None = None,
         frames_per_chunk: int | None = None,
+        adapter_interval: tuple[float, float] | None = None,
+        adapter_scale: float | None = None,
     ) -> Float[Tensor, "f c h w"]:
         """Sample and decode: what `invert` undoes; frames in [0, 1].
 
         At guidance 1, or with the null text of the `Inversion` at the scale it was made for.
         attention: None is that of the `Inversion`; for bare latents `invert`'s default.
+        adapter_interval, adapter_scale: None likewise.
         """
         schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
         latents = self._as_inversion(latents)
         attention = latents.attention if attention is None else attention
         get_policy(attention)
         attention = self._of_clip(attention, anchors, None, latents)
-        self._check_steps(latents, schedule)
+        arguments.check_steps(latents, schedule)
+        activation = self._activation(schedule, adapter_interval, adapter_scale, None, latents)
+        backbone = AdaptedBackbone(self.unet, frames_per_chunk, activation=activation)
         text, no_injection = self.encode_prompt([source_prompt]), Injection(0, 0)
         z, null_text = self._check_latents(latents.latents), latents.null_text
         for i, step in enumerate(self.progress_bar(list(schedule))):
@@ -352,7 +401,7 @@ class VideoEditPipeline(DiffusionPipeline):
             scale = 1.0 if null_text is None else null_text.guidance_scale
             z, _ = self._edit_step(
                 i, step, z, z, torch.cat([null, text]), schedule, scale, attention, no_injection,
-                frames_per_chunk,
+                backbone,
             )  # fmt: skip
         frames = self.decode(z, frames_per_chunk)
         self.maybe_free_model_hooks()
@@ -421,33 +470,9 @@ class VideoEditPipeline(DiffusionPipeline):
         """The solver works in float32, or in float64 when the network does."""
         return torch.promote_types(torch.float32, self.unet.dtype)
 
-    def _check_call(self, guidance_scale, output_type, generator, tensor_inputs) -> None:
-        """Refuse bad arguments before any work is done."""
-        codec.check_guidance(guidance_scale)
-        if output_type not in OUTPUT_TYPES:
-            raise InputError(
-                f"Unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}."
-            )
-        if isinstance(generator, list) and len(generator) != 1:
-            raise InputError(
-                f"generator is a list of {len(generator)}: a call edits one clip, give one "
-                "generator."
-            )
-        unknown = [k for k in tensor_inputs if k not in self._callback_tensor_inputs]
-        if unknown:
-            raise InputError(
-                f"The callback asks for {', '.join(unknown)}: "
-                f"choose from {', '.join(self._callback_tensor_inputs)}."
-            )
-
     def _check_latents(self, latents: Tensor) -> Float[Tensor, "f c h w"]:
         """Latents of one clip, on the device and in the precision of the solver."""
-        z = latents[0] if latents.ndim == 5 and len(latents) == 1 else latents
-        if z.ndim != 4 or z.shape[1] != self.unet.config.in_channels or 0 in z.shape:
-            raise InputError(
-                f"The latents have shape {tuple(latents.shape)}: give those of one clip, "
-                f"frames x {self.unet.config.in_channels} x height x width."
-            )
+        z = arguments.check_latents(latents, self.unet.config.in_channels)
         return z.to(self._execution_device, self._solver_dtype)
 
     def _as_inversion(self, latents: Tensor | Inversion | None) -> Inversion | None:
@@ -456,24 +481,15 @@ class VideoEditPipeline(DiffusionPipeline):
             return latents
         return Inversion(self._check_latents(latents))
 
-    def _check_steps(self, latents: Inversion, schedule: Schedule) -> None:
-        """An inversion that knows its steps is used with as many."""
-        if latents.null_text is not None:
-            n_steps = len(latents.null_text.embeddings)
-        else:
-            n_steps = len(latents.trajectory) - 1 if latents.trajectory else len(schedule)
-        if n_steps != len(schedule):
-            raise InputError(
-                f"The inversion given as latents has {n_steps} steps and the "
-                f"edit has {len(schedule)}: use the same num_inference_steps for both."
-            )
+    def _activation(
+        self, schedule, interval, scale, video, latents: Inversion | None = None
+    ) -> Activation | None:
+        """Where the adapter acts on this clip."""
 
-    def _as_output(self, z: Tensor, output_type: str, frames_per_chunk: int | None) -> Any:
-        """A batch of one clip, in the type asked for."""
-        if output_type == "latent":
-            return z[None]
-        frames = self.decode(z, frames_per_chunk)
-        if output_type == "pt":
-            return frames[None]
-        array = rearrange(frames, "f c h w -> f h w c").cpu().float().numpy()
-        return array[None] if output_type == "np" else [VaeImageProcessor.numpy_to_pil(array)]
+        def image_tokens() -> Tensor:
+            frames = codec.as_frames(video).to(self._execution_device)
+            return self.vision_encoder.tokens(frames)
+
+        inverted = None if latents is None else latents.activation
+        known = None if video is None else image_tokens
+        return activate(self.adapter, schedule, interval, scale, known, inverted)

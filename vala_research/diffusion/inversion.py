@@ -58,7 +58,8 @@ class Inversion:
     network calls, each on all frames. residuals: of the implicit step, measured or predicted, one
     a step in sampling order (exact only). attention: the policy, and anchors: what the frames
     attended to besides themselves, where they did. null_text: the unconditional embeddings, where
-    they were optimised; n_backward: the backward passes that took.
+    they were optimised; n_backward: the backward passes that took. activation: where an
+    adapter acted.
     """
 
     latents: Float[Tensor, "*shape"]
@@ -69,6 +70,7 @@ class Inversion:
     anchors: Anchors | None = None
     null_text: NullText | None = None
     n_backward: int = 0
+    activation: Any = None
 
 
 Past = deque[tuple[float, Tensor]]  # log-SNR and eps of the last steps, oldest first
