@@ -142,6 +142,8 @@ def _decode_video(path: Path) -> Iterator[np.ndarray]:
 
 def _upright(frame) -> np.ndarray:
     """h w 3 bytes as shown: alpha on white, display matrix (x', y') = M (x, y) applied."""
+    from av.sidedata.sidedata import SideDataContainer
+
     if any(component.is_alpha for component in frame.format.components) or "pal" in (
         frame.format.name
     ):
@@ -150,7 +152,9 @@ def _upright(frame) -> np.ndarray:
         picture = (rgba[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     else:
         picture = frame.to_ndarray(format="rgb24")
-    side = frame.side_data.get("DISPLAYMATRIX")
+    # Not `frame.side_data`: frame and container would hold each other, and with them the decoder's
+    # threads, until some garbage collection; one that runs in a forked process waits for ever.
+    side = SideDataContainer(frame).get("DISPLAYMATRIX")
     if side is not None:
         a, b, _, c, d = np.frombuffer(bytes(side), np.int32)[:5]
         if abs(int(a)) < abs(int(b)):  # a quarter turn: x' follows y

