@@ -5,29 +5,32 @@ find the adapter on or off there together. GE-Adapter (arXiv 2501.04606), Figs. 
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
 from vala_research.diffusion.adapter import TemporalAdapter
-from vala_research.diffusion.adapter_files import StoredAdapter
+from vala_research.diffusion.adapter_files import StoredAdapter, read_adapter
 from vala_research.diffusion.adapter_settings import checked_interval, checked_scale
 from vala_research.diffusion.backbone import Backbone
+from vala_research.diffusion.codec import as_frames
 from vala_research.diffusion.schedule import Schedule
 from vala_research.diffusion.vision import VisionEncoder
 
-Interval = tuple[float, float]
+Interval = Sequence[float]
 
 
 @dataclass(frozen=True)
 class Activation:
     """Where an adapter acts in one edit: from and to these fractions of T, both included.
 
-    interval: of the LoRA; token_interval: of the prompt tokens. vision: image tokens of the source
-    frames, which frame tokens are made of.
+    interval: of the LoRA; token_interval: of the prompt tokens; at scale 0 neither acts. vision:
+    image tokens of the source frames, which frame tokens are made of.
     """
 
     adapter: TemporalAdapter
@@ -38,8 +41,9 @@ class Activation:
     vision: Float[Tensor, "f n d"] | None = None
 
     def holds(self, t: int, interval: Interval) -> bool:
+        """Whether what acts on that interval acts at timestep t."""
         low, high = interval
-        return low * self.n_timesteps <= t <= high * self.n_timesteps
+        return self.scale != 0 and low * self.n_timesteps <= t <= high * self.n_timesteps
 
     def acts_on(self, t: int) -> bool:
         """Whether anything of the adapter does."""
@@ -63,28 +67,59 @@ class AdaptedBackbone(Backbone):
             return super().__call__(z, t, text, patches, added)
 
 
-def vision_encoder_of(
-    stored: StoredAdapter, given: str | VisionEncoder | None
-) -> VisionEncoder | None:
-    """What reads the frames' pictures for an adapter: the given one, or the one it names.
+class AdapterMixin:
+    """What a pipeline with a `unet` needs to host a temporal adapter."""
 
-    Raises InputError when there is none, or its tokens are of another width.
-    """
-    if not stored.settings.uses_frame_tokens:
-        return None
-    given = given or stored.vision_encoder
-    if given is None:
-        raise InputError(
-            "The adapter makes tokens of the clip's frames and does not name its vision encoder: "
-            "give vision_encoder, the folder or hub id of a CLIP model."
-        )
-    encoder = given if isinstance(given, VisionEncoder) else VisionEncoder.from_pretrained(given)
-    if encoder.width != stored.d_vision:
-        raise InputError(
-            f"The vision encoder {encoder.name!r} makes tokens of width {encoder.width} and the "
-            f"adapter reads {stored.d_vision}: give the one it was trained with."
-        )
-    return encoder
+    adapter: TemporalAdapter | None = None
+    vision_encoder: VisionEncoder | None = None
+
+    def load_adapter(
+        self, folder: str | PathLike, vision_encoder: str | VisionEncoder | None = None
+    ) -> None:
+        """Give the model a temporal adapter, in place of the one it has; later edits use it.
+
+        folder: what `TemporalAdapter.save_pretrained` wrote, or "miniature". vision_encoder: the
+        CLIP model of its frame tokens, if it is to be found under another name than in training.
+        Raises InputError, the adapter that was there then being still in place.
+        """
+        stored = read_adapter(folder, self.unet)
+        encoder = vision_encoder_of(stored, vision_encoder)
+        self.unload_adapter()
+        self.adapter, self.vision_encoder = TemporalAdapter.load(stored, self.unet), encoder
+
+    def unload_adapter(self) -> None:
+        """The model as it was before `load_adapter`."""
+        if self.adapter is not None:
+            self.adapter.detach()
+        self.adapter, self.vision_encoder = None, None
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As every pipeline; refused while an adapter's weights lie among those of the UNet."""
+        if self.adapter is not None:
+            raise InputError(
+                "The model has an adapter loaded: save the adapter with "
+                "pipe.adapter.save_pretrained, and the model after pipe.unload_adapter()."
+            )
+        super().save_pretrained(*args, **kwargs)
+
+    def _adapted(
+        self,
+        frames_per_chunk: int | None,
+        schedule: Schedule,
+        interval: Interval | None,
+        scale: float | None,
+        video: Any,
+        inverted: Activation | None = None,
+    ) -> AdaptedBackbone:
+        """The backbone for one clip; `activate` says what the arguments do and what it raises."""
+
+        def image_tokens() -> Tensor:
+            frames = as_frames(video).to(self._execution_device)
+            return self.vision_encoder.tokens(frames)
+
+        known = None if video is None else image_tokens
+        found = activate(self.adapter, schedule, interval, scale, known, inverted)
+        return AdaptedBackbone(self.unet, frames_per_chunk, activation=found)
 
 
 def activate(
@@ -95,7 +130,7 @@ def activate(
     image_tokens: Callable[[], Tensor] | None,
     inverted: Activation | None = None,
 ) -> Activation | None:
-    """Where the adapter acts; None: nowhere, at scale 0 or without an adapter.
+    """Where the adapter acts; None without an adapter.
 
     interval, scale: None is that of the inversion, or the adapter's own. image_tokens: makes those
     of the clip, None when no clip is given. inverted: how the given inversion was made.
@@ -121,23 +156,43 @@ def activate(
         adapter, interval, settings.token_interval or interval, scale, len(schedule.alpha_bar)
     )
     if scale == 0:
-        return None
+        return found
     if not any(found.acts_on(t) for t in schedule.timesteps):
         warnings.warn(
             f"The adapter changes nothing: none of the {len(schedule)} steps lies in its interval "
             f"from {interval[0]:g} to {interval[1]:g}; widen it, or use more steps.",
-            stacklevel=3,
+            stacklevel=4,
         )
+    elif settings.uses_frame_tokens:
+        vision = inverted.vision if inverted and image_tokens is None else None
+        if vision is None and image_tokens is None:
+            raise InputError(
+                "The adapter makes tokens of the clip's frames, which latents alone do not hold: "
+                "give the video, or the Inversion of invert(..., return_inversion=True)."
+            )
+        return replace(found, vision=image_tokens() if vision is None else vision)
+    return found
+
+
+def vision_encoder_of(
+    stored: StoredAdapter, given: str | VisionEncoder | None
+) -> VisionEncoder | None:
+    """What reads the frames' pictures for an adapter: the given one, or the one it names.
+
+    Raises InputError when there is none, or its tokens are of another width.
+    """
+    if not stored.settings.uses_frame_tokens:
         return None
-    if not settings.uses_frame_tokens:
-        return found
-    if image_tokens is not None:
-        vision = image_tokens()
-    elif inverted is not None:
-        vision = inverted.vision
-    else:
+    given = given or stored.vision_encoder
+    if given is None:
         raise InputError(
-            "The adapter makes tokens of the clip's frames, and latents alone do not hold them: "
-            "give the video, or the Inversion of invert(..., return_inversion=True)."
+            "The adapter makes tokens of the clip's frames and does not name its vision encoder: "
+            "give vision_encoder, the folder or hub id of a CLIP model."
         )
-    return replace(found, vision=vision)
+    encoder = given if isinstance(given, VisionEncoder) else VisionEncoder.from_pretrained(given)
+    if encoder.width != stored.d_vision:
+        raise InputError(
+            f"The vision encoder {encoder.name!r} makes tokens of width {encoder.width} and the "
+            f"adapter reads {stored.d_vision}: give the one it was trained with."
+        )
+    return encoder

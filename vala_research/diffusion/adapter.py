@@ -97,11 +97,11 @@ class TemporalAdapter:
 
     def condition(
         self, text: Float[Tensor, "g n d"], vision: Float[Tensor, "f m d_vision"] | None = None
-    ) -> Float[Tensor, "g f l d"]:
+    ) -> Float[Tensor, "g rows l d"]:
         """Tokens before the text of every frame, both guidance branches alike.
 
         vision: hidden states of the image encoder, which frame tokens need. Frames that all have
-        the same tokens share one row: then f = 1.
+        the same tokens share one row: then rows = 1, else f.
         """
         if self.tokens is None:
             return text[:, None]

@@ -22,6 +22,7 @@ from vala_research.diffusion.backbone import PICKLES, UNet
 WEIGHTS = "pytorch_lora_weights.safetensors"
 TOKENS = "prompt_tokens.safetensors"
 DESCRIPTION = "adapter.json"
+FILES = (WEIGHTS, TOKENS, DESCRIPTION)  # the description last
 PREFIX = "unet."  # of every name in WEIGHTS
 
 Tensors = dict[str, Tensor]
@@ -34,39 +35,33 @@ def write_adapter(
     tokens: Tensors,
     lora_config: dict[str, Any],
 ) -> None:
-    """Each file appears whole or not at all; the description, without which none loads, comes last.
+    """All files are written beside their names and then renamed: a failure leaves what was there.
 
+    The description goes first and comes last, so that no mixture of two adapters is ever read.
     lora: by names in the UNet. lora_config: peft's, by which diffusers learns alpha.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / DESCRIPTION).unlink(missing_ok=True)
     config = json.dumps({PREFIX + k: v for k, v in lora_config.items()}, sort_keys=True)
     metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: config}
-    named = {PREFIX + k: v for k, v in lora.items()}
-    _replace(folder / WEIGHTS, lambda path: save_file(_plain(named), path, metadata))
-    if tokens:
-        _replace(folder / TOKENS, lambda path: save_file(_plain(tokens), path))
-    else:
-        (folder / TOKENS).unlink(missing_ok=True)
-    text = json.dumps(description, indent=2) + "\n"
-    _replace(folder / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _plain(tensors: Tensors) -> Tensors:
-    return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-
-
-def _replace(path: Path, write) -> None:
-    """Write beside the file and rename: whole, or as it was."""
-    unfinished = path.with_name(f".{path.stem}.{uuid4().hex[:8]}{path.suffix}")
+    unfinished = {name: folder / f".{uuid4().hex[:8]}.{name}" for name in FILES}
     try:
-        write(unfinished)
-        os.replace(unfinished, path)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_plain(lora, PREFIX), unfinished[WEIGHTS], metadata)
+        save_file(_plain(tokens), unfinished[TOKENS])
+        unfinished[DESCRIPTION].write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+        (folder / DESCRIPTION).unlink(missing_ok=True)
+        for name in FILES:
+            os.replace(unfinished[name], folder / name)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}).") from error
+        reason = error.strerror or error
+        raise InputError(f"The adapter cannot be written to {folder} ({reason}).") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        for path in unfinished.values():
+            path.unlink(missing_ok=True)
+
+
+def _plain(tensors: Tensors, prefix: str = "") -> Tensors:
+    return {prefix + k: v.detach().cpu().contiguous() for k, v in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -90,13 +85,18 @@ def read_adapter(folder: str | os.PathLike, unet: UNet) -> StoredAdapter:
 
     Raises InputError: no adapter there, a pickle, damaged files, an adapter of another backbone.
     """
-    path = Path(miniature_path("adapter") if str(folder) == "miniature" else folder)
+    is_miniature = str(folder) == "miniature"
+    path = Path(miniature_path("adapter") if is_miniature else folder)
+    if is_miniature and not path.is_dir():
+        raise InputError(
+            "The miniature's adapter is missing from this installation: train one with vala train."
+        )
     _check_files(path)
     try:
         description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         settings = AdapterSettings(**description["settings"])
         lora = load_file(path / WEIGHTS)
-        tokens = load_file(path / TOKENS) if (path / TOKENS).is_file() else {}
+        tokens = load_file(path / TOKENS)
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
@@ -118,7 +118,7 @@ def _check_files(path: Path) -> None:
         pickles = sorted(f for f in path.iterdir() if f.suffix in PICKLES)
         if pickles:
             raise InputError(_refusal(pickles[0]))
-    missing = [name for name in (DESCRIPTION, WEIGHTS) if not (path / name).is_file()]
+    missing = [name for name in FILES if not (path / name).is_file()]
     if missing:
         raise InputError(
             f"The folder {str(path)!r} is no adapter, it holds no {' and no '.join(missing)}: "

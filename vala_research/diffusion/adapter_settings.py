@@ -3,6 +3,7 @@
 GE-Adapter (arXiv 2501.04606) 3.2 and 3.3.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +39,9 @@ class AdapterSettings:
     n_shared: int = 18
     uses_frame_tokens: bool = True
     pooling: str = "pairs"
-    interval: tuple[float, float] = (0.9, 1.0)
+    interval: Sequence[float] = (0.9, 1.0)
     scale: float = 0.5
-    token_interval: tuple[float, float] | None = None
+    token_interval: Sequence[float] | None = None
 
     def __post_init__(self):
         if self.rank < 1 or self.alpha <= 0:
@@ -60,7 +61,7 @@ class AdapterSettings:
         return self.uses_frame_tokens or self.n_shared > 0
 
 
-def checked_interval(interval: tuple[float, float]) -> tuple[float, float]:
+def checked_interval(interval: Sequence[float]) -> tuple[float, float]:
     """Two ordered fractions of T; InputError otherwise."""
     try:
         low, high = (float(x) for x in interval)

@@ -3,10 +3,9 @@
 The composition of the parts: schedule x inversion x attention policy x injection x guidance.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from os import PathLike
 from typing import Any
 
 import torch
@@ -18,14 +17,7 @@ from torch import Tensor
 
 from vala_research import InputError
 from vala_research.diffusion import arguments, codec
-from vala_research.diffusion.activation import (
-    Activation,
-    AdaptedBackbone,
-    activate,
-    vision_encoder_of,
-)
-from vala_research.diffusion.adapter import TemporalAdapter
-from vala_research.diffusion.adapter_files import read_adapter
+from vala_research.diffusion.activation import AdapterMixin
 from vala_research.diffusion.attention import (
     AnchorAttention,
     Injection,
@@ -43,7 +35,6 @@ from vala_research.diffusion.estimate import Estimate, peak_bytes
 from vala_research.diffusion.inversion import ExactSettings, Inversion, get_method, invert
 from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
 from vala_research.diffusion.schedule import Schedule
-from vala_research.diffusion.vision import VisionEncoder
 from vala_research.methods.anchors import Anchors, AnchorSettings, assign_anchors
 
 GUIDANCE_SCALE = 2.0  # best on validation clips of the miniature; Stable Diffusion: about 7.5
@@ -57,7 +48,7 @@ class VideoEditOutput(BaseOutput):
     frames: Any
 
 
-class VideoEditPipeline(DiffusionPipeline):
+class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
     """Edits a clip with an image diffusion model of the Stable Diffusion 1.x/2.x class.
 
     vae, text_encoder, tokenizer, unet, scheduler: as in StableDiffusionPipeline. The scheduler
@@ -79,8 +70,6 @@ class VideoEditPipeline(DiffusionPipeline):
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
         )
         self.vae_scale_factor = vae_factor(vae)
-        self.adapter: TemporalAdapter | None = None
-        self.vision_encoder: VisionEncoder | None = None
 
     @classmethod
     def from_pretrained(cls, name_or_path, dtype: torch.dtype | None = None, **hub):
@@ -104,26 +93,6 @@ class VideoEditPipeline(DiffusionPipeline):
                 f"The checkpoint {str(name_or_path)!r} cannot be loaded ({reason}): fetch it again."
             ) from error
 
-    def load_adapter(
-        self, folder: str | PathLike, vision_encoder: str | VisionEncoder | None = None
-    ) -> None:
-        """Give the model a temporal adapter, in place of the one it has; later edits use it.
-
-        folder: what `TemporalAdapter.save_pretrained` wrote, or "miniature". vision_encoder: the
-        CLIP model of its frame tokens, if it is to be found under another name than in training.
-        Raises InputError, the adapter that was there then being still in place.
-        """
-        stored = read_adapter(folder, self.unet)
-        encoder = vision_encoder_of(stored, vision_encoder)
-        self.unload_adapter()
-        self.adapter, self.vision_encoder = TemporalAdapter.load(stored, self.unet), encoder
-
-    def unload_adapter(self) -> None:
-        """The model as it was before `load_adapter`."""
-        if self.adapter is not None:
-            self.adapter.detach()
-        self.adapter, self.vision_encoder = None, None
-
     @torch.no_grad()
     def __call__(
         self,
@@ -141,7 +110,7 @@ class VideoEditPipeline(DiffusionPipeline):
         exact_settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
         null_text_settings: NullTextSettings = NullTextSettings(),  # noqa: B008 - frozen
         bilateral_settings: BilateralInversion = BilateralInversion(),  # noqa: B008 - frozen
-        adapter_interval: tuple[float, float] | None = None,
+        adapter_interval: Sequence[float] | None = None,
         adapter_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | Inversion | None = None,
@@ -198,8 +167,10 @@ class VideoEditPipeline(DiffusionPipeline):
         text = self.encode_prompt([negative_prompt or "", prompt, source_prompt])  # g n d
 
         latents = self._as_inversion(latents)
-        activation = self._activation(schedule, adapter_interval, adapter_scale, video, latents)
-        backbone = AdaptedBackbone(self.unet, frames_per_chunk, activation=activation)
+        inverted = None if latents is None else latents.activation
+        backbone = self._adapted(
+            frames_per_chunk, schedule, adapter_interval, adapter_scale, video, inverted
+        )
         seeks_anchors = attention == "anchors" and isinstance(anchors, AnchorSettings)
         needs_clip = latents is None or (seeks_anchors and video is not None)
         z_0 = self.encode(video, frames_per_chunk) if needs_clip else None
@@ -281,7 +252,7 @@ class VideoEditPipeline(DiffusionPipeline):
         negative_prompt: str | None = None,
         guidance_scale: float = GUIDANCE_SCALE,
         bilateral_settings: BilateralInversion = BilateralInversion(),  # noqa: B008 - frozen
-        adapter_interval: tuple[float, float] | None = None,
+        adapter_interval: Sequence[float] | None = None,
         adapter_scale: float | None = None,
     ) -> Float[Tensor, "f c h w"] | Inversion:
         """Latents at the noisiest level, from which `reconstruct` returns to the clip (guidance 1).
@@ -298,8 +269,7 @@ class VideoEditPipeline(DiffusionPipeline):
         check_bilateral(inversion, bilateral_settings, schedule)
         codec.check_guidance(guidance_scale)
         text = self.encode_prompt([negative_prompt or "", source_prompt])
-        activation = self._activation(schedule, adapter_interval, adapter_scale, video)
-        backbone = AdaptedBackbone(self.unet, frames_per_chunk, activation=activation)
+        backbone = self._adapted(frames_per_chunk, schedule, adapter_interval, adapter_scale, video)
         z_0 = self.encode(video, frames_per_chunk)
         attention = self._of_clip(attention, anchors, z_0)
         found = self._invert(
@@ -377,7 +347,7 @@ class VideoEditPipeline(DiffusionPipeline):
         attention: str | Policy | None = None,
         anchors: AnchorSettings | Anchors | None = None,
         frames_per_chunk: int | None = None,
-        adapter_interval: tuple[float, float] | None = None,
+        adapter_interval: Sequence[float] | None = None,
         adapter_scale: float | None = None,
     ) -> Float[Tensor, "f c h w"]:
         """Sample and decode: what `invert` undoes; frames in [0, 1].
@@ -392,8 +362,9 @@ class VideoEditPipeline(DiffusionPipeline):
         get_policy(attention)
         attention = self._of_clip(attention, anchors, None, latents)
         arguments.check_steps(latents, schedule)
-        activation = self._activation(schedule, adapter_interval, adapter_scale, None, latents)
-        backbone = AdaptedBackbone(self.unet, frames_per_chunk, activation=activation)
+        backbone = self._adapted(
+            frames_per_chunk, schedule, adapter_interval, adapter_scale, None, latents.activation
+        )
         text, no_injection = self.encode_prompt([source_prompt]), Injection(0, 0)
         z, null_text = self._check_latents(latents.latents), latents.null_text
         for i, step in enumerate(self.progress_bar(list(schedule))):
@@ -480,16 +451,3 @@ class VideoEditPipeline(DiffusionPipeline):
         if latents is None or isinstance(latents, Inversion):
             return latents
         return Inversion(self._check_latents(latents))
-
-    def _activation(
-        self, schedule, interval, scale, video, latents: Inversion | None = None
-    ) -> Activation | None:
-        """Where the adapter acts on this clip."""
-
-        def image_tokens() -> Tensor:
-            frames = codec.as_frames(video).to(self._execution_device)
-            return self.vision_encoder.tokens(frames)
-
-        inverted = None if latents is None else latents.activation
-        known = None if video is None else image_tokens
-        return activate(self.adapter, schedule, interval, scale, known, inverted)
