@@ -207,7 +207,7 @@ def test_draws_are_a_function_of_seed_and_number_alone(tmp_path):
 
 
 def test_reading_leaves_no_decoder_behind(tmp_path):
-    """A loader's worker is forked: a decoder freed there waits for threads that it does not have."""
+    """A loader's worker is forked: a decoder freed there would wait for threads it has not got."""
     clip = sprite_clip(tmp_path / "a.mp4")
     process = psutil.Process()
     gc.collect()

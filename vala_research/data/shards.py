@@ -1,0 +1,211 @@
+"""A data set as WebDataset shards: pictures and JSON in tar files, each written whole.
+
+Format: https://github.com/webdataset/webdataset; `streaming.py` reads it. A sample is a piece
+of a clip: `KEY.0000.png` ... beside `KEY.json` (name, start, captions, split, edits).
+Differs from GE-Adapter's released shards: those hold pickles (`.pyd`) of pairs of frames.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from vala_research import InputError
+from vala_research.data.atomic import written_whole
+from vala_research.data.clips import iter_frames
+from vala_research.data.datasets import count_frames, summarised
+from vala_research.data.manifests import Entry, read_manifest
+
+INDEX = "shards.json"
+SAVE = {"png": {}, "jpg": {"quality": 95, "subsampling": 0}}
+FORMATS = {"png": "PNG", "jpg": "JPEG"}
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """What a conversion keeps.
+
+    size: as `read_clip`'s; None keeps every clip's own.
+    picture: "png" (exact) or "jpg" (quality 95, about a fifth of the bytes).
+    piece: longest run of frames in one sample; a group lies within a piece.
+    pieces_per_clip: at most so many, from evenly spaced places (None: the whole clip).
+    clips_per_shard: what is done again after an interruption is less than one shard.
+    """
+
+    size: tuple[int, int] | int | None = None
+    picture: str = "png"
+    piece: int = 32
+    pieces_per_clip: int | None = None
+    clips_per_shard: int = 64
+
+    def __post_init__(self):
+        if self.picture not in FORMATS:
+            raise InputError(f"Unknown picture {self.picture!r}: choose one of png, jpg.")
+        for name in ("piece", "pieces_per_clip", "clips_per_shard"):
+            value = getattr(self, name)
+            if value is not None and value < 1 + (name == "piece"):
+                raise InputError(f"{name} is {value}: give {1 + (name == 'piece')} or more.")
+
+
+def convert(
+    data: str | os.PathLike,
+    output: str | os.PathLike,
+    settings: ShardSettings = ShardSettings(),
+    layout: str | None = None,
+    split: str | None = None,
+    strict: bool = False,
+) -> str:
+    """Write a data set (see `read_manifest`) as shards into a folder; its summary.
+
+    Shards are written whole and in order, so the same call goes on where a cut-off one stopped.
+    strict: the first clip that cannot be read raises InputError; else it is left out, and named in
+        `shards.json` and in the summary.
+    Raises InputError: a folder with other files or another conversion in it, no clip readable.
+    """
+    entries, folder = read_manifest(data, layout, split), Path(output)
+    was_there = folder.exists()
+    try:
+        skipped = _convert(entries, folder, settings, strict)
+        if strict and skipped:
+            text = summarised(len(entries), skipped)
+            raise InputError(f"{folder} was begun without strictness: {text}")
+        if len(skipped) == len(entries):
+            for path in (folder / INDEX, *folder.glob("shard-*.tar")):
+                path.unlink()
+            raise InputError(f"No clip can be read. {summarised(len(entries), skipped)}")
+    except InputError:
+        if not was_there:
+            with suppress(OSError):  # shards that are whole stay
+                folder.rmdir()
+        raise
+    return summarised(len(entries), skipped)
+
+
+def _convert(entries: list[Entry], folder: Path, settings, strict: bool) -> dict[str, str]:
+    """Write the shards that are not there yet; which clips they all lack, and why."""
+    plan = json.loads(json.dumps({"settings": asdict(settings), "source": _digest(entries)}))
+    parts = [
+        entries[i : i + settings.clips_per_shard]
+        for i in range(0, len(entries), settings.clips_per_shard)
+    ]
+    done = _begun(folder, plan)
+    with tqdm(total=len(entries), desc="clips", disable=None) as bar:
+        bar.update(sum(shard["clips"] for shard in done))
+        for number in range(len(done), len(parts)):
+            first = number * settings.clips_per_shard
+            with written_whole(shard_path(folder, number)) as unfinished:
+                done.append(_write(unfinished, parts[number], first, settings, strict, bar))
+            state = plan | {"n_shards": len(parts), "shards": done}
+            with written_whole(folder / INDEX) as unfinished:
+                unfinished.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    return skipped_clips(done)
+
+
+def _digest(entries: list[Entry]) -> str:
+    said = [(e.name, e.captions, e.split, sorted(e.edits.items())) for e in entries]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Where a shard lies."""
+    return folder / f"shard-{number:05d}.tar"
+
+
+def skipped_clips(shards: list[dict]) -> dict[str, str]:
+    """What the shards lack, and why."""
+    return {name: reason for shard in shards for name, reason in shard["skipped"].items()}
+
+
+def _begun(folder: Path, plan: dict) -> list[dict]:
+    """The shards that an earlier call of the same plan has finished."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}): choose another.") from error
+    for left in (*folder.glob(".shard-*.tar"), *folder.glob(".shards.*.json")):
+        left.unlink()  # of a call that was killed
+    if not (folder / INDEX).exists():
+        # The first shard may be there: the call was killed before it wrote the index.
+        others = [p.name for p in folder.iterdir() if p != shard_path(folder, 0)]
+        if others:
+            raise InputError(f"{folder} holds other files ({others[0]}): give an empty folder.")
+        return []
+    state = read_index(folder)
+    if {key: state.get(key) for key in plan} != plan:
+        raise InputError(f"{folder} holds shards of other clips or settings: give an empty folder.")
+    # A shard that was taken away is written again, and those after it.
+    whole = (i for i in range(len(state["shards"])) if not shard_path(folder, i).exists())
+    return state["shards"][: next(whole, len(state["shards"]))]
+
+
+def read_index(folder: Path) -> dict:
+    """What is written so far: `shards` (clips, pieces, skipped of each) of `n_shards`."""
+    try:
+        state = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        assert all({"pieces", "clips", "skipped"} <= set(shard) for shard in state["shards"])
+        return state | {"n_shards": int(state["n_shards"])}
+    except (OSError, ValueError, LookupError, TypeError, AssertionError) as error:
+        raise InputError(f"{folder / INDEX} is damaged: convert into an empty folder.") from error
+
+
+def _write(path: Path, entries: list[Entry], first: int, settings, strict: bool, bar) -> dict:
+    """One shard; what it holds and which clips it lacks."""
+    import webdataset
+
+    pieces, skipped = 0, {}
+    with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as out:
+        for number, entry in enumerate(entries, first):
+            try:
+                samples = list(_samples(entry, number, settings))
+            except InputError as error:
+                if strict:
+                    raise
+                skipped[entry.name], samples = str(error), []
+            for sample in samples:
+                out.write(sample)
+            pieces += len(samples)
+            bar.update()
+    return {"clips": len(entries), "pieces": pieces, "skipped": skipped}
+
+
+def _samples(entry: Entry, number: int, settings: ShardSettings) -> Iterator[dict]:
+    n_frames = count_frames(entry)
+    if not entry.captions:
+        raise InputError(f"{entry.name} has no caption: add one.")
+    pieces = _pieces(n_frames, settings.piece, settings.pieces_per_clip)
+    frames = enumerate(iter_frames(entry.path, pieces[-1][1], size=settings.size))
+    said = {"name": entry.name, "captions": entry.captions, "split": entry.split}
+    for k, (start, stop) in enumerate(pieces):
+        sample = {"__key__": f"{number:06d}-{k:04d}"}
+        for i, frame in frames:
+            if i >= start:
+                sample[f"{i - start:04d}.{settings.picture}"] = _encoded(frame, settings.picture)
+            if i == stop - 1:
+                break
+        about = said | {"start": start, "edits": entry.edits}
+        yield sample | {"json": json.dumps(about).encode()}
+
+
+def _pieces(n_frames: int, longest: int, most: int | None) -> list[tuple[int, int]]:
+    """Frames [start, stop) of pieces that are as equal as can be, so that none is a short rest."""
+    n = -(-n_frames // longest)
+    pieces = list(pairwise(n_frames * i // n for i in range(n + 1)))
+    if most is None or most >= n:
+        return pieces
+    return [pieces[(2 * i + 1) * n // (2 * most)] for i in range(most)]
+
+
+def _encoded(frame: torch.Tensor, picture: str) -> bytes:
+    pixels, out = frame.mul(255).round().byte().permute(1, 2, 0).numpy(), BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, FORMATS[picture], **SAVE[picture])
+    return out.getvalue()

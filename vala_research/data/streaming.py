@@ -1,0 +1,180 @@
+"""Shards streamed back as the groups they were made for; pictures and JSON are all that is decoded.
+
+The tar files are read by https://github.com/webdataset/webdataset, without its decoders (which
+unpickle) and its URLs (which may run commands).
+"""
+
+import json
+import os
+import re
+import tarfile
+import warnings
+from collections.abc import Iterator
+from io import BytesIO
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset, get_worker_info
+
+from vala_research import InputError
+from vala_research.data.clips import fit_to_size
+from vala_research.data.datasets import TRIPLES, ClipGroups, GroupSampling, summarised
+from vala_research.data.manifests import read_manifest
+from vala_research.data.shards import FORMATS, INDEX, read_index, shard_path, skipped_clips
+
+PICTURE = re.compile(r"\d{4,}\.(png|jpg)")
+UNREADABLE = (
+    tarfile.TarError, EOFError, OSError, SyntaxError, ValueError, LookupError, TypeError,
+    Image.DecompressionBombError,
+)  # fmt: skip
+
+
+def open_groups(
+    data: str | os.PathLike,
+    sampling: GroupSampling = TRIPLES,
+    size: int | tuple[int, int] | None = None,
+    n_samples: int | None = None,
+    layout: str | None = None,
+    split: str | None = None,
+    strict: bool = False,
+) -> "ClipGroups | ShardGroups":
+    """The groups of a data set on disk, or of the shards it was converted to.
+
+    n_samples: of the clips' groups (None: one a clip); shards are streamed without end if it is
+        given, and once if not.
+    """
+    if not (Path(data) / INDEX).exists():
+        entries = read_manifest(data, layout, split)
+        return ClipGroups(entries, sampling, size, n_samples, strict)
+    if layout is not None or split is not None:
+        raise InputError(f"{data} holds shards: choose layout and split when they are made.")
+    return ShardGroups(data, sampling, size, 1 if n_samples is None else None, strict=strict)
+
+
+class ShardGroups(IterableDataset):
+    """The groups of `ClipGroups`, streamed from shards: one of every piece in each pass.
+
+    Shards are shuffled, and samples within a buffer of `buffer`; a loader's workers share out the
+    shards. Frames and caption depend on the seed, the pass and the piece alone. Every process reads
+    all shards: accelerate deals the batches out.
+    n_passes: over the shards (None: without end).
+    strict: a shard or piece that cannot be used raises InputError; else it is left out, kept in
+        `damaged` (of the process that reads) and warned of.
+    A file in a shard that is neither picture nor JSON, such as a pickle, is refused always.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        sampling: GroupSampling = TRIPLES,
+        size: int | tuple[int, int] | None = None,
+        n_passes: int | None = 1,
+        buffer: int = 64,
+        strict: bool = False,
+    ):
+        self.folder, self.sampling, self.n_passes = Path(folder), sampling, n_passes
+        self.size = (size, size) if isinstance(size, int) else size
+        self.buffer, self.strict = buffer, strict
+        state = read_index(self.folder)
+        if len(state["shards"]) < state["n_shards"]:
+            raise InputError(
+                f"{folder} holds {len(state['shards'])} of {state['n_shards']} shards: its"
+                " conversion was cut off, repeat the command to finish it."
+            )
+        self.n_pieces = [shard["pieces"] for shard in state["shards"]]
+        self.n_clips = sum(shard["clips"] for shard in state["shards"])
+        self.skipped, self.damaged = skipped_clips(state["shards"]), {}
+
+    def summary(self) -> str:
+        """One line: clips in the shards, clips skipped when they were made, pieces skipped now."""
+        text = summarised(self.n_clips, self.skipped)
+        if not self.damaged:
+            return text
+        reasons = "; ".join(self.damaged.values())
+        return f"{text} {len(self.damaged)} pieces or shards skipped: {reasons}"
+
+    def __iter__(self) -> Iterator[dict]:
+        from webdataset.filters import shuffle
+
+        worker = get_worker_info()
+        share = (worker.id, None, worker.num_workers) if worker else (0, None, 1)
+        for number in count() if self.n_passes is None else range(self.n_passes):
+            rng, shards = self.sampling.generator("pass", number), list(range(len(self.n_pieces)))
+            rng.shuffle(shards)
+            drawn = (d for i in islice(shards, *share) for d in self._drawn(i, number))
+            n_given = 0
+            for sample in shuffle(max(1, self.buffer), rng=rng)(drawn):
+                if (group := self._decoded(*sample)) is not None:
+                    n_given += 1
+                    yield group
+            if not n_given and share[0] < len(shards):
+                raise InputError(f"{self.folder}: no group can be drawn. {self.summary()}")
+            if not n_given:  # more workers than shards
+                return
+
+    def _drawn(self, shard: int, number: int) -> Iterator[tuple]:
+        """Of every piece: place, key, the pictures of a group, and its caption, name, start."""
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+
+        path, n_pieces = shard_path(self.folder, shard), 0
+        try:
+            with path.open("rb") as stream:
+                files = tar_file_expander([{"url": str(path), "stream": stream}])
+                for sample in group_by_keys(files):
+                    n_pieces += 1
+                    if (drawn := self._draw(path, sample, number)) is not None:
+                        yield drawn
+            if n_pieces < self.n_pieces[shard]:  # a tar may end early without a word
+                raise EOFError(f"{n_pieces} of {self.n_pieces[shard]} pieces are there")
+        except InputError:
+            raise
+        except UNREADABLE as error:
+            self._skip(path.name, f"{path} is damaged ({type(error).__name__}): convert again.")
+
+    def _draw(self, path: Path, sample: dict, number: int) -> tuple | None:
+        key = sample.pop("__key__")
+        files = {k: v for k, v in sample.items() if not k.startswith("__")}
+        for name in files:
+            if name != "json" and not PICTURE.fullmatch(name):
+                raise InputError(
+                    f"{path} holds {key}.{name}: shards hold pictures and JSON only, nothing else"
+                    " is read; make them with `vala shards`."
+                )
+        where = f"{path}, {key}"
+        try:
+            about = json.loads(files.pop("json"))
+            captions, first, name = tuple(about["captions"]), int(about["start"]), about["name"]
+            if not all(isinstance(text, str) for text in (name, *captions)):
+                raise TypeError("text is wanted")
+        except UNREADABLE:
+            return self._skip(key, f"{where}: its JSON is damaged.")
+        if reason := self.sampling.refusal(len(files), captions):
+            return self._skip(key, f"{where}: {name} {reason}.")
+        rng = self.sampling.generator(number, key)
+        start, caption = self.sampling.draw(rng, len(files), captions)
+        names = sorted(files)[start : start + self.sampling.span : self.sampling.stride]
+        about = {"caption": caption, "name": name, "start": first + start}
+        return where, key, [files[n] for n in names], about
+
+    def _decoded(self, where: str, key: str, pictures: list[bytes], about: dict) -> dict | None:
+        try:
+            frames = torch.stack([_picture(data) for data in pictures])
+        except (*UNREADABLE, RuntimeError):  # RuntimeError: pictures of several sizes
+            return self._skip(key, f"{where}: a picture is damaged.")
+        return {"frames": fit_to_size(frames, self.size) if self.size else frames} | about
+
+    def _skip(self, name: str, reason: str) -> None:
+        if self.strict:
+            raise InputError(f"{reason.rstrip('.')}; convert again or read without strictness.")
+        if name not in self.damaged:
+            warnings.warn(f"skipped: {reason}", stacklevel=2)
+        self.damaged[name] = reason
+
+
+def _picture(data: bytes) -> torch.Tensor:
+    with Image.open(BytesIO(data), formats=tuple(FORMATS.values())) as picture:
+        pixels = np.array(picture.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
