@@ -153,6 +153,7 @@ def test_folders_and_layouts_that_are_not_there(tmp_path):
         (tmp_path, {}, "holds no clips"),
         (tmp_path, {"layout": "ucf"}, "Unknown layout 'ucf': choose one of msrvtt"),
         (tmp_path, {"layout": "loveu"}, "choose another layout"),
+        (tmp_path, {"layout": "davis"}, "choose another layout"),
     ):
         with pytest.raises(InputError, match=message):
             read_manifest(folder, **options)

@@ -1,4 +1,4 @@
-"""The command line: `vala edit | invert | info | quickstart`, each a thin call of the library.
+"""The command line: `vala edit | invert | shards | info | quickstart`, thin calls of the library.
 
 What can fail is tried first (names, clip, outputs, model); only then the long work starts, after a
 line that says what it will take. Exit status: 2 for bad input, 1 for a failed run.
@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from vala_research import InputError
+from vala_research.cli_data import shards, sides
 
 DTYPES = ("float32", "float16", "bfloat16")
 # What assets.demo_clip() shows, and what its edit changes: so the true edit can be drawn.
@@ -255,6 +256,9 @@ def invert(
     _report(numbers, [target, record])
 
 
+app.command()(shards)
+
+
 @app.command()
 def info(model: Model = "miniature") -> None:
     """Versions, devices, memory, and what the model is."""
@@ -317,7 +321,7 @@ def _try_clip(path: Path, n_frames: int | None, stride: int, size: str | None) -
     """Its first frame can be read; before anything heavy is imported."""
     from vala_research.data.clips import read_clip
 
-    read_clip(path, n_frames if n_frames is not None and n_frames < 1 else 1, stride, _sides(size))
+    read_clip(path, n_frames if n_frames is not None and n_frames < 1 else 1, stride, sides(size))
 
 
 def _load(path: Path, place: dict[str, str], sampling: tuple):
@@ -326,16 +330,7 @@ def _load(path: Path, place: dict[str, str], sampling: tuple):
 
     n_frames, stride, size = sampling
     pipe, device = _load_model(**place)
-    return read_clip(path, n_frames, stride, _sides(size) or _side(pipe)), pipe, device
-
-
-def _sides(size: str | None) -> int | tuple[int, int] | None:
-    if size is None:
-        return None
-    sides = size.lower().split("x")
-    if not (len(sides) <= 2 and all(s.isdecimal() and int(s) for s in sides)):
-        raise InputError(f"--size is {size!r}: give SIDE or HEIGHTxWIDTH in pixels, as in 512x320.")
-    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+    return read_clip(path, n_frames, stride, sides(size) or _side(pipe)), pipe, device
 
 
 def _load_model(model: str, device: str, dtype: str):

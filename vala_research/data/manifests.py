@@ -131,9 +131,13 @@ def _loveu(folder: Path) -> list[Entry]:
 
 def _davis(folder: Path) -> list[Entry]:
     images = folder / "JPEGImages"
-    resolutions = sorted(images.iterdir(), key=lambda path: (path.name != "480p", path.name))
+    there = [path for path in images.glob("*") if path.is_dir()]
+    resolutions = sorted(there, key=lambda path: (path.name != "480p", path.name))
     if not resolutions:
-        raise InputError(f"{images} is empty: put the frames into {images}/480p/NAME/.")
+        raise InputError(
+            f"{folder} holds no JPEGImages/480p/NAME/: put the frames there or choose another"
+            " layout."
+        )
     splits = {}
     for path in sorted(p for d in ("2017", "480p") for p in folder.glob(f"ImageSets/{d}/*.txt")):
         if path.stem in ("train", "val"):

@@ -1,0 +1,101 @@
+"""`vala shards` says what it made, refuses bad input in one sentence, and survives being killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_cli import refused, vala
+from tiny_datasets import msrvtt, sprite_clip
+
+from vala_research.data.datasets import GroupSampling
+from vala_research.data.streaming import ShardGroups
+
+
+@pytest.fixture
+def data(tmp_path):
+    return msrvtt(tmp_path / "data")
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def test_shards_are_written_and_can_be_streamed(tmp_path, data):
+    folder = tmp_path / "shards"
+    status, printed, err = vala(
+        "shards", data, "-o", folder, "--layout", "msrvtt", "--split", "train", "--size", "16x24",
+        "--picture", "jpg", "--piece", 4, "--pieces-per-clip", 1, "--clips-per-shard", 1,
+    )  # fmt: skip
+    assert (status, err) == (0, [])
+    said, wrote = printed.splitlines()
+    assert said == "2 of 2 clips used, none skipped." and wrote == f"wrote 2 shards to {folder}"
+    samples = list(ShardGroups(folder, GroupSampling(n_frames=4), strict=True))
+    assert sorted(s["name"] for s in samples) == ["video0", "video1"]
+    assert all(s["frames"].shape == (4, 3, 16, 24) for s in samples)
+
+
+def test_what_was_left_out_is_said_and_strictly_refused(tmp_path, data):
+    clip = data / "TrainValVideo/video1.mp4"
+    clip.write_bytes(clip.read_bytes()[:600])
+    status, printed, err = vala("shards", data, "-o", tmp_path / "shards")
+    assert status == 0 and "2 of 3 clips used; 1 skipped:" in printed and "video1.mp4" in printed
+    refused(tmp_path, "shards", data, "-o", tmp_path / "strict", "--strict", naming="video1.mp4")
+
+
+@pytest.mark.parametrize(
+    "options, naming",
+    [
+        (["--layout", "ucf"], "msrvtt"),
+        (["--layout", "davis"], "JPEGImages"),
+        (["--split", "test"], "train, validate"),
+        (["--size", "big"], "big"),
+        (["--picture", "gif"], "png, jpg"),
+        (["--piece", "1"], "piece"),
+        (["--pieces-per-clip", "0"], "pieces_per_clip"),
+        (["--clips-per-shard", "none"], "--clips-per-shard"),
+        (["-o", "no/such/shards"], "no/such"),
+    ],
+)
+def test_bad_options(tmp_path, data, options, naming):
+    refused(tmp_path, "shards", data, "-o", tmp_path / "shards", *options, naming=naming)
+
+
+def test_bad_folders(tmp_path, data):
+    refused(tmp_path, "shards", tmp_path / "none", "-o", tmp_path / "s", naming="none")
+    refused(tmp_path, "shards", data, "-o", data, naming="holds other files")
+    for clip in (data / "TrainValVideo").iterdir():
+        clip.write_bytes(b"")
+    refused(tmp_path, "shards", data, "-o", tmp_path / "s", naming="No clip can be read")
+
+
+def test_killed_at_any_moment_and_repeated_it_gives_the_same_bytes(tmp_path):
+    for k in range(24):
+        sprite_clip(tmp_path / f"data/clip{k:02d}.mp4", k)
+    options = ["--clips-per-shard", "3", "--size", "48"]
+    assert vala("shards", tmp_path / "data", "-o", tmp_path / "whole", *options)[0] == 0
+    command = [sys.executable, "-m", "vala_research.cli", "shards", str(tmp_path / "data"),
+               "-o", str(tmp_path / "killed"), *options]  # fmt: skip
+    n_killed = 0
+    for wanted in (1, 2, 5):  # shards that are there when it is killed
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            if len(list((tmp_path / "killed").glob("shard-*.tar"))) >= wanted:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.001)
+        n_killed += process.wait() == -signal.SIGKILL
+    assert n_killed >= 2, "it was too fast to be killed: nothing is tested"
+    status, printed, err = vala("shards", tmp_path / "data", "-o", tmp_path / "killed", *options)
+    assert (status, err) == (0, []) and "24 of 24 clips used" in printed
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_help_names_every_option_and_is_instant():
+    status, printed, _ = vala("shards", "--help")
+    assert status == 0 and all(f"--{o}" in printed for o in ("layout", "split", "strict", "piece"))
+    code = "import sys; from vala_research.cli_data import shards; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
