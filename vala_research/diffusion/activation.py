@@ -161,7 +161,7 @@ def activate(
         warnings.warn(
             f"The adapter changes nothing: none of the {len(schedule)} steps lies in its interval "
             f"from {interval[0]:g} to {interval[1]:g}; widen it, or use more steps.",
-            stacklevel=4,
+            stacklevel=5,  # the caller of the pipeline
         )
     elif settings.uses_frame_tokens:
         vision = inverted.vision if inverted and image_tokens is None else None
