@@ -1,0 +1,229 @@
+"""Pictures for a paper: what words and objects attend to, and one channel of what comes of it.
+
+GE-Adapter (arXiv 2501.04606) Figs. 8 and 10; its theory (arXiv 2504.16016) Fig. 3.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from torch import Tensor
+
+from vala_research.evaluation.alignment import Case, localisation, short_name
+from vala_research.evaluation.figures import AS_PLACED, STYLE, Picture
+from vala_research.evaluation.probes import (
+    View,
+    attention_maps,
+    decoder_layers,
+    feature_maps,
+    self_attention_maps,
+    third_upsampling_block,
+)
+from vala_research.methods.temporal import frame_similarity
+
+Views = Mapping[str, View]  # "without" and "with" the adapter
+LABELS = {"without": "without adapter", "with": "with adapter"}
+DENSITY, SIGNED = "magma", "RdBu_r"
+
+
+@dataclass
+class _Sheet:
+    """Square cells in rows; columns come in pairs of adjacent frames, pairs in groups. Inches."""
+
+    groups: int
+    pairs: int  # of a group
+    rows: int
+    head: float = 0.6
+    cell: float = 0.72
+    below: float = 0.18  # room for a line under each row
+    left: float = 0.62
+    between: float = 0.16  # groups
+    figure: Picture = field(init=False)
+
+    def __post_init__(self):
+        self.w = self.end(self.groups - 1) + 0.42
+        self.h = self.head + self.rows * (self.cell + self.below) + 0.04
+        dpi = Picture.pixels_per_inch
+        self.figure = Picture(figsize=(self.w, self.h), dpi=dpi, layout=AS_PLACED)
+
+    def x(self, group: int, pair: int, frame: int) -> float:
+        pair_w = 2 * self.cell + 0.12
+        of_group = self.left + group * (self.pairs * pair_w - 0.12 + self.between)
+        return of_group + pair * pair_w + frame * (self.cell + 0.03)
+
+    def end(self, group: int) -> float:
+        return self.x(group, self.pairs - 1, 1) + self.cell
+
+    def y(self, row: int) -> float:
+        return self.head + row * (self.cell + self.below)
+
+    def axes(self, x: float, y: float, w: float, h: float) -> Axes:
+        axes = self.figure.add_axes((x / self.w, 1 - (y + h) / self.h, w / self.w, h / self.h))
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        return axes
+
+    def show(self, row: int, group: int, pair: int, frame: int, image, **style) -> Axes:
+        axes = self.axes(self.x(group, pair, frame), self.y(row), self.cell, self.cell)
+        # One extent for all: maps of any grid lie under the same outline.
+        axes.imshow(image, extent=(0, 1, 1, 0), interpolation="none", **style)
+        return axes
+
+    def write(self, x: float, y: float, text: str, size: float = 7, **style) -> None:
+        self.figure.text(x / self.w, 1 - y / self.h, text, fontsize=size, **style)
+
+    def middle(self, group: int, pair: int) -> float:
+        return self.x(group, pair, 1) - 0.015
+
+    def note(self, row: int, group: int, pair: int, text: str) -> None:
+        y = self.y(row) + self.cell + 0.11
+        self.write(self.middle(group, pair), y, text, 6, ha="center", color="#333333")
+
+    def label(self, row: int, text: str) -> None:
+        self.write(self.left - 0.1, self.y(row) + self.cell / 2, text, 8, ha="right", va="center")
+
+    def bar(self, group: int, rows: range, scale: Normalize, colours: str, words: str) -> None:
+        """A colour bar at the right of a group's rows."""
+        y, end = self.y(rows[0]), self.y(rows[-1]) + self.cell
+        axes = self.axes(self.end(group) + 0.08, y, 0.08, end - y)
+        axes.imshow(np.linspace(1, 0, 128)[:, None], cmap=colours, aspect="auto",
+                    extent=(0, 1, scale.vmin, scale.vmax))  # fmt: skip
+        axes.yaxis.tick_right()
+        axes.tick_params(length=2, pad=1.5, labelsize=6)
+        ticks = (scale.vmin, (scale.vmin + scale.vmax) / 2, scale.vmax)
+        axes.set_yticks(ticks, [f"{v:.2g}" for v in ticks])
+        axes.set_title(words, fontsize=6, weight="normal", pad=3)
+
+
+def attention_figure(
+    case: Case, at: Mapping[int, Views], positions: Sequence[int]
+) -> tuple[Picture, list[dict]]:
+    """Third upsampling block, two adjacent frames, a row a timestep; and every plotted number.
+
+    Left, what attends to the words; right, what the object attends to (its true sites where known,
+    else all sites). Times an even spread: 1 is what every site would have. One scale a side. Under
+    it the share on the object, and on its outline turned by half a turn about the middle.
+    """
+    maps = block_maps(case, at, positions)
+    sides = dict.fromkeys(k[0] for k in maps)
+    scales = {s: Normalize(0, max(float(m.max()) for k, m in maps.items() if k[0] == s))
+              for s in sides}  # fmt: skip
+    names = list(next(iter(at.values())))
+    titles = (f'attends to "{case.words}"', "receives from "
+              + ("all sites" if case.mask is None else "the object"))  # fmt: skip
+    with rc_context(STYLE):
+        sheet = _Sheet(len(sides), len(names), 1 + len(at), left=0.78, between=0.5)
+        _heads(sheet, titles, [LABELS[n] for n in names])
+        sheet.label(0, "frames")
+        for row, t in enumerate(at, 1):
+            sheet.label(row, f"t = {t}")
+        for g, side in enumerate(sides):
+            for p, name in enumerate(names):
+                for f in range(2):
+                    picture = case.frames[f].detach().float().cpu().permute(1, 2, 0).clamp(0, 1)
+                    sheet.show(0, g, p, f, picture.numpy())
+                for row, t in enumerate(at, 1):
+                    _pair(sheet, row, g, p, maps[side, name, t], case, scales[side])
+            sheet.bar(g, range(1, 1 + len(at)), scales[side], DENSITY, "× even")
+    return sheet.figure, _values(maps, ("map", "adapter", "t"))
+
+
+def block_maps(
+    case: Case, at: Mapping[int, Views], positions: Sequence[int]
+) -> dict[tuple, Float[Tensor, "2 h w"]]:
+    """(words or object, without or with, t) -> maps of the first two frames, times even.
+
+    Means over the layers of the third upsampling block, each of which counts alike.
+    """
+    maps = {}
+    for t, pair in at.items():
+        for name, view in pair.items():
+            layers = third_upsampling_block(view.unet)
+            crossed = attention_maps(view, list(layers), [positions])
+            own = self_attention_maps(view, list(layers.values()), case.mask)
+            for side, found in (("words", crossed), ("object", own)):
+                each = torch.stack([m[:2, 0].float().cpu() for m in found.values()])
+                maps[side, name, t] = (each / each.mean((2, 3), keepdim=True)).mean(0)
+    return {k: maps[k] for k in sorted(maps, key=lambda k: k[0] != "words")}
+
+
+def _pair(sheet: _Sheet, row: int, g: int, p: int, maps: Tensor, case: Case, scale) -> None:
+    """Two frames' maps, the true outline over them, and what the map scores there."""
+    for f in range(2):
+        axes = sheet.show(row, g, p, f, maps[f].numpy(), cmap=DENSITY, norm=scale)
+        if case.mask is not None:
+            _outline(axes, case.mask[f, 0])
+    if case.mask is None:
+        words = f"cosine {float(frame_similarity(maps)[0]):.3f}"
+    else:
+        mask = case.mask[:2].cpu()
+        here, area = localisation(maps, mask)
+        turned, _ = localisation(maps, mask.flip(2, 3))
+        words = f"on object {here:.0%}, turned {turned:.0%}"
+    sheet.note(row, g, p, words)
+
+
+def _outline(axes: Axes, mask: Float[Tensor, "y x"]) -> None:
+    y, x = ((np.arange(n) + 0.5) / n for n in mask.shape)
+    axes.contour(x, y, mask.cpu().numpy(), levels=[0.5], colors="white", linewidths=0.7)
+
+
+def feature_figure(at: Mapping[int, Views]) -> tuple[Picture, list[dict]]:
+    """One channel of cross-attention's output, decoder layers under each other; and its numbers.
+
+    Two adjacent frames at each timestep, without and with the adapter. The channel is the one that
+    varies most over the sites without it; one scale a layer; the cosine is of all channels.
+    """
+    times, first = list(at), next(iter(at.values()))
+    names, layers = list(first), list(decoder_layers(first["without"].unet))
+    found = {(n, t): feature_maps(at[t][n], layers) for t in times for n in names}
+    shown, channels = {}, {}
+    with rc_context(STYLE):
+        sheet = _Sheet(len(names), len(times), len(layers))
+        _heads(sheet, [LABELS[n] for n in names], [f"t = {t}" for t in times])
+        for row, layer in enumerate(layers):
+            base = found["without", times[0]][layer][:2].float()
+            channels[layer] = c = int(base.var((2, 3)).mean(0).argmax())
+            images = {k: x[layer][:2, c].float().cpu() for k, x in found.items()}
+            top = max(float(x.abs().max()) for x in images.values())
+            sheet.label(row, f"{short_name(layer)}\nch. {c}")
+            for (name, t), image in images.items():
+                g, p = names.index(name), times.index(t)
+                for f in range(2):
+                    sheet.show(row, g, p, f, image[f].numpy(), cmap=SIGNED,
+                               norm=Normalize(-top, top))  # fmt: skip
+                cosine = float(frame_similarity(found[name, t][layer][:2])[0])
+                sheet.note(row, g, p, f"cosine {cosine:.4f}")
+                shown[short_name(layer), c, name, t] = image
+            sheet.bar(len(names) - 1, range(row, row + 1), Normalize(-top, top), SIGNED, "")
+    return sheet.figure, _values(shown, ("layer", "channel", "adapter", "t"))
+
+
+def _heads(sheet: _Sheet, groups: Sequence[str], pairs: Sequence[str]) -> None:
+    """Titles of the groups, of the pairs in each, and f1, f2 over the columns."""
+    for g, title in enumerate(groups):
+        middle = (sheet.x(g, 0, 0) + sheet.x(g, sheet.pairs - 1, 1) + sheet.cell) / 2
+        sheet.write(middle, 0.17, title, 8, ha="center", weight="bold")
+        for p, words in enumerate(pairs):
+            sheet.write(sheet.middle(g, p), 0.36, words, 7, ha="center")
+            for f in range(2):
+                x = sheet.x(g, p, f) + sheet.cell / 2
+                sheet.write(x, sheet.head - 0.06, f"f{f + 1}", 6.5, ha="center", color="#555555")
+
+
+def _values(maps: Mapping[tuple, Tensor], keys: tuple[str, ...]) -> list[dict]:
+    """One row a site of each map."""
+    return [
+        dict(zip(keys, key, strict=True))
+        | {"frame": f + 1, "row": i, "column": j, "value": value}
+        for key, pair in maps.items()
+        for f, image in enumerate(pair.tolist())
+        for i, line in enumerate(image)
+        for j, value in enumerate(line)
+    ]  # fmt: skip
