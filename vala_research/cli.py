@@ -1,4 +1,4 @@
-"""The command line: `vala edit | invert | shards | info | quickstart`, thin calls of the library.
+"""The command line: `vala edit | invert | train | shards | info | quickstart`, thin calls.
 
 What can fail is tried first (names, clip, outputs, model); only then the long work starts, after a
 line that says what it will take. Exit status: 2 for bad input, 1 for a failed run.
@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from vala_research import InputError
 from vala_research.cli_data import shards, sides
+from vala_research.cli_train import train
 
 DTYPES = ("float32", "float16", "bfloat16")
 # What assets.demo_clip() shows, and what its edit changes: so the true edit can be drawn.
@@ -257,6 +258,7 @@ def invert(
 
 
 app.command()(shards)
+app.command()(train)
 
 
 @app.command()

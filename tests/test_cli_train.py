@@ -1,0 +1,96 @@
+"""`vala train`: an adapter from a folder of clips, and one sentence for what cannot be trained."""
+
+import csv
+
+import pytest
+import torch
+from test_cli import refused, vala
+from tiny_datasets import sprite_clip
+from tiny_models import tiny_checkpoint
+
+from vala_research import VideoEditPipeline
+
+QUICK = ["--steps", 2, "--accumulation", 1, "--warmup", 1, "--learning-rate", 1e-2, "--size", 16]
+BARE = [*QUICK, "--n-shared", 0, "--no-frame-tokens"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(tiny_checkpoint(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Two clips with captions, and one that is no video."""
+    folder = tmp_path / "clips"
+    for name, seed in (("a red circle moves", 0), ("a blue square", 1)):
+        sprite_clip(folder / f"{name.replace(' ', '_')}.mp4", seed)
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+def test_train_writes_an_adapter_that_an_edit_loads(tmp_path, clips, model):
+    out = tmp_path / "adapter"
+    status, printed, err = vala("train", clips, "-o", out, "--model", model, *BARE)
+    assert status == 0, err
+    assert "2 of 3 clips used; 1 skipped" in printed and "broken" in printed
+    assert "2 steps of 1 x 1 samples of 3 frames of 16x16" in printed
+    rows = list(csv.DictReader((out / "log.csv").open()))
+    assert [r["step"] for r in rows] == ["1", "2"] and all(r["similarity"] for r in rows)
+    pipe = VideoEditPipeline.from_pretrained(model)
+    pipe.load_adapter(out)
+    assert max(p.abs().max() for n, p in pipe.adapter.lora_parameters() if "lora_B" in n) > 0
+
+
+def test_the_same_command_goes_on(tmp_path, clips, model):
+    """Two steps, then the command for three: the log has three, and the third is new."""
+    out = tmp_path / "adapter"
+    command = ["train", clips, "-o", out, "--model", model, *BARE]
+    assert vala(*command)[0] == 0
+    first = (out / "log.csv").read_text()
+    assert vala(*command)[0] == 0
+    assert (out / "log.csv").read_text() == first
+    command[command.index("--steps") + 1] = 3
+    assert vala(*command)[0] == 0
+    assert (out / "log.csv").read_text().startswith(first)
+    assert len((out / "log.csv").read_text().splitlines()) == 4
+
+
+def test_frame_tokens_of_the_miniature(tmp_path, clips, miniature, miniature_clip):
+    """The miniature reads its own CLIP model's tokens, 128 wide."""
+    out = tmp_path / "adapter"
+    command = ["--steps", 1, "--accumulation", 1, "--n-shared", 2, "--size", 32]
+    status, _, err = vala("train", clips, "-o", out, *command)
+    assert status == 0, err
+    pipe = VideoEditPipeline.from_pretrained("miniature")
+    pipe.load_adapter(out)
+    assert pipe.adapter.tokens.projection.in_features == 128
+
+
+def test_nan_is_a_failed_run(tmp_path, clips, model):
+    """A network that overflows: exit status 1, and no adapter."""
+    broken = tmp_path / "broken"
+    pipe = VideoEditPipeline.from_pretrained(model)
+    pipe.unet.conv_out.bias.data.fill_(float("nan"))
+    pipe.save_pretrained(broken)
+    out = tmp_path / "adapter"
+    status, _, err = vala("train", clips, "-o", out, "--model", broken, *BARE)
+    assert status == 1 and "not finite" in err[-1]
+    assert not (out / "adapter.json").exists()
+
+
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, clips, model):
+    out = ["-o", tmp_path / "adapter", "--model", model, *BARE]
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path, "train", tmp_path / "nowhere", *out, naming="not a folder")
+    refused(tmp_path, "train", tmp_path / "empty", *out, naming="empty")
+    refused(tmp_path, "train", clips, *out, "--frames", 2, naming="at least 3")
+    refused(tmp_path, "train", clips, *out, "--frames", 100, naming="No clip can be used")
+    refused(tmp_path, "train", clips, *out, "--strict", naming="broken")
+    refused(tmp_path, "train", clips, *out, "--size", 17, naming="multiples of 2")
+    refused(tmp_path, "train", clips, *out, "--variant", "new", naming="variant")
+    refused(tmp_path, "train", clips, *out, "--device", "tpu", naming="tpu")
+    refused(tmp_path, "train", clips, "-o", tmp_path / "a.safetensors", naming="folder")
+    pickle = tmp_path / "old.bin"
+    torch.save({}, pickle)
+    refused(tmp_path, "train", clips, *out, "--start-from", pickle, naming="pickle")
