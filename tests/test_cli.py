@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_checkpoint
@@ -18,6 +19,8 @@ from vala_research import read_clip, write_clip
 from vala_research.assets import demo_clip
 from vala_research.cli import DEMO_FRAMES, _scores, app, demo_scenes
 from vala_research.data.sprites import render
+from vala_research.diffusion.adapter import TemporalAdapter
+from vala_research.diffusion.adapter_settings import AdapterSettings
 from vala_research.evaluation.metrics import psnr
 
 PROMPTS = ["--source-prompt", "a red circle", "--prompt", "a blue circle"]
@@ -82,6 +85,29 @@ def test_edit_is_repeatable(tmp_path, clip, model):
     assert torch.equal(*frames)
 
 
+def test_edit_with_an_adapter(tmp_path, clip, model):
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    adapter = TemporalAdapter.attach(unet, AdapterSettings(n_shared=2, uses_frame_tokens=False))
+    for p in adapter.trainable():
+        p.data += 0.3
+    adapter.save_pretrained(tmp_path / "adapter")
+    given = ["edit", clip, *PROMPTS, "--model", model, "--steps", 2, "--size", 16]
+    results = {}
+    for name, options in {
+        "without": [],
+        "off": ["--adapter", tmp_path / "adapter", "--adapter-scale", 0],
+        "on": ["--adapter", tmp_path / "adapter", "--adapter-interval", 0, 1],
+    }.items():
+        record = tmp_path / f"{name}.json"
+        status, _, err = vala(*given, *options, "-o", tmp_path / name, "--json", record)
+        assert status == 0, err
+        results[name] = read_clip(tmp_path / name).frames, json.loads(record.read_text())
+    assert torch.equal(results["off"][0], results["without"][0])
+    assert not torch.equal(results["on"][0], results["without"][0])
+    used = results["on"][1]["parameters"]
+    assert used["adapter"].endswith("adapter") and used["adapter_interval"] == [0, 1]
+
+
 def test_invert_reports_what_comes_back(tmp_path, clip, model):
     for name, latents, record, inversion in (
         ("z.safetensors", "z.safetensors", "z.json", "exact"),
@@ -138,6 +164,11 @@ def test_a_prompt_too_long_is_a_warning(tmp_path, clip, model):
         (["--size", "17"], "17"),
         (["--strip", "missing/strip.png"], "missing"),
         (["--json", "missing/r.json"], "missing"),
+        (["--adapter", "nowhere"], "no adapter folder"),
+        (["--adapter", "x.pt"], "no adapter folder"),
+        (["--adapter-scale", "0.5"], "--adapter"),
+        (["--adapter", "nowhere", "--adapter-interval", "0.9", "0.5"], "interval"),
+        (["--adapter", "nowhere", "--adapter-scale", "inf"], "finite number"),
         (["--nonsense"], "--nonsense"),
     ],
 )

@@ -109,6 +109,16 @@ def edit(
     negative_prompt: Annotated[
         str | None, typer.Option(help="What to move away from.", show_default="none")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder of vala train, 'miniature'.", show_default="none")
+    ] = None,
+    adapter_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Of T, where it acts: from and to.", show_default="its own"),
+    ] = None,
+    adapter_scale: Annotated[
+        float | None, typer.Option(help="How strongly it acts.", show_default="its own")
+    ] = None,
     seed: Seed = 0,
     frames: Frames = None,
     stride: Stride = 1,
@@ -122,9 +132,12 @@ def edit(
     settings = dict(
         prompt=prompt, source_prompt=source_prompt, negative_prompt=negative_prompt,
         num_inference_steps=steps, guidance_scale=guidance, inversion=inversion,
-        attention=attention, injection=injection,
+        attention=attention, injection=injection, adapter_interval=adapter_interval,
+        adapter_scale=adapter_scale,
     )  # fmt: skip
-    place = dict(model=model, device=device, dtype=dtype)
+    if adapter is None and (adapter_interval, adapter_scale) != (None, None):
+        raise InputError("--adapter-interval and --adapter-scale are an adapter's: give --adapter.")
+    place = dict(model=model, device=device, dtype=dtype, adapter=adapter)
     _edit(clip, output, settings, place, (frames, stride, size), seed, strip, json_path)
 
 
@@ -292,6 +305,7 @@ def info(model: Model = "miniature") -> None:
 
 def _check_names(settings: dict[str, Any]) -> None:
     """Unknown names and numbers out of range, by the engine's own checks."""
+    from vala_research.diffusion.adapter_settings import checked_interval, checked_scale
     from vala_research.diffusion.attention import Injection, get_policy
     from vala_research.diffusion.codec import check_guidance
     from vala_research.diffusion.inversion import get_method
@@ -299,6 +313,8 @@ def _check_names(settings: dict[str, Any]) -> None:
     get_policy(settings["attention"]), get_method(settings["inversion"])
     check_guidance(settings.get("guidance_scale", 1.0))
     Injection.of(settings.get("injection", 0.0))
+    checked_interval(settings.get("adapter_interval") or (0, 1))
+    checked_scale(settings.get("adapter_scale") or 0)
     if settings["num_inference_steps"] < 1:
         raise InputError(f"--steps is {settings['num_inference_steps']}: give at least 1.")
 
@@ -335,8 +351,8 @@ def _load(path: Path, place: dict[str, str], sampling: tuple):
     return read_clip(path, n_frames, stride, sides(size) or _side(pipe)), pipe, device
 
 
-def _load_model(model: str, device: str, dtype: str):
-    """The pipeline on its device, and the device's name."""
+def _load_model(model: str, device: str, dtype: str, adapter: str | None = None):
+    """The pipeline on its device, its adapter loaded, and the device's name."""
     if dtype not in DTYPES:
         raise InputError(f"Unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
     import diffusers
@@ -355,7 +371,10 @@ def _load_model(model: str, device: str, dtype: str):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()  # of its retries: we say what came of them
-    return VideoEditPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(name), name
+    pipe = VideoEditPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(name)
+    if adapter is not None:
+        pipe.load_adapter(adapter)
+    return pipe, name
 
 
 def _side(pipe) -> int:
