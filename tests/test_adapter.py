@@ -64,6 +64,7 @@ def double(name: str):
 @pytest.mark.parametrize("name", list(UNETS))
 def test_an_untrained_lora_is_the_identity_and_alone_asks_for_gradients(name, blocks):
     unet, call = double(name)
+    unet.conv_in.requires_grad_(True)
     before, n_unet = call(), sum(p.numel() for p in unet.parameters())
     adapter = TemporalAdapter.attach(unet, AdapterSettings(blocks=blocks), D_VISION)
     assert torch.equal(call(), before)
@@ -86,6 +87,9 @@ def test_an_untrained_lora_is_the_identity_and_alone_asks_for_gradients(name, bl
     adapter.detach()
     assert torch.equal(call(), before)
     assert sum(p.numel() for p in unet.parameters()) == n_unet
+    assert [n for n, p in unet.named_parameters() if p.requires_grad] == [
+        "conv_in.weight", "conv_in.bias",
+    ]  # fmt: skip
 
 
 def test_drawn_from_the_generator_and_nothing_else():

@@ -38,6 +38,7 @@ class TemporalAdapter:
     ):
         self.unet, self.settings, self.tokens = unet, settings, tokens
         self.vision_encoder = vision_encoder
+        self._asked: list[nn.Parameter] = []  # of the UNet, for gradients, before `attach`
 
     @classmethod
     def attach(
@@ -61,6 +62,7 @@ class TemporalAdapter:
                 "The width of the image tokens is missing: give d_vision, or settings with "
                 "uses_frame_tokens=False."
             )
+        asked = [p for p in unet.parameters() if p.requires_grad]
         unet.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
             unet.add_adapter(lora_config(unet, settings), adapter_name=NAME)
@@ -71,6 +73,7 @@ class TemporalAdapter:
             tokens = PromptTokens(settings.n_shared, width, d_text, settings.pooling, generator)
             tokens.to(unet.device)
         adapter = cls(unet, settings, tokens, vision_encoder)
+        adapter._asked = asked
         device = "cpu" if generator is None else generator.device
         for name, p in adapter.lora_parameters():
             p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
@@ -135,8 +138,10 @@ class TemporalAdapter:
                 module.scaling[NAME] = value
 
     def detach(self) -> None:
-        """Take the LoRA out of the UNet, whose own weights were never changed."""
+        """Take the LoRA out of the UNet, whose own weights were never changed, only frozen."""
         self.unet.unload_lora()
+        for p in self._asked:
+            p.requires_grad_(True)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """A folder for `load`; its LoRA is one for any pipeline's `load_lora_weights`."""
