@@ -35,9 +35,12 @@ class ClipScorer:
     std: tuple[float, ...] = OPENAI_STD
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike) -> "ClipScorer":
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike, tokenizer: str | os.PathLike | None = None
+    ) -> "ClipScorer":
         """Weights in safetensors only; mean and std of preprocessor_config.json where there is one.
 
+        tokenizer: its own folder or hub id, if not that of the weights.
         Raises InputError when there is no CLIPModel of that name.
         """
         from transformers import AutoTokenizer, CLIPModel
@@ -45,26 +48,35 @@ class ClipScorer:
         name = str(name_or_path)
         try:
             model = CLIPModel.from_pretrained(name, use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            words = AutoTokenizer.from_pretrained(name if tokenizer is None else str(tokenizer))
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{name} is no CLIPModel with safetensors weights and a tokenizer: "
                 "give a folder or hub id that holds them."
             ) from error
-        return cls(model.eval().requires_grad_(False), tokenizer, *_normalisation(name))
+        model = model.eval().requires_grad_(False)
+        return cls(model, words, *normalisation(name, (OPENAI_MEAN, OPENAI_STD)))
 
     @torch.no_grad()
     def images(self, frames: Float[Tensor, "f c h w"], batch: int = 64) -> Float[Tensor, "f d"]:
         """Unit vectors; frames are scaled to cover the tower's square and cropped at the centre."""
-        side = self.model.config.vision_config.image_size
-        frames = frames.expand(-1, 3, -1, -1)
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
         found = []
         for part in frames.split(batch):
-            pixels = ((fit_to_size(part, (side, side)) - mean) / std).to(self._like())
-            pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+            pooled = self.model.vision_model(pixel_values=self._pixels(part)).pooler_output
             found.append(self.model.visual_projection(pooled).float().cpu())
         return F.normalize(torch.cat(found), dim=-1)
+
+    @torch.no_grad()
+    def layers(self, frames: Float[Tensor, "f c h w"]) -> list[Float[Tensor, "f n d"]]:
+        """Tokens after each layer of the vision tower, class token first."""
+        out = self.model.vision_model(self._pixels(frames), output_hidden_states=True)
+        return [x.float().cpu() for x in out.hidden_states[1:]]
+
+    def _pixels(self, frames: Tensor) -> Float[Tensor, "f 3 h w"]:
+        side = self.model.config.vision_config.image_size
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        fitted = fit_to_size(frames.expand(-1, 3, -1, -1), (side, side))
+        return ((fitted - mean) / std).to(self._like())
 
     @torch.no_grad()
     def texts(self, prompts: list[str]) -> Float[Tensor, "n d"]:
@@ -81,9 +93,16 @@ class ClipScorer:
         return self.model.logit_scale  # any parameter: device and dtype of the model
 
 
-def _normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(name: str, default: tuple) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the pixels, as a folder's preprocessor_config.json has them.
+
+    default: where there is none, and for a hub id, whose models of one kind share them.
+    """
     file = Path(name) / "preprocessor_config.json"
-    if not file.is_file():  # of a hub id as well: every CLIPModel there uses OpenAI's
-        return OPENAI_MEAN, OPENAI_STD
+    if not file.is_file():
+        return default
     config = json.loads(file.read_text())
-    return tuple(config.get("image_mean", OPENAI_MEAN)), tuple(config.get("image_std", OPENAI_STD))
+    mean, std = (config.get(key, value) for key, value in zip(
+        ("image_mean", "image_std"), default, strict=True
+    ))  # fmt: skip
+    return tuple(mean), tuple(std)

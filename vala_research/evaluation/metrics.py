@@ -1,5 +1,6 @@
 """One function per reported number; each says its range, its direction and what it is against.
 
+Those of foreign networks (LPIPS, FID, PickScore, structure distance) lie in rooms of their own.
 Conventions: pixels in [0, 1], per frame and then the mean over frames; flow in pixels per frame,
 dx first. Papers differ in backbone, pairs, reference and scale: every docstring names its own.
 """
@@ -13,8 +14,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vala_research import InputError
+from vala_research.evaluation.checks import checked, paired
 from vala_research.evaluation.clip_scores import ClipScorer
+from vala_research.evaluation.frechet import fid, fid_miniature_clip
+from vala_research.evaluation.perceptual import lpips, lpips_miniature
+from vala_research.evaluation.pickscore import pickscore, pickscore_miniature
+from vala_research.evaluation.structure import structure_distance, structure_distance_miniature
 
+__all__ = [
+    "attribute_success", "clip_frames", "clip_text", "estimate_flow", "fid", "fid_miniature_clip",
+    "frame_accuracy", "inversion_psnr", "lpips", "lpips_miniature", "pickscore",
+    "pickscore_miniature", "psnr", "ssim", "structure_distance", "structure_distance_miniature",
+    "warp", "warp_error",
+]  # fmt: skip
 ClipSource = str | os.PathLike | ClipScorer  # a folder, a hub id, or one already loaded
 
 # --- against a reference: the true edit, the source, or the VAE round trip (say which) ---------
@@ -26,7 +38,7 @@ def psnr(frames: Float[Tensor, "..."], reference: Float[Tensor, "..."]) -> float
     mean over frames of -10 log10(MSE_f), data range 1 (mean of logarithms, not logarithm of the
     mean). A frame identical to its reference is at infinity, and so is then the mean.
     """
-    frames, reference = _pair(frames, reference)
+    frames, reference = paired(frames, reference)
     mse = (frames - reference).square().flatten(1).mean(1)
     return (-10 * torch.log10(mse)).mean().item()
 
@@ -38,7 +50,7 @@ def ssim(frames: Float[Tensor, "..."], reference: Float[Tensor, "..."]) -> float
     """
     from skimage.metrics import structural_similarity
 
-    frames, reference = _pair(frames, reference)
+    frames, reference = paired(frames, reference)
     if min(frames.shape[-2:]) < 7:
         raise InputError(f"frames are {tuple(frames.shape[-2:])}: SSIM needs 7x7 pixels or more.")
     values = [
@@ -82,7 +94,7 @@ def clip_frames(
     """
     if pairs not in ("consecutive", "all"):
         raise InputError(f"pairs is {pairs!r}: choose consecutive or all.")
-    _checked(frames, at_least=2)
+    checked(frames, at_least=2)
     _, images = _embedded(frames, clip)
     cosines = images @ images.T
     i, j = torch.triu_indices(*cosines.shape, offset=1)
@@ -113,7 +125,7 @@ def warp_error(frames: Float[Tensor, "..."], flow: Float[Tensor, "..."], valid: 
     to t+1; `valid` (f-1 1 h w) is 0 where the point is hidden or outside at t+1. Every valid
     pixel weighs the same. A frozen clip of a moving source does not score 0.
     """
-    frames = _checked(frames, at_least=2)
+    frames = checked(frames, at_least=2)
     f, _, h, w = frames.shape
     if flow.shape != (f - 1, 2, h, w) or valid.shape != (f - 1, 1, h, w):
         raise InputError(
@@ -150,7 +162,7 @@ def estimate_flow(
     """
     import cv2
 
-    frames = _checked(frames, at_least=2)
+    frames = checked(frames, at_least=2)
     if min(frames.shape[-2:]) < 16:
         raise InputError(f"frames are {tuple(frames.shape[-2:])}: DIS needs 16x16 pixels or more.")
     grey = (frames.mean(1).clamp(0, 1) * 255).round().byte().numpy()
@@ -182,37 +194,13 @@ def attribute_success(
     """
     if read_attributes is None:
         from vala_research.data.sprites import read_attributes
-    found = read_attributes(_checked(frames))
+    found = read_attributes(checked(frames))
     if not target or not set(target) <= set(found[0]):
         raise InputError(f"target {target} names no attribute or unknown ones: {set(found[0])}.")
     return float(np.mean([all(row[k] == v for k, v in target.items()) for row in found]))
 
 
-# --- what every function asks of its input ------------------------------------------------------
-
-
-def _checked(frames: Tensor, at_least: int = 1, name: str = "frames") -> Tensor:
-    """f c h w in float32 on the CPU, or a sentence about what is wrong."""
-    if frames.ndim != 4 or 0 in frames.shape:
-        raise InputError(f"{name} have shape {tuple(frames.shape)}: give a clip, f c h w.")
-    if len(frames) < at_least:
-        raise InputError(f"{name} are one frame: this metric compares pairs, give 2 or more.")
-    if not torch.isfinite(frames).all():
-        raise InputError(f"{name} hold NaN or infinity: the run that made them failed.")
-    return frames.detach().float().cpu()
-
-
-def _pair(frames: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    frames, reference = _checked(frames), _checked(reference, name="reference frames")
-    if frames.shape != reference.shape:
-        raise InputError(
-            f"frames {tuple(frames.shape)} and reference {tuple(reference.shape)} differ in shape:"
-            " give two clips of one size and length."
-        )
-    return frames, reference
-
-
 def _embedded(frames: Tensor, clip) -> tuple[ClipScorer, Tensor]:
-    frames = _checked(frames)
+    frames = checked(frames)
     scorer = clip if isinstance(clip, ClipScorer) else ClipScorer.from_pretrained(clip)
     return scorer, scorer.images(frames)

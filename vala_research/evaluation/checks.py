@@ -1,0 +1,28 @@
+"""What every metric asks of its frames: a clip, finite; of two that are compared, one shape."""
+
+import torch
+from torch import Tensor
+
+from vala_research import InputError
+
+
+def checked(frames: Tensor, at_least: int = 1, name: str = "frames") -> Tensor:
+    """f c h w in float32 on the CPU, or a sentence about what is wrong."""
+    if frames.ndim != 4 or 0 in frames.shape:
+        raise InputError(f"{name} have shape {tuple(frames.shape)}: give a clip, f c h w.")
+    if len(frames) < at_least:
+        raise InputError(f"{name} are one frame: this metric compares pairs, give 2 or more.")
+    if not torch.isfinite(frames).all():
+        raise InputError(f"{name} hold NaN or infinity: the run that made them failed.")
+    return frames.detach().float().cpu()
+
+
+def paired(frames: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Both checked, and of one shape."""
+    frames, reference = checked(frames), checked(reference, name="reference frames")
+    if frames.shape != reference.shape:
+        raise InputError(
+            f"frames {tuple(frames.shape)} and reference {tuple(reference.shape)} differ in shape:"
+            " give two clips of one size and length."
+        )
+    return frames, reference
