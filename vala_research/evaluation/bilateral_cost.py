@@ -46,6 +46,17 @@ VidToMe    FID 146.27, CLIP 29.93 in Table 1; 357.25, 25.00 in Table 2.
 The text on Table 1 quotes VidToMe from Table 2 (CLIP 25.00 to 28.12, LPIPS 0.126 to 0.114)."""
 
 
+def paper_rows() -> list[dict]:
+    """The paper's Table 2, one row a method and filter, beside the host here that is nearest."""
+    nearest = {method: host for host, method in HOSTS.items()}
+    return [
+        {"host of the paper": method, "nearest here": nearest.get(method, "none"), "filter": way}
+        | dict(zip(("FID", "CLIP", "LPIPS"), numbers, strict=True))
+        for method, both in PAPER_TABLE_2.items()
+        for way, numbers in zip(("off", "on"), both, strict=True)
+    ]
+
+
 def there_and_back(
     pipe, frames: Tensor, caption: str, steps: int, attention,
     settings: BilateralInversion | None = None,
@@ -80,6 +91,28 @@ def bias_rows(found: Inversion, settings: BilateralInversion) -> list[dict]:
             "bound": bias_bound(mass, sigma),
         })  # fmt: skip
     return rows
+
+
+def clips_of(cases: Sequence[EditCase | ClipCase], n_frames: int, size: int) -> Clips:
+    """The clips that the cases edit, each once."""
+    found = {f"clip {case.index}": case for case in reversed(cases)}
+    return {
+        name: (found[name].material(n_frames, size).frames, found[name].source_prompt)
+        for name in reversed(found)
+    }
+
+
+def bias_curves(
+    pipe, clips: Clips, steps: int, settings: BilateralInversion, attention: str = "own"
+) -> list[dict]:
+    """`bias_rows` of each clip, named by it."""
+    return [
+        {"clip": name} | row
+        for name, (frames, caption) in clips.items()
+        for row in bias_rows(
+            there_and_back(pipe, frames, caption, steps, attention, settings)[0], settings
+        )
+    ]
 
 
 def filter_rows(
