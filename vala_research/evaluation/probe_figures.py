@@ -28,7 +28,7 @@ from vala_research.methods.temporal import frame_similarity
 
 Views = Mapping[str, View]  # "without" and "with" the adapter
 LABELS = {"without": "without adapter", "with": "with adapter"}
-DENSITY, SIGNED = "magma", "RdBu_r"
+DENSITY, LEVELS = "magma", "viridis"
 
 
 @dataclass
@@ -46,7 +46,7 @@ class _Sheet:
     figure: Picture = field(init=False)
 
     def __post_init__(self):
-        self.w = self.end(self.groups - 1) + 0.42
+        self.w = self.end(self.groups - 1) + 0.48
         self.h = self.head + self.rows * (self.cell + self.below) + 0.04
         dpi = Picture.pixels_per_inch
         self.figure = Picture(figsize=(self.w, self.h), dpi=dpi, layout=AS_PLACED)
@@ -96,7 +96,7 @@ class _Sheet:
                     extent=(0, 1, scale.vmin, scale.vmax))  # fmt: skip
         axes.yaxis.tick_right()
         axes.tick_params(length=2, pad=1.5, labelsize=6)
-        ticks = (scale.vmin, (scale.vmin + scale.vmax) / 2, scale.vmax)
+        ticks = (scale.vmin, scale.vmax)
         axes.set_yticks(ticks, [f"{v:.2g}" for v in ticks])
         axes.set_title(words, fontsize=6, weight="normal", pad=3)
 
@@ -191,17 +191,17 @@ def feature_figure(at: Mapping[int, Views]) -> tuple[Picture, list[dict]]:
             base = found["without", times[0]][layer][:2].float()
             channels[layer] = c = int(base.var((2, 3)).mean(0).argmax())
             images = {k: x[layer][:2, c].float().cpu() for k, x in found.items()}
-            top = max(float(x.abs().max()) for x in images.values())
+            every = torch.stack(list(images.values()))
+            scale = Normalize(float(every.min()), float(every.max()))
             sheet.label(row, f"{short_name(layer)}\nch. {c}")
             for (name, t), image in images.items():
                 g, p = names.index(name), times.index(t)
                 for f in range(2):
-                    sheet.show(row, g, p, f, image[f].numpy(), cmap=SIGNED,
-                               norm=Normalize(-top, top))  # fmt: skip
+                    sheet.show(row, g, p, f, image[f].numpy(), cmap=LEVELS, norm=scale)
                 cosine = float(frame_similarity(found[name, t][layer][:2])[0])
                 sheet.note(row, g, p, f"cosine {cosine:.4f}")
                 shown[short_name(layer), c, name, t] = image
-            sheet.bar(len(names) - 1, range(row, row + 1), Normalize(-top, top), SIGNED, "")
+            sheet.bar(len(names) - 1, range(row, row + 1), scale, LEVELS, "")
     return sheet.figure, _values(shown, ("layer", "channel", "adapter", "t"))
 
 
