@@ -33,7 +33,7 @@ def shards(
     size: Annotated[
         str | None, typer.Option(help="SIDE or HEIGHTxWIDTH.", show_default="the clips'")
     ] = None,
-    picture: Annotated[str, typer.Option(help="png is exact, jpg about a fifth as large.")] = "png",
+    picture: Annotated[str, typer.Option(help="png is exact, jpg about a third as large.")] = "png",
     piece: Annotated[int, typer.Option(help="Longest run of frames in one sample.")] = 32,
     pieces_per_clip: Annotated[
         int | None, typer.Option(help="At most so many of a clip.", show_default="all")

@@ -36,7 +36,7 @@ class ShardSettings:
     """What a conversion keeps.
 
     size: as `read_clip`'s; None keeps every clip's own.
-    picture: "png" (exact) or "jpg" (quality 95, about a fifth of the bytes).
+    picture: "png" (exact) or "jpg" (quality 95, about a third of the bytes).
     piece: longest run of frames in one sample; a group lies within a piece.
     pieces_per_clip: at most so many, from evenly spaced places (None: the whole clip).
     clips_per_shard: what is done again after an interruption is less than one shard.
