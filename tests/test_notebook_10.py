@@ -27,7 +27,7 @@ def test_anchors_on_the_miniature(tmp_path, miniature):
     """The claims are asserted inside, on sprite clips whose shots are known."""
     out = tmp_path / "out"
     seconds = run(NAME, tmp_path, output=str(out))
-    assert seconds < 90  # 20 s on an idle machine
+    assert seconds < 240  # 40 on an idle machine
     assert {path.name for path in out.iterdir()} == FILES
     numbers = rows(out / "vala_anchors_counted.csv")
     panels = {row["panel"] for row in numbers}

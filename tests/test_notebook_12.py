@@ -17,7 +17,8 @@ NAME = "12_vala_editing_quality"
 def test_editing_quality_on_the_miniature(tmp_path, miniature):
     """The claim is asserted inside, on clips of the test split."""
     out = tmp_path / "out"
-    assert run(NAME, tmp_path, output=str(out)) < 90  # 20 s on an idle machine
+    seconds = run(NAME, tmp_path, output=str(out))
+    assert seconds < 240  # 40 on an idle machine
     rows = pd.read_csv(out / "rows.csv")
     assert len(rows) == 2 * 4 and set(rows.kind) == {"several"}
     table = pd.read_csv(out / "vala_editing_quality.csv")

@@ -13,7 +13,7 @@ def test_vala_efficiency(tmp_path, checkpoint):
     out = tmp_path / "out"
     parameters = dict(curve_frames=[8], memory_frames=[16, 24, 32], model=str(checkpoint), size=32)
     seconds = run("13_vala_efficiency", tmp_path, output=str(out), **parameters)
-    assert seconds < 120  # 20 s on an idle machine
+    assert seconds < 240  # 40 on an idle machine
     record = json.loads((out / "vala_efficiency.json").read_text())
     assert 0 < record["parameters"]["assignment_share"] <= 0.01
     for name in ("vala_efficiency", "vala_memory"):

@@ -1,7 +1,7 @@
 """Every notebook runs from its parameters alone, and its own assertions hold."""
 
 import json
-import time
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,20 +17,21 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
 def run(name: str, folder: Path, **parameters) -> float:
-    """Seconds that the notebook took; its cells raise here."""
-    start = time.perf_counter()
+    """Processor seconds of the kernel, whatever else the machine does; its cells raise here."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     papermill.execute_notebook(
         NOTEBOOKS / f"{name}.ipynb", folder / "run.ipynb", parameters, cwd=NOTEBOOKS,
         progress_bar=False, kernel_name="python3",
     )  # fmt: skip
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_quickstart_on_the_miniature(tmp_path, miniature):
     """The claim itself is asserted inside, on the demo clip against its true edit."""
     out = tmp_path / "out"
     seconds = run("00_quickstart", tmp_path, steps=20, n_frames=8, output=str(out))
-    assert seconds < 60  # 20 s on an idle machine
+    assert seconds < 240  # 40 on an idle machine
     assert len(read_clip(out / "edited.mp4").frames) == 8
     record = json.loads((out / "quickstart.json").read_text())
     assert record["parameters"]["steps"] == 20 and record["model"]["name"] == "miniature"

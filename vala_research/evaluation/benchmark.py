@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from vala_research.evaluation import metrics
 from vala_research.evaluation.edit_cases import ClipCase, EditCase, Material
 from vala_research.methods.anchors import AnchorSettings, assign_anchors, select_keyframes
 
+Measure = Callable[[Float[Tensor, "f c h w"], Material], dict[str, float]]
 ATTRIBUTES = ("shape", "colour", "background", "pattern")
 
 
@@ -51,6 +52,8 @@ class EditSetting:
     """A named point in the editor's space: arguments of `VideoEditPipeline.__call__`.
 
     attention: a policy's name, or how the policy of a clip is found: AnchorSettings, Keyframes.
+    adapter: the folder of a `TemporalAdapter`, "miniature", or "" for none; adapter_interval and
+    adapter_scale None are its own.
     """
 
     attention: str | AnchorSettings | Keyframes = "extended"
@@ -58,11 +61,19 @@ class EditSetting:
     injection: float = 0.0
     guidance_scale: float = 2.0
     num_inference_steps: int = 25
+    adapter: str = ""
+    adapter_interval: tuple[float, float] | None = None
+    adapter_scale: float | None = None
     extra: dict = field(default_factory=dict)
 
     def arguments(self) -> dict:
-        own = {k: v for k, v in vars(self).items() if k != "extra"}
+        own = {k: v for k, v in vars(self).items() if k not in ("adapter", "extra")}
         return own | self.extra
+
+    def inverting(self) -> dict:
+        """What the inversion is told beside its name, steps and policy."""
+        shared = ("adapter_interval", "adapter_scale", "exact_settings", "bilateral_settings")
+        return {k: v for k, v in self.arguments().items() if k in shared}
 
     def policy(self, z_0: Float[Tensor, "f c h w"], seed: int = 0) -> str | Policy:
         """The attention policy of the clip whose clean latents are z_0; seed: of what is drawn."""
@@ -84,20 +95,34 @@ def run_edits(
     settings: dict[str, EditSetting],
     n_frames: int = 8,
     size: int = 64,
+    measure: Measure | None = None,
     clip_scorer=None,
 ) -> Iterator[dict]:
     """One row a case and setting; a clip is inverted once for settings that invert alike.
 
     Columns: those of `edit_row`; inversion_psnr of the reconstruction to the VAE round trip;
     seconds (of finding the policy and inverting too, also where they are shared) and peak_mib of
-    this row.
+    this row. measure: further columns, of an edited clip and what is known of it (`Material`).
+    Settings of one adapter come together, after each other; none stays loaded.
     """
+    for adapter in dict.fromkeys(s.adapter for s in settings.values()):
+        pipe.unload_adapter()
+        if adapter:
+            pipe.load_adapter(adapter)
+        chosen = {n: s for n, s in settings.items() if s.adapter == adapter}
+        yield from _run_edits(pipe, cases, chosen, n_frames, size, measure, clip_scorer)
+    pipe.unload_adapter()
+
+
+def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> Iterator[dict]:
+    """The rows of settings that share an adapter."""
     found: dict[tuple, Inverted] = {}
     for case in tqdm(cases, "edits", disable=None):
         material = case.material(n_frames, size)
         known = truth_row(material, clip_scorer)
         for name, s in settings.items():
-            key = (case.index, case.source_prompt, s.attention, s.inversion, s.num_inference_steps)
+            how = (s.attention, s.inversion, s.num_inference_steps, str(s.inverting()))
+            key = (case.index, case.source_prompt, *how)
             forget_peak()
             if key not in found:
                 found[key] = inverted(pipe, material.frames, case.source_prompt, s, case.index)
@@ -105,12 +130,13 @@ def run_edits(
             frames = pipe(
                 None, case.prompt, case.source_prompt, latents=found[key].inversion,
                 output_type="pt", **s.arguments() | {"attention": found[key].policy},
-            ).frames[0]  # fmt: skip
+            ).frames[0].cpu()  # fmt: skip
             seconds = found[key].seconds + time.perf_counter() - start
             cost = {"inversion_psnr": found[key].psnr, "seconds": seconds,
                     "peak_mib": peak_mebibytes()}  # fmt: skip
             row = {"setting": name, "kind": case.kind, "index": case.index} | known
-            yield row | edit_row(frames.cpu(), case, material, clip_scorer) | cost
+            further = {} if measure is None else measure(frames, material)
+            yield row | edit_row(frames, case, material, clip_scorer) | further | cost
 
 
 @dataclass(frozen=True)
@@ -130,7 +156,9 @@ def inverted(
     start = time.perf_counter()
     z_0 = pipe.encode(frames)
     policy, n = s.policy(z_0, seed), s.num_inference_steps
-    found = pipe.invert(frames, caption, n, s.inversion, policy, return_inversion=True)
+    found = pipe.invert(
+        frames, caption, n, s.inversion, policy, return_inversion=True, **s.inverting()
+    )  # fmt: skip
     seconds = time.perf_counter() - start
     again = pipe.reconstruct(found, caption, n, policy)
     return Inverted(policy, found, metrics.psnr(again.cpu(), pipe.decode(z_0).cpu()), seconds)

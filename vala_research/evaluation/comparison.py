@@ -19,14 +19,17 @@ from tqdm import tqdm
 from vala_research import InputError
 from vala_research.data.atomic import written_whole
 from vala_research.diffusion.editing import VideoEditPipeline
-from vala_research.evaluation.benchmark import EditSetting, Keyframes, run_edits
+from vala_research.evaluation.benchmark import EditSetting, Keyframes, Measure, run_edits
 from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.edit_cases import ClipCase, EditCase
 from vala_research.evaluation.statistics import paired_gain, summarise
 from vala_research.methods.anchors import AnchorSettings
 
 # 1: larger is better. Metrics that a set of rows does not have are left out of its table.
-METRICS = {"psnr": 1, "success": 1, "warp_error": -1, "clip_f": 1, "clip_t": 1, "inversion_psnr": 1}
+METRICS = {
+    "psnr": 1, "success": 1, "warp_error": -1, "clip_f": 1, "clip_t": 1, "inversion_psnr": 1,
+    "lpips": -1, "lpips_miniature": -1, "fid": -1, "fid_miniature": -1,
+}  # fmt: skip
 
 
 def policies(n: int = 2, n_tokens: int = 256, **common) -> dict[str, EditSetting]:
@@ -60,12 +63,13 @@ def compare(
     clip_model: str | None = None,
     dtype: torch.dtype | None = None,
     n_processes: int | None = None,
+    measure: Measure | None = None,
 ) -> pd.DataFrame:
     """Rows of `run_edits`, kept in `output` (csv) clip by clip: a run that was cut off goes on.
 
     clip_model: folder or hub id of the CLIPModel that scores (None: no CLIP columns). n_processes:
-    None is one a core, or one on a GPU. Raises InputError when `output` holds rows of other
-    settings under the same names.
+    None is one a core, or one on a GPU. measure: makes further columns, see `run_edits`. Raises
+    InputError when `output` holds rows of other settings under the same names.
     """
     output, settings = Path(output), dict(settings)
     described = {name: f"{model} {n_frames} x {size} px {s!r}" for name, s in settings.items()}
@@ -78,7 +82,7 @@ def compare(
     for clip in clips.values():
         names = [n for n in settings if any((n, c.kind, c.index) not in done for c in clip)]
         if names:
-            jobs.append((clip, {name: settings[name] for name in names}, n_frames, size))
+            jobs.append((clip, {name: settings[name] for name in names}, n_frames, size, measure))
             rows = [r for r in rows if r["index"] != clip[0].index or r["setting"] not in names]
     arguments = (str(model), clip_model, dtype)
     for part in _on_every_core(jobs, arguments, n_processes):
@@ -147,9 +151,9 @@ def _load(*arguments) -> None:
     LOADED = _loaded(*arguments)
 
 
-def _edit_clip(cases: list, settings: dict, n_frames: int, size: int) -> list[dict]:
+def _edit_clip(*job) -> list[dict]:
     pipe, scorer = LOADED
-    return list(run_edits(pipe, cases, settings, n_frames, size, scorer))
+    return list(run_edits(pipe, *job, clip_scorer=scorer))
 
 
 # What the rows say.

@@ -21,6 +21,10 @@ TITLES = {
     "clip_f": ("CLIP-F", 1),
     "clip_t": ("CLIP-T", 1),
     "inversion_psnr": ("reconstruction, dB", 1),
+    "lpips": ("LPIPS of neighbours, reduction", 1),
+    "lpips_miniature": ("LPIPS (miniature) x 1000, reduction", 1000),
+    "fid": ("FID to the source, reduction", 1),
+    "fid_miniature": ("FID (miniature) x 1000, reduction", 1000),
 }
 
 
@@ -52,13 +56,13 @@ def relative_costs(
 
 def gains_figure(
     table: pd.DataFrame,
-    costs: Mapping[str, float],
+    costs: Mapping[str, float] | None = None,
     metrics: Iterable[str] = ("warp_error", "psnr", "success"),
 ) -> Figure:
     """A dot and its 95% interval for each editor and metric: the paired gain on the baseline.
 
     table: of `comparison.comparison_table`; right of zero is better in every panel. Editors whose
-    name holds "VALA" are drawn in colour; beside each name its cost.
+    name holds "VALA" are drawn in colour; beside each name its cost, if given.
     """
     gains = table.dropna(subset="gain")
     names = list(dict.fromkeys(gains.setting))
@@ -77,7 +81,8 @@ def gains_figure(
             ax.axvline(0, color="black", linewidth=0.8)
             ax.set_title(title)
             ax.tick_params(axis="y", length=0)
-        axes[0].set_yticks(range(len(names)), [f"{n}  ({costs[n]:.2f}x)" for n in names])
+        labels = [f"{n}  ({costs[n]:.2f}x)" if costs else n for n in names]
+        axes[0].set_yticks(range(len(names)), labels)
         axes[0].set_ylim(len(names) - 0.5, -0.5)
         n = int(gains.n.min())
         fig.supxlabel(

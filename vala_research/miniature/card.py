@@ -121,7 +121,7 @@ def _on_pipe(function: Callable, *arguments, **options):
 
 
 def _edit(cases: list, chosen: dict, n_frames: int) -> list[dict]:
-    return list(benchmark.run_edits(PIPE, cases, chosen, n_frames, SIZE, SCORER))
+    return list(benchmark.run_edits(PIPE, cases, chosen, n_frames, SIZE, clip_scorer=SCORER))
 
 
 def reconstruction(pipe, n_clips: int = 4) -> dict[str, dict[str, float]]:
