@@ -35,7 +35,7 @@ def test_the_released_code_keeps_the_class_token_and_every_second_patch():
     assert pooled_tokens(x[:, :1], "released").shape[1] == 1
 
 
-@pytest.mark.parametrize("pooling, n_frame", [("pairs", 25), ("released", 26)])
+@pytest.mark.parametrize("pooling, n_frame", [("pairs", 25), ("released", 26), ("none", 50)])
 @pytest.mark.parametrize("n_shared", range(19))
 def test_lengths_for_vit_b_32(n_shared, pooling, n_frame):
     module = PromptTokens(n_shared, 768, 768, pooling)

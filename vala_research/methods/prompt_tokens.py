@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vala_research import InputError
 
-POOLINGS = ("pairs", "released")
+POOLINGS = ("pairs", "released", "none")
 STANDARD_DEVIATION = 0.02  # of the shared tokens at the start
 
 
@@ -21,7 +21,7 @@ class PromptTokenSettings:
     """n_shared: learnt tokens that all frames have, 0 for none. pooling: which image tokens stay.
 
     "pairs" averages neighbours; "released", the published code's, keeps the class token and every
-    second patch.
+    second patch; "none" keeps all.
     """
 
     n_shared: int = 18
@@ -43,9 +43,11 @@ def pooled_tokens(
 
     "pairs": H_sub[i] = (H[2i] + H[2i+1]) / 2, Eq. (13); an odd last token stays alone. The class
     token comes first and shares a pair with the first patch, as in the equation.
-    "released": token 0, then 1, 3, 5, ... Raises InputError for another pooling.
+    "released": token 0, then 1, 3, 5, ...; "none": all. Raises InputError for another pooling.
     """
     PromptTokenSettings(pooling=pooling)
+    if pooling == "none":
+        return vision_tokens
     if pooling == "released":
         return torch.cat([vision_tokens[:, :1], vision_tokens[:, 1::2]], 1)
     n_paired = vision_tokens.shape[1] // 2 * 2
