@@ -23,38 +23,8 @@ from vala_research.evaluation.metrics import inversion_psnr, ssim
 from vala_research.methods.bilateral import bias_bound, neighbour_mass
 
 Clips = Mapping[str, tuple[Float[Tensor, "f c h w"], str]]  # name -> frames, caption
-# Hosts the engine has, and the method of the paper's Table 2 that each is nearest to.
-HOSTS = {
-    "own": None,
-    "first": "Text2Video",
-    "sparse_causal": None,
-    "extended": "Vid2Vid",
-    "anchors": None,
-}
+HOSTS = ("own", "first", "sparse_causal", "extended", "anchors")
 WAYS = {"ddim": None, "bilateral": BilateralInversion(), "along frames": RELEASED}
-# Table 2 of the paper: method -> filter off and on, each FID, CLIP, LPIPS; on MSR-VTT.
-PAPER_TABLE_2 = {
-    "TokenFlow": ((135.66, 29.17, 0.142), (122.52, 29.35, 0.136)),
-    "Vid2Vid": ((387.76, 20.08, 0.210), (320.80, 25.84, 0.166)),
-    "VidToMe": ((357.25, 25.00, 0.126), (143.72, 28.12, 0.114)),
-    "Text2Video": ((None, 29.10, 0.347), (None, 30.07, 0.244)),
-}
-PAPER_CONFLICTS = """Where the paper's tables conflict, both without adapter and filter:
-TokenFlow  FID 166.72, CLIP 28.90 in Table 1; 135.66, 29.17 in Table 2.
-Vid2Vid    FID 149.40, CLIP 31.94 in Table 1; 387.76, 20.08 in Table 2.
-VidToMe    FID 146.27, CLIP 29.93 in Table 1; 357.25, 25.00 in Table 2.
-The text on Table 1 quotes VidToMe from Table 2 (CLIP 25.00 to 28.12, LPIPS 0.126 to 0.114)."""
-
-
-def paper_rows() -> list[dict]:
-    """The paper's Table 2, one row a method and filter, beside the host here that is nearest."""
-    nearest = {method: host for host, method in HOSTS.items()}
-    return [
-        {"host of the paper": method, "nearest here": nearest.get(method, "none"), "filter": way}
-        | dict(zip(("FID", "CLIP", "LPIPS"), numbers, strict=True))
-        for method, both in PAPER_TABLE_2.items()
-        for way, numbers in zip(("off", "on"), both, strict=True)
-    ]
 
 
 def there_and_back(
