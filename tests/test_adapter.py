@@ -260,8 +260,9 @@ def test_policies_and_chunks_leave_the_adapter_as_it_is(name, policy, frames_per
         assert set(features) == set(hook_sites(unet))
         found.append([y, *features.values()])
     assert not torch.allclose(found[0][0], without, atol=1e-3)
+    # Sums in another order: a group norm of few values blows their last digit up to 3e-11.
     for whole, chunked in zip(*found, strict=True):
-        torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-11)
+        torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-8)
     with adapter.active(False):
         assert torch.equal(call(patches=attention_patches(unet, policy, 2, 3)), without)
 
