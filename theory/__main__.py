@@ -1,0 +1,79 @@
+"""The table of all statements: `python -m theory [--json] [--only C.7]`."""
+
+import json
+import sys
+import textwrap
+from typing import Annotated
+
+import torch
+import typer
+
+import theory.attention_alignment
+import theory.bilateral_filter
+import theory.ddim_stability
+import theory.gradient_descent
+import theory.temporal_loss  # noqa: F401 - each enters its statements in the table
+from theory.verdict import STATEMENTS, Verdict
+
+
+def main(
+    as_json: Annotated[bool, typer.Option("--json", help="One list of objects.")] = False,
+    only: Annotated[str, typer.Option(help="One statement, such as C.7.")] = "",
+) -> None:
+    """Check, attack and judge every statement; exit status 1 when a verdict does not reproduce."""
+    if only and only not in STATEMENTS:
+        print(f"Unknown statement {only!r}: choose one of {', '.join(ordered())}.", file=sys.stderr)
+        raise typer.Exit(2)
+    torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+    found = []
+    for name in [only] if only else ordered():
+        verdict = STATEMENTS[name]()
+        found.append(verdict)
+        if not as_json:
+            print(block(verdict), flush=True)
+    if as_json:
+        print(json.dumps([v.as_row() for v in found], indent=2))
+    else:
+        print(summary(found))
+    raise typer.Exit(0 if all(v.reproduced for v in found) else 1)
+
+
+def ordered() -> list[str]:
+    """The statements in the paper's order: C.2 before C.10, what has no number last."""
+
+    def key(name: str) -> tuple:
+        head, _, tail = name.partition(".")
+        digits = "".join(c for c in tail if c.isdigit())
+        return (head != "C" or not digits, int(digits or 0), name)
+
+    return sorted(STATEMENTS, key=key)
+
+
+def block(v: Verdict) -> str:
+    """One statement as a few lines of text."""
+    lines = [
+        f"{v.statement:<8} {v.verdict.upper()}{'' if v.reproduced else '   NOT REPRODUCED'}",
+        f"claim: {v.claim}",
+        *([f"counterexample: {v.counterexample}"] if v.counterexample else []),
+        f"true: {v.corrected}",
+        f"worst found {v.measured:.6g}, bound {v.bound:.6g}, tightness {v.tightness:.4f}, "
+        f"{v.n_searched} points, {v.seconds:.1f} s",
+    ]
+    first, *rest = lines
+    wrapped = [textwrap.fill(r, 98, initial_indent="  ", subsequent_indent="      ") for r in rest]
+    return "\n".join([first, *wrapped, ""])
+
+
+def summary(found: list[Verdict]) -> str:
+    """How many of which verdict."""
+    counts: dict[str, int] = {}
+    for v in found:
+        counts[v.verdict] = counts.get(v.verdict, 0) + 1
+    text = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
+    n = sum(v.reproduced for v in found)
+    seconds = sum(v.seconds for v in found)
+    return f"{len(found)} statements: {text}; {n} reproduced; {seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    typer.run(main)

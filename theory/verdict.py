@@ -1,0 +1,109 @@
+"""A verdict is a claim, what is true instead, and the numbers that reproduce both.
+
+The contract of every check in `theory`: a function of no required argument, one a statement,
+that returns a `Verdict`. A bound must hold under attack, be attained within a stated factor, and
+where the claim is false a counterexample must break the claim as written.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Any
+
+VERDICTS = ("holds", "holds with hypothesis", "false", "vacuous")
+ROUNDING = 1e-6  # relative: an attack ends in differences of numbers that are nearly equal
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """A point at which the paper's inequality `lhs <= rhs` is claimed and does not hold."""
+
+    point: str
+    lhs: float
+    rhs: float
+
+    @property
+    def breaks(self) -> bool:
+        """The claim fails here by more than rounding."""
+        return self.lhs > self.rhs * (1 + ROUNDING) + 1e-12
+
+    def __str__(self) -> str:
+        return f"{self.point}: {self.lhs:.4g} > {self.rhs:.4g}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of one statement.
+
+    statement: "C.7"; claim: the paper's, in a line; verdict: one of VERDICTS. corrected: what is
+    true, in a line. measured, bound: the worst case found of the corrected statement, and its
+    bound. witness: the point that attains it. hypotheses: how each was checked, and whether it was
+    met at every point searched. least_tightness: the stated factor of the bound that must be
+    attained (0: the bound is not claimed to be attained). n_searched: points looked at.
+    """
+
+    statement: str
+    claim: str
+    verdict: str
+    corrected: str
+    measured: float
+    bound: float
+    witness: dict[str, Any] = field(default_factory=dict)
+    hypotheses: dict[str, bool] = field(default_factory=dict)
+    counterexample: Counterexample | None = None
+    least_tightness: float = 0.5
+    n_searched: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self):
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"Unknown verdict {self.verdict!r}: one of {', '.join(VERDICTS)}.")
+        if self.verdict == "false" and self.counterexample is None:
+            raise ValueError(f"{self.statement} is called false without a counterexample.")
+
+    @property
+    def tightness(self) -> float:
+        """measured / bound; an identity's bound of 0 is met by a measured 0."""
+        if self.bound == 0:
+            return 1.0 if self.measured <= 1e-12 else math.inf
+        return self.measured / self.bound
+
+    @property
+    def reproduced(self) -> bool:
+        """The bound holds, is attained, the hypotheses were met, the counterexample breaks."""
+        return (
+            math.isfinite(self.measured)
+            and self.least_tightness <= self.tightness <= 1 + ROUNDING
+            and all(self.hypotheses.values())
+            and (self.counterexample is None or self.counterexample.breaks)
+        )
+
+    def as_row(self) -> dict[str, Any]:
+        """One object of `python -m theory --json`."""
+        names = ("statement", "claim", "verdict", "corrected", "measured", "bound", "tightness")
+        row = {name: getattr(self, name) for name in names}
+        row["counterexample"] = None if self.counterexample is None else str(self.counterexample)
+        row |= {"seconds": round(self.seconds, 3), "reproduced": self.reproduced}
+        return row | {"hypotheses": self.hypotheses, "n_searched": self.n_searched}
+
+
+Check = Callable[..., Verdict]
+STATEMENTS: dict[str, Check] = {}
+
+
+def statement(name: str) -> Callable[[Check], Check]:
+    """Enter a check in the table under its name, and time it."""
+
+    def register(check: Check) -> Check:
+        @wraps(check)
+        def timed(*args: Any, **kwargs: Any) -> Verdict:
+            start = time.perf_counter()
+            found = check(*args, **kwargs)
+            return replace(found, seconds=time.perf_counter() - start)
+
+        STATEMENTS[name] = timed
+        return timed
+
+    return register
