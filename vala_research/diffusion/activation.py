@@ -56,15 +56,17 @@ class AdaptedBackbone(Backbone):
 
     activation: Activation | None = None
 
-    def __call__(self, z, t, text, patches=(), added=None) -> Float[Tensor, "g f c h w"]:
+    def __call__(
+        self, z, t, text, patches=(), added=None, residuals=None
+    ) -> Float[Tensor, "g f c h w"]:
         a = self.activation
         if a is None:
-            return super().__call__(z, t, text, patches, added)
+            return super().__call__(z, t, text, patches, added, residuals)
         if a.holds(t, a.token_interval):
             vision = None if a.vision is None else a.vision.to(text.device)
             text = a.adapter.condition(text, vision)
         with a.adapter.active(a.holds(t, a.interval), a.scale):
-            return super().__call__(z, t, text, patches, added)
+            return super().__call__(z, t, text, patches, added, residuals)
 
 
 class AdapterMixin:

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNetMotionModel
+from diffusers import (
+    AutoencoderKL,
+    UNet2DConditionModel,
+    UNet3DConditionModel,
+    UNetMotionModel,
+)
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
@@ -25,7 +30,11 @@ from torch import Tensor, nn
 
 from vala_research import InputError, miniature_path
 
-UNet = UNet2DConditionModel | UNetMotionModel
+UNet = UNet2DConditionModel | UNetMotionModel | UNet3DConditionModel
+VIDEO_UNETS = (UNetMotionModel, UNet3DConditionModel)
+
+# Modules of video models that look along time, by their names in diffusers.
+TEMPORAL = ("motion_modules", "temp_attentions", "temp_convs", "transformer_in")
 
 # Latent sites (images x height x width) that one call of a per-frame module may see: the
 # feed-forward layers of Stable Diffusion 1.5 then work in about 0.7 GB (fp16), whatever the length
@@ -92,19 +101,24 @@ def _apply(patch: Patch, name: str, module: nn.Module) -> Callable[[], None]:
     )
 
 
+def is_temporal(name: str) -> bool:
+    """Part of what makes a video model of an image model: it sees all frames at once."""
+    return any(part in TEMPORAL for part in name.split("."))
+
+
 def is_self_attention(name: str, module: nn.Module) -> bool:
-    """Spatial self-attention: neither cross-attention nor a motion module's attention in time."""
+    """Spatial self-attention: neither cross-attention nor a video model's attention in time."""
     return (
         isinstance(module, Attention)
         and name.rpartition(".")[2] == "attn1"
-        and "motion_modules" not in name
+        and not is_temporal(name)
         and not module.is_cross_attention
     )
 
 
 def is_heavy_per_frame(name: str, module: nn.Module) -> bool:
     """Modules that see one frame at a time and whose working memory dwarfs their output."""
-    if "motion_modules" in name:
+    if is_temporal(name):
         return False
     if isinstance(module, Attention):
         return name.rpartition(".")[2] == "attn2"
@@ -171,22 +185,33 @@ class Backbone:
         text: Float[Tensor, "g n d"] | Float[Tensor, "g rows n d"],
         patches: Sequence[Patch] = (),
         added: dict[str, Tensor] | None = None,
+        residuals: dict[str, Any] | None = None,
     ) -> Float[Tensor, "g f c h w"]:
         """The network's prediction at timestep t, in the precision of z.
 
         text: one prompt a branch, or one a frame of it (rows = f, or 1 that the frames share).
-        added: SDXL's conditions, one row a branch.
-        Raises FloatingPointError when the network returns NaN or infinity.
+        added: SDXL's conditions, one row a branch. residuals: a ControlNet's, (g f) rows each, by
+        the UNet's argument names. Raises FloatingPointError when the network returns NaN or
+        infinity.
         """
         (g, f), dtype = z.shape[:2], self.unet.dtype
-        has_time_axis = isinstance(self.unet, UNetMotionModel)
+        has_time_axis = isinstance(self.unet, VIDEO_UNETS)
         x = rearrange(z, "g f c h w -> g c f h w" if has_time_axis else "g f c h w -> (g f) c h w")
         rows = (text[:, None] if text.ndim == 3 else text).to(dtype)
         if rows.shape[1] not in (1, f):
             raise InputError(
                 f"There are {rows.shape[1]} rows of text for {f} frames: give one a frame, or one."
             )
-        kwargs = {"encoder_hidden_states": rows.expand(-1, f, -1, -1).flatten(0, 1)}
+        if isinstance(self.unet, UNet3DConditionModel):  # it repeats the prompt for every frame
+            if rows.shape[1] > 1:
+                raise InputError(
+                    "A UNet3DConditionModel reads one prompt for all frames: leave tokens of "
+                    "single frames out."
+                )
+            kwargs = {"encoder_hidden_states": rows[:, 0]}
+        else:
+            kwargs = {"encoder_hidden_states": rows.expand(-1, f, -1, -1).flatten(0, 1)}
+        kwargs |= residuals or {}
         if added is not None:
             n_rows = 1 if has_time_axis else f
             kwargs["added_cond_kwargs"] = {
@@ -206,6 +231,10 @@ class Backbone:
         if has_time_axis:
             return rearrange(out, "g c f h w -> g f c h w")
         return rearrange(out, "(g f) c h w -> g f c h w", f=f)
+
+    def frames_seen(self, x: Float[Tensor, "g f c h w"]) -> int:
+        """Frames a chunk of such an input."""
+        return self.chunk_size(x.shape[1], x.shape[0], *x.shape[3:])
 
     def chunk_size(self, n_frames: int, n_branches: int, height: int, width: int) -> int:
         """Frames a chunk: as asked, or as many as SITES_PER_CHUNK allows, at least one."""

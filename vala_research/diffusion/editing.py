@@ -5,7 +5,6 @@ The composition of the parts: schedule x inversion x attention policy x injectio
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,23 +17,16 @@ from torch import Tensor
 from vala_research import InputError
 from vala_research.diffusion import arguments, codec
 from vala_research.diffusion.activation import AdapterMixin
-from vala_research.diffusion.attention import (
-    AnchorAttention,
-    Injection,
-    Policy,
-    attention_patches,
-    get_policy,
-)
-from vala_research.diffusion.backbone import Backbone, Patch, resolve_checkpoint, vae_factor
-from vala_research.diffusion.bilateral_inversion import (
-    BilateralInversion,
-    check_bilateral,
-    inversion_patches,
-)
+from vala_research.diffusion.attention import AnchorAttention, Injection, Policy, get_policy
+from vala_research.diffusion.backbone import Backbone, resolve_checkpoint, vae_factor
+from vala_research.diffusion.bilateral_inversion import BilateralInversion, check_bilateral
 from vala_research.diffusion.estimate import Estimate, peak_bytes
-from vala_research.diffusion.inversion import ExactSettings, Inversion, get_method, invert
-from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
+from vala_research.diffusion.fusion import Fusion, begin, mix, streams_of
+from vala_research.diffusion.inversion import ExactSettings, Inversion, get_method
+from vala_research.diffusion.null_text import NullTextSettings
 from vala_research.diffusion.schedule import Schedule
+from vala_research.diffusion.source import Source
+from vala_research.diffusion.stream import InversionSettings, Stream
 from vala_research.methods.anchors import Anchors, AnchorSettings, assign_anchors
 
 GUIDANCE_SCALE = 2.0  # best on validation clips of the miniature; Stable Diffusion: about 7.5
@@ -106,6 +98,7 @@ class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
         attention: str | Policy = "anchors",
         injection: float | Injection = 0.0,
         anchors: AnchorSettings | Anchors | None = None,
+        fusion: Fusion | None = None,
         frames_per_chunk: int | None = None,
         exact_settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
         null_text_settings: NullTextSettings = NullTextSettings(),  # noqa: B008 - frozen
@@ -140,6 +133,8 @@ class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
             replace the edit's (0 none, 1 always); an `Injection` sets the two apart.
         anchors: for attention "anchors": how they are found on the clip's latents, or those found;
             None is two site anchors.
+        fusion: several models that denoise together, in place of this one alone; the arguments
+            here are what its sources leave open.
         frames_per_chunk: bounds the memory, not the result; None chooses from the resolution.
         exact_settings, null_text_settings: how hard inversions "exact" and "null_text" try.
         bilateral_settings: window, sigmas and place of the filter of "bilateral".
@@ -147,7 +142,7 @@ class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
             the T diffusion steps, and how strongly; None is its own, scale 0 turns it off. It acts
             on the inversion at the same steps.
         generator: accepted as everywhere in diffusers; deterministic DDIM from the VAE's mode
-            draws nothing from it.
+            draws nothing from it, but a fusion whose sources start from noise does.
         latents: f c h w at the noisiest level, or an `Inversion`, to skip inverting.
         output_type: "pil", "np", "pt" or "latent".
         callback_on_step_end: `(pipe, i, t, tensors) -> dict`, whose tensors replace the given ones;
@@ -161,78 +156,58 @@ class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
             guidance_scale, output_type, generator, tensor_inputs, self._callback_tensor_inputs
         )
         injection = Injection.of(injection)
-        schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
+        alone = [Source(attention=attention)]
+        sources = alone if fusion is None else fusion.sources
+        schedule = Schedule.from_scheduler(
+            sources[0].scheduler or self.scheduler, num_inference_steps
+        )
+        weights = [None] * len(schedule) if fusion is None else fusion.weights(len(schedule))
         get_policy(attention), get_method(inversion)
         check_bilateral(inversion, bilateral_settings, schedule)
-        text = self.encode_prompt([negative_prompt or "", prompt, source_prompt])  # g n d
-
+        settings = InversionSettings(
+            inversion, exact_settings, null_text_settings, bilateral_settings
+        )
         latents = self._as_inversion(latents)
-        inverted = None if latents is None else latents.activation
-        backbone = self._adapted(
-            frames_per_chunk, schedule, adapter_interval, adapter_scale, video, inverted
+        if latents is not None:
+            arguments.check_steps(latents, schedule)
+        call = dict(
+            prompt=prompt, source_prompt=source_prompt, negative_prompt=negative_prompt,
+            guidance_scale=guidance_scale, attention=attention, adapter_interval=adapter_interval,
+            adapter_scale=adapter_scale,
+        )  # fmt: skip
+        shape = self._latent_shape(video) if latents is None else latents.latents.shape
+        streams = streams_of(
+            sources, self, schedule, shape, call, injection, frames_per_chunk, video, latents
         )
         seeks_anchors = attention == "anchors" and isinstance(anchors, AnchorSettings)
         needs_clip = latents is None or (seeks_anchors and video is not None)
         z_0 = self.encode(video, frames_per_chunk) if needs_clip else None
-        attention = self._of_clip(attention, anchors, z_0, latents)
-        if latents is None:
-            n_injected = max(injection.n_steps(len(schedule)))
-            latents = self._invert(
-                z_0, text[[0, 2]], schedule, inversion, attention, backbone, exact_settings,
-                null_text_settings, bilateral_settings, guidance_scale, n_injected > 0,
-            )  # fmt: skip
-        arguments.check_steps(latents, schedule)
-        self._interrupt = False
-        z = latents.latents.to(self._execution_device)
+        for stream in streams:
+            stream.attention = self._of_clip(stream.attention, anchors, z_0, latents)
+        begin(streams, fusion, z_0, latents, settings, generator, self.progress_bar)
+        self._interrupt, lead = False, streams[0]
         with self.progress_bar(total=len(schedule)) as bar:
             for i, step in enumerate(schedule):
                 if self._interrupt:
                     break
-                if latents.null_text is not None:
-                    text = torch.cat([latents.null_text.embeddings[i : i + 1].to(text), text[1:]])
-                if i == 0 or latents.trajectory:
-                    source = latents.trajectory[i].to(z) if latents.trajectory else z
-                z, source = self._edit_step(
-                    i, step, z, source, text, schedule, guidance_scale, attention, injection,
-                    backbone,
-                )  # fmt: skip
+                for stream in streams:
+                    stream.step(i, step)
+                mix(streams, weights[i], fusion)
                 if callback_on_step_end is not None:
-                    state = {"latents": z, "prompt_embeds": text[1:2]}
-                    state["negative_prompt_embeds"] = text[:1]
+                    state = {"latents": lead.z, "prompt_embeds": lead.text[1:2]}
+                    state["negative_prompt_embeds"] = lead.text[:1]
                     given = {name: state[name] for name in tensor_inputs}
                     state.update(callback_on_step_end(self, i, step.t, given) or {})
                     z, positive, negative = (state[k] for k in self._callback_tensor_inputs)
-                    text = torch.cat([negative, positive, text[2:]])
+                    lead.text = torch.cat([negative, positive, lead.text[2:]])
+                    for stream in [lead] if weights[i] is None else streams:
+                        stream.z = z
                 bar.update()
-        frames = z[None]
+        frames = lead.z[None]
         if output_type != "latent":
-            frames = codec.as_output(self.decode(z, frames_per_chunk), output_type)
+            frames = codec.as_output(self.decode(lead.z, frames_per_chunk), output_type)
         self.maybe_free_model_hooks()
         return VideoEditOutput(frames=frames) if return_dict else (frames,)
-
-    def _edit_step(
-        self, i, step, z, source, text, schedule, w, attention, injection, backbone
-    ) -> tuple[Tensor, Tensor]:
-        """One sampling step of the edit, and of the source while its features are injected.
-
-        Branches g: negative and prompt (one of them at guidance 0 or 1), then the source.
-        """
-        n_attention, n_feature = injection.n_steps(len(schedule))
-        is_injecting = i < max(n_attention, n_feature)
-        edits = {0: [0], 1: [1]}.get(w, [0, 1])
-        branches = [*edits, 2] if is_injecting else edits
-        x = torch.stack([source if g == 2 else z for g in branches])  # g f c h w
-        patches = attention_patches(
-            self.unet, attention, len(x), backbone.chunk_size(x.shape[1], len(x), *x.shape[3:]),
-            injects_attention=i < n_attention, injects_feature=i < n_feature,
-        )  # fmt: skip
-        prediction = backbone(x, step.t, text[branches], patches)
-        guided = prediction[0]
-        if len(edits) == 2:
-            guided = guided + w * (prediction[1] - guided)
-        if is_injecting:
-            source = schedule.denoise(source, prediction[-1], step)
-        return schedule.denoise(z, guided, step), source
 
     # The parts of an edit, for notebooks and measurements.
 
@@ -268,14 +243,15 @@ class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
         get_policy(attention), get_method(inversion)
         check_bilateral(inversion, bilateral_settings, schedule)
         codec.check_guidance(guidance_scale)
-        text = self.encode_prompt([negative_prompt or "", source_prompt])
+        text = self.encode_prompt([negative_prompt or "", source_prompt, source_prompt])
         backbone = self._adapted(frames_per_chunk, schedule, adapter_interval, adapter_scale, video)
         z_0 = self.encode(video, frames_per_chunk)
-        attention = self._of_clip(attention, anchors, z_0)
-        found = self._invert(
-            z_0, text, schedule, inversion, attention, backbone, exact_settings,
-            null_text_settings, bilateral_settings, guidance_scale,
-        )  # fmt: skip
+        policy = self._of_clip(attention, anchors, z_0)
+        settings = InversionSettings(
+            inversion, exact_settings, null_text_settings, bilateral_settings
+        )
+        stream = Stream(backbone, schedule, text, guidance_scale, policy)
+        found = stream.invert(z_0, settings, progress=self.progress_bar)
         self.maybe_free_model_hooks()
         return found if return_inversion else found.latents
 
@@ -297,46 +273,6 @@ class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
             features = rearrange(z_0, "f c h w -> f (h w) c")
             anchors = assign_anchors(features, anchors or ANCHORS)
         return AnchorAttention(anchors, tuple(z_0.shape[2:]))
-
-    def _invert(
-        self, z_0, text, schedule, method, attention, backbone, exact_settings,
-        null_text_settings, bilateral_settings, guidance_scale, keep_trajectory=True,
-    ) -> Inversion:  # fmt: skip
-        """text: the negative prompt's and the source prompt's."""
-        # A network in half precision cannot answer more precisely than its own rounding.
-        floor = torch.finfo(self.unet.dtype).eps
-        settings = replace(exact_settings, tolerance=max(exact_settings.tolerance, floor))
-        predict = self._predictor(attention, backbone)
-        patches = partial(inversion_patches, self.unet, method, bilateral_settings, schedule)
-        # At guidance 1 the unconditional branch is not asked: there is nothing to mend.
-        is_null_text = method == "null_text" and guidance_scale != 1
-        found = invert(
-            lambda z, t: predict(z, t, text[1], patches(t)), z_0, schedule, method, settings,
-            keep_trajectory or is_null_text, self.progress_bar, bilateral_settings,
-        )  # fmt: skip
-        if is_null_text:
-            with frozen(self.unet):
-                null_text = optimise_null_text(
-                    predict, found.trajectory, schedule, *text, guidance_scale,
-                    null_text_settings, self.progress_bar,
-                )  # fmt: skip
-            n = found.n_evaluations + null_text.n_evaluations
-            found = replace(
-                found, null_text=null_text, n_evaluations=n, n_backward=null_text.n_backward
-            )
-        anchors = getattr(attention, "anchors", None)
-        activation = backbone.activation
-        return replace(found, attention=attention, anchors=anchors, activation=activation)
-
-    def _predictor(self, attention, backbone) -> Callable[..., Tensor]:
-        """`(z: f c h w, t, text: n d, more patches) -> prediction` of one branch."""
-
-        def predict(z: Tensor, t: int, text: Tensor, more: tuple[Patch, ...] = ()) -> Tensor:
-            size = backbone.chunk_size(len(z), 1, *z.shape[2:])
-            patches = attention_patches(self.unet, attention, 1, size)
-            return backbone(z[None], t, text[None], [*patches, *more])[0]
-
-        return predict
 
     @torch.no_grad()
     def reconstruct(
@@ -365,16 +301,13 @@ class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
         backbone = self._adapted(
             frames_per_chunk, schedule, adapter_interval, adapter_scale, None, latents.activation
         )
-        text, no_injection = self.encode_prompt([source_prompt]), Injection(0, 0)
-        z, null_text = self._check_latents(latents.latents), latents.null_text
+        text = self.encode_prompt([source_prompt] * 3)
+        scale = 1.0 if latents.null_text is None else latents.null_text.guidance_scale
+        stream = Stream(backbone, schedule, text, scale, attention)
+        stream.start(latents)
         for i, step in enumerate(self.progress_bar(list(schedule))):
-            null = text if null_text is None else null_text.embeddings[i : i + 1].to(text)
-            scale = 1.0 if null_text is None else null_text.guidance_scale
-            z, _ = self._edit_step(
-                i, step, z, z, torch.cat([null, text]), schedule, scale, attention, no_injection,
-                backbone,
-            )  # fmt: skip
-        frames = self.decode(z, frames_per_chunk)
+            stream.step(i, step)
+        frames = self.decode(stream.z, frames_per_chunk)
         self.maybe_free_model_hooks()
         return frames
 
@@ -441,6 +374,13 @@ class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
         """The solver works in float32, or in float64 when the network does."""
         return torch.promote_types(torch.float32, self.unet.dtype)
 
+    def _latent_shape(self, video: Any) -> tuple[int, ...]:
+        """Of the clip's latents, f c h w, known before the VAE has made them."""
+        frames, k = codec.as_frames(video), self.vae_scale_factor
+        codec.check_size(frames, self.vae)
+        f, _, h, w = frames.shape
+        return (f, self.unet.config.in_channels, h // k, w // k)
+
     def _check_latents(self, latents: Tensor) -> Float[Tensor, "f c h w"]:
         """Latents of one clip, on the device and in the precision of the solver."""
         z = arguments.check_latents(latents, self.unet.config.in_channels)
@@ -448,6 +388,7 @@ class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
 
     def _as_inversion(self, latents: Tensor | Inversion | None) -> Inversion | None:
         """Bare latents become an inversion that knows nothing else."""
-        if latents is None or isinstance(latents, Inversion):
-            return latents
-        return Inversion(self._check_latents(latents))
+        if latents is None:
+            return None
+        known = latents if isinstance(latents, Inversion) else Inversion(latents)
+        return replace(known, latents=self._check_latents(known.latents))

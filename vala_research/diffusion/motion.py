@@ -1,0 +1,64 @@
+"""A video model on top of an image model costs its motion modules only: the rest is shared.
+
+AnimateDiff (Guo et al. 2023, arXiv 2307.04725): attention along frames after every block of an
+image UNet.
+"""
+
+from os import PathLike
+
+from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from torch import nn
+
+from vala_research import InputError, miniature_path
+from vala_research.diffusion.backbone import is_temporal
+
+
+def load_motion_unet(
+    unet: UNet2DConditionModel, motion: str | PathLike | MotionAdapter, **hub
+) -> UNetMotionModel:
+    """The UNet with motion modules, its own weights being those of `unet`, not copies of them.
+
+    motion: "miniature", a folder or hub id of a MotionAdapter in safetensors, or one in memory.
+    hub: `revision`, `cache_dir`, `token`, `local_files_only`. Raises InputError when it cannot be
+    read or belongs to another UNet.
+    """
+    if not isinstance(motion, MotionAdapter):
+        folder = miniature_path("motion") if str(motion) == "miniature" else motion
+        try:
+            motion = MotionAdapter.from_pretrained(folder, use_safetensors=True, **hub)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"The motion modules {str(folder)!r} cannot be loaded: give the folder or hub id "
+                "of an AnimateDiff MotionAdapter with safetensors weights."
+            ) from error
+    try:
+        video = UNetMotionModel.from_unet2d(unet, motion)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            "The motion modules were made for another UNet than this one "
+            f"({str(error).splitlines()[0]}): give those of its class."
+        ) from error
+    share_weights(video.to(unet.device), unet)
+    return video.train(unet.training)
+
+
+def share_weights(video: UNetMotionModel, unet: UNet2DConditionModel) -> None:
+    """Let the video model use the image model's parameters wherever they have one name."""
+    # peft moves a layer with a LoRA one level down.
+    own = {name.replace(".base_layer.", "."): p for name, p in unet.named_parameters()}
+    for name, module in video.named_modules():
+        if is_temporal(name):
+            continue
+        for key in list(module._parameters):
+            if module._parameters[key] is not None:
+                setattr(module, key, own[f"{name}.{key}"])
+
+
+def max_frames(unet: nn.Module) -> int | None:
+    """Frames that the positional encoding along time reaches; None where there is no limit."""
+    found = [
+        module.pe.shape[1]
+        for name, module in unet.named_modules()
+        if is_temporal(name) and name.endswith("pos_embed") and hasattr(module, "pe")
+    ]
+    return min(found, default=None)
