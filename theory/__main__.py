@@ -12,6 +12,8 @@ import theory.attention_alignment
 import theory.bilateral_filter
 import theory.ddim_stability
 import theory.gradient_descent
+import theory.shared_tokens
+import theory.softmax_norms
 import theory.temporal_loss  # noqa: F401 - each enters its statements in the table
 from theory.verdict import STATEMENTS, Verdict
 

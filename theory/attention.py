@@ -1,0 +1,132 @@
+"""One head of attention beside its ideal: what differs, and what bounds the difference.
+
+GE-Adapter's theory (arXiv 2504.16016) C.3. Proofs: theory/README.md, C1 to C4.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.linalg import matrix_norm, svdvals
+
+from vala_research import InputError
+
+
+@dataclass(frozen=True)
+class Head:
+    """One head of attention, Eq. (85): softmax(X W_Q W_K' Z' / sqrt(d)) Z W_V.
+
+    The paper's matrices are square; those of real layers, which the bounds allow, are not. Axes
+    before the last two are a batch.
+    """
+
+    w_q: Float[Tensor, "*b c d"]
+    w_k: Float[Tensor, "*b e d"]
+    w_v: Float[Tensor, "*b e v"]
+
+    def weights(self, x: Float[Tensor, "*b m c"], z: Float[Tensor, "*b n e"]) -> Tensor:
+        """P: how much each query attends to each token; rows sum to 1."""
+        if x.shape[-1] != self.w_q.shape[-2] or z.shape[-1] != self.w_k.shape[-2]:
+            raise InputError(
+                f"Queries are {x.shape[-1]} wide and tokens {z.shape[-1]}, and this head was made "
+                f"for {self.w_q.shape[-2]} and {self.w_k.shape[-2]}: give those."
+            )
+        return (x @ self.w_q @ (z @ self.w_k).mT / sqrt(self.w_q.shape[-1])).softmax(-1)
+
+    def __call__(self, x: Float[Tensor, "*b m c"], z: Float[Tensor, "*b n e"]) -> Tensor:
+        return self.weights(x, z) @ z @ self.w_v
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a head makes of (X_t, Z), beside the ideal (X*, Z*).
+
+    The ideal output is head(x_ideal, z_ideal): X* itself where Eq. (83) holds. No bound here asks
+    for that: x_ideal may be any other queries.
+    """
+
+    head: Head
+    x: Float[Tensor, "*b m c"]
+    x_ideal: Float[Tensor, "*b m c"]
+    z: Float[Tensor, "*b n e"]
+    z_ideal: Float[Tensor, "*b n e"]
+
+    @property
+    def difference(self) -> Tensor:
+        return self.head(self.x, self.z) - self.head(self.x_ideal, self.z_ideal)
+
+    @property
+    def term_a(self) -> Tensor:
+        """(P - P*) V*, of Eq. (86)."""
+        ideal = self.head.weights(self.x_ideal, self.z_ideal)
+        return (self.head.weights(self.x, self.z) - ideal) @ self.z_ideal @ self.head.w_v
+
+    @property
+    def term_b(self) -> Tensor:
+        """P (Z - Z*) W_V, of Eq. (86)."""
+        return self.head.weights(self.x, self.z) @ (self.z - self.z_ideal) @ self.head.w_v
+
+    def bound_a(self) -> Tensor:
+        """What ||term A||_F cannot exceed: (F) without its last term."""
+        h = self.head
+        keys = centred(self.z_ideal @ h.w_k @ h.w_q.mT)
+        moved = two(keys) * fro(self.x - self.x_ideal)
+        moved = moved + two(self.x @ h.w_q @ h.w_k.mT) * fro(self.z - self.z_ideal)
+        return two(centred(self.z_ideal @ h.w_v)) / (2 * sqrt(h.w_q.shape[-1])) * moved
+
+    def bound_f(self) -> Tensor:
+        """(F): what the Frobenius norm of the difference cannot exceed."""
+        last = two(self.head.weights(self.x, self.z)) * two(self.head.w_v)
+        return self.bound_a() + last * fro(self.z - self.z_ideal)
+
+    def bound_r(self) -> Tensor:
+        """(R): what no row of the difference exceeds; free of how many rows there are."""
+        h, values, dz = self.head, self.z_ideal @ self.head.w_v, row(self.z - self.z_ideal)
+        moved = row(self.z_ideal @ h.w_k @ h.w_q.mT) * row(self.x - self.x_ideal)
+        moved = moved + row(self.x) * two(h.w_q @ h.w_k.mT) * dz
+        return diameter(values) / (2 * sqrt(h.w_q.shape[-1])) * moved + two(h.w_v) * dz
+
+    def bound_paper(self) -> Tensor:
+        """gamma ||Z - Z*||_F, Eq. (84), with the largest softmax constant that it allows, sqrt(d).
+
+        delta is the smallest singular value of W_V.
+        """
+        h, factor = self.head, sqrt(self.head.w_q.shape[-1])
+        gamma = factor * two(h.w_k) * two(h.w_v) / svdvals(h.w_v)[..., -1]
+        return gamma * fro(self.z - self.z_ideal)
+
+
+def fro(a: Tensor) -> Tensor:
+    return matrix_norm(a)
+
+
+def two(a: Tensor) -> Tensor:
+    return matrix_norm(a, 2)
+
+
+def row(a: Tensor) -> Tensor:
+    """The largest norm of a row."""
+    return a.norm(dim=-1).amax(-1)
+
+
+def centred(a: Tensor) -> Tensor:
+    """H a: each column without its mean."""
+    return a - a.mean(-2, keepdim=True)
+
+
+def diameter(a: Tensor) -> Tensor:
+    """The largest distance of two rows."""
+    return (a[..., :, None, :] - a[..., None, :, :]).norm(dim=-1).flatten(-2).amax(-1)
+
+
+def ideal_output(head: Head, z: Tensor, n_rows: int, n_steps: int = 500) -> tuple[Tensor, float]:
+    """X* of Eq. (83) by iteration from the mean of the values, and what is left of (83) there.
+
+    A solution always exists: the right side maps the convex hull of the values, row by row, into
+    itself (Brouwer). The iteration finds it where the right side contracts.
+    """
+    x = (z @ head.w_v).mean(-2, keepdim=True).expand(*z.shape[:-2], n_rows, -1)
+    for _ in range(n_steps):
+        x = head(x, z)
+    return x, float((head(x, z) - x).norm())

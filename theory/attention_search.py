@@ -1,0 +1,68 @@
+"""The attack on bounds of attention: heads, queries and tokens, ideal ones and others."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from theory.attack import Points, attack
+from theory.attention import Comparison, Head, fro, two
+
+EPS = torch.finfo(torch.float64).eps
+Case = Callable[..., Comparison]
+SIZES = ((1, 1, 2), (2, 2, 4))  # d, M, L_tok of the attacks: N_s = N_u = d, as the paper asks
+
+
+@dataclass(frozen=True)
+class Found:
+    """The largest ratio of a search, where, and how many points it looked at."""
+
+    value: float
+    point: Comparison
+    n_searched: int
+
+    @property
+    def witness(self) -> dict[str, Tensor]:
+        c = self.point
+        return {"w_q": c.head.w_q, "w_k": c.head.w_k, "w_v": c.head.w_v, "x": c.x,
+                "x_ideal": c.x_ideal, "z": c.z, "z_ideal": c.z_ideal}  # fmt: skip
+
+
+def search(
+    case: Case, ratio: Callable[[Comparison], Tensor], seed: int, n_steps: int, dz_scale: float = 1
+) -> Found:
+    """Attack lhs / rhs at each of SIZES; dz_scale 0: with Z = Z*."""
+
+    def of(*points: Tensor) -> Comparison:
+        return case(*points[:-1], dz_scale * points[-1])
+
+    def counted(*points: Tensor) -> Tensor:
+        c = of(*points)
+        return torch.where(is_resolved(c), ratio(c), 0.0)
+
+    each = [attack(counted, partial(draw, size=size), seed, n_steps)
+            for size in SIZES]  # fmt: skip
+    best = max(each, key=lambda found: found.value)
+    return Found(best.value, of(*best.point), sum(found.n_searched for found in each))
+
+
+def draw(g: torch.Generator, size: tuple[int, int, int], n: int = 48) -> Points:
+    """W_Q, W_K, W_V, X_t, X*, Z*, dZ: normal, dZ from 1 to 1e-4 large."""
+    d, m, n_tokens = size
+    shapes = ((d, d), (d, d), (d, d), (m, d), (m, d), (n_tokens, d), (n_tokens, d))
+    *points, dz = (torch.randn(n, *s, generator=g, dtype=torch.float64) for s in shapes)
+    scale = 10 ** (-4 * torch.rand(n, 1, 1, generator=g, dtype=torch.float64))
+    return *points, scale * dz
+
+
+def as_drawn(w_q, w_k, w_v, x, x_ideal, z_ideal, dz) -> Comparison:
+    return Comparison(Head(w_q, w_k, w_v), x, x_ideal, z_ideal + dz, z_ideal)
+
+
+def is_resolved(c: Comparison) -> Tensor:
+    """Outputs differ by 1e8 roundings at least, so that a ratio is right to 1e-7."""
+    logits = (c.x @ c.head.w_q @ (c.z @ c.head.w_k).mT).abs().amax((-2, -1))
+    scale = (1 + logits) * two(torch.cat([c.z, c.z_ideal], -2) @ c.head.w_v)
+    return torch.minimum(fro(c.difference), fro(c.term_a)) > 1e8 * EPS * scale
