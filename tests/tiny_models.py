@@ -12,6 +12,7 @@ from diffusers import (
     MotionAdapter,
     StableDiffusionPipeline,
     UNet2DConditionModel,
+    UNet3DConditionModel,
     UNetMotionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -65,14 +66,7 @@ def tiny_motion_unet(is_identity: bool = False) -> UNetMotionModel:
 
     A MotionAdapter is not zero-initialised, so that without it even frames of noise would mix.
     """
-    torch.manual_seed(2)
-    adapter = MotionAdapter(
-        block_out_channels=(8, 16, 16),
-        motion_layers_per_block=1,
-        motion_num_attention_heads=2,
-        motion_norm_num_groups=4,
-        motion_max_seq_length=16,
-    )
+    adapter = tiny_motion_adapter()
     unet = UNetMotionModel.from_unet2d(tiny_unet(), adapter).eval().requires_grad_(False)
     if is_identity:
         for name, parameter in unet.named_parameters():
@@ -178,3 +172,34 @@ class GaussianMixture:
         eps = (z - a**0.5 * x0) / (1 - a) ** 0.5
         v_prediction = a**0.5 * eps - (1 - a) ** 0.5 * x0
         return {"epsilon": eps, "sample": x0, "v_prediction": v_prediction}[self.kind]
+
+
+def tiny_motion_adapter() -> MotionAdapter:
+    """Motion modules for `tiny_unet`, not zero: frames mix."""
+    torch.manual_seed(2)
+    return MotionAdapter(
+        block_out_channels=(8, 16, 16),
+        motion_layers_per_block=1,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=4,
+        motion_max_seq_length=16,
+    ).requires_grad_(False)
+
+
+def tiny_unet3d() -> UNet3DConditionModel:
+    """The class of ModelScope's text-to-video model."""
+    torch.manual_seed(7)
+    unet = UNet3DConditionModel(
+        sample_size=64,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        cross_attention_dim=D_TEXT,
+    )
+    for name, module in unet.named_modules():  # these start at zero, and would leave time out
+        if name.endswith(("conv4.3", "proj_out")):
+            torch.nn.init.normal_(module.weight, std=0.1)
+    return unet.eval().requires_grad_(False)
