@@ -14,6 +14,7 @@ from vala_research.diffusion.backbone import is_temporal
 from vala_research.diffusion.editing import Fusion, Source
 from vala_research.diffusion.motion import load_motion_unet, max_frames
 from vala_research.diffusion.source import windows_of
+from vala_research.evaluation.fusion_plans import inverted_sources
 from vala_research.methods.fusion import KINDS, FusionSchedule, fuse
 
 SOURCE, TARGET, N_STEPS = "a red circle", "a blue square", 3
@@ -253,6 +254,22 @@ def test_the_motion_model_costs_its_motion_modules_only(tiny, motion):
     tiny.unet.conv_in.bias.data += 1  # one weight, not two
     assert torch.equal(motion.conv_in.bias, tiny.unet.conv_in.bias)
     tiny.unet.conv_in.bias.data -= 1
+
+
+def test_a_source_that_knows_its_inversion_does_not_invert(tiny, motion, video):
+    fusion = Fusion([Source(motion), Source()])
+    expected = edit(tiny, video, fusion=fusion)
+    sources, _ = inverted_sources(
+        tiny, [Source(motion), Source(attention="own")], video, SOURCE, N_STEPS
+    )
+    counts, remove = counted(motion, tiny.unet)
+    found = edit(tiny, video, fusion=Fusion(sources))
+    remove()
+    assert torch.equal(found, expected) and counts == [N_STEPS, N_STEPS]
+    with pytest.raises(InputError, match="invert this clip"):
+        edit(tiny, video[:2], fusion=Fusion(sources))
+    with pytest.raises(InputError, match="use the same num_inference_steps"):
+        edit(tiny, video, fusion=Fusion(sources), num_inference_steps=5)
 
 
 # Long clips.

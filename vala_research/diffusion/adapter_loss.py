@@ -25,6 +25,8 @@ from vala_research.methods.temporal import (
     temporal_consistency_loss,
 )
 
+WEIGHTINGS = ("target", "velocity")
+
 
 @dataclass(frozen=True)
 class LossSettings:
@@ -33,7 +35,9 @@ class LossSettings:
     temporal_from: fraction of T from which the LoRA is on and the temporal loss counts.
     variant: "triples", all frames of a sample at one timestep t; "released", its first two at t
     and again at t + 1, with noise of their own. attention: what the frames see of each other.
-    caption_dropout: share of samples trained with an empty caption, for guidance.
+    caption_dropout: share of samples trained with an empty caption, for guidance. weighting: of the
+    diffusion loss over timesteps; "target", the error of what the network predicts, alike at all,
+    or "velocity", the error of v (Salimans and Ho 2022), which does not forget the noisy ones.
 
     Differs from paper: Eq. (19) weighs the diffusion loss by 1, the text after Eq. (20) by 0.01.
     """
@@ -44,6 +48,7 @@ class LossSettings:
     variant: str = "triples"
     attention: str = "own"
     caption_dropout: float = 0.0
+    weighting: str = "target"
 
     def __post_init__(self):
         if self.variant not in VARIANTS:
@@ -54,6 +59,10 @@ class LossSettings:
             raise InputError(
                 f"Training under attention {self.attention!r} is not possible: choose one of "
                 f"{', '.join(POLICIES)}."
+            )
+        if self.weighting not in WEIGHTINGS:
+            raise InputError(
+                f"Unknown weighting {self.weighting!r}: choose one of {', '.join(WEIGHTINGS)}."
             )
         if min(self.lambda_diffusion, self.lambda_temporal) < 0:
             raise InputError("A weight of the loss is negative: give 0 or more.")
@@ -69,16 +78,21 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips as the networks see them; condition: pictures for a ControlNet, in [0, 1]."""
+    """Clips as the networks see them; condition: pictures for a ControlNet, in [0, 1].
+
+    noise: to be taken in place of noise drawn anew, such as that of an inversion.
+    """
 
     z_0: Float[Tensor, "g f c h w"]
     text: Float[Tensor, "g n d"]
     vision: Float[Tensor, "g f m d_vision"] | None = None
     condition: Float[Tensor, "g f 3 y x"] | None = None
+    noise: Float[Tensor, "g f c h w"] | None = None
 
     def frames(self, index: list[int]) -> "Batch":
         """Some of the frames of every clip."""
-        parts = [None if x is None else x[:, index] for x in (self.vision, self.condition)]
+        others = self.vision, self.condition, self.noise
+        parts = [None if x is None else x[:, index] for x in others]
         return Batch(self.z_0[:, index], self.text, *parts)
 
 
@@ -123,7 +137,8 @@ def adapter_loss(
     steady frames from steady flicker. A mean over clips and hook sites, as the temporal loss is.
     """
     z_0, device = batch.z_0, batch.z_0.device
-    t, eps = noising.t.to(device), noising.eps.to(z_0)
+    t = noising.t.to(device)
+    eps = (noising.eps if batch.noise is None else batch.noise).to(z_0)
     a = scheduler.alphas_cumprod.to(device, torch.float32)[t][..., None, None, None]
     z_t = a.sqrt() * z_0 + (1 - a).sqrt() * eps
     rows = _rows(adapter, batch)
@@ -135,8 +150,11 @@ def adapter_loss(
         temporal_features(adapter.unet) as features,
     ):
         prediction = _predict(adapter.unet, z_t, t, rows, batch.condition, controlnet)
-    target = _target(scheduler.config.get("prediction_type", "epsilon"), z_0, eps, a)
-    diffusion = (prediction - target).square().mean()
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    error = (prediction - _target(kind, z_0, eps, a)).square()
+    if settings.weighting == "velocity":
+        error = error * _velocity_weight(kind, a)
+    diffusion = error.mean()
     found = {"loss": settings.lambda_diffusion * diffusion, "diffusion": diffusion}
     if noising.is_temporal:
         parts = [_temporal(x, n_clips, settings.variant) for x in features.values()]
@@ -171,6 +189,13 @@ def _target(kind: str, z_0: Tensor, eps: Tensor, a: Tensor) -> Tensor:
     if kind == "v_prediction":
         return a.sqrt() * eps - (1 - a).sqrt() * z_0
     return z_0 if kind == "sample" else eps
+
+
+def _velocity_weight(kind: str, a: Tensor) -> Tensor:
+    """From a squared error of the network's target to that of v; at most 100 (eps at low a)."""
+    if kind == "v_prediction":
+        return torch.ones_like(a)
+    return 1 / (1 - a if kind == "sample" else a).clamp_min(0.01)
 
 
 def _temporal(x: Tensor, n_clips: int, variant: str) -> tuple[Tensor, Tensor]:

@@ -176,6 +176,8 @@ class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
             adapter_scale=adapter_scale,
         )  # fmt: skip
         shape = self._latent_shape(video) if latents is None else latents.latents.shape
+        if all(w is None for w in weights):
+            sources = sources[:1]  # nothing is ever fused
         streams = streams_of(
             sources, self, schedule, shape, call, injection, frames_per_chunk, video, latents
         )

@@ -86,8 +86,9 @@ def train(
 ) -> Path:
     """Train the adapter of `pipe.unet` up to `max_steps`, from where the folder's training ended.
 
-    dataset: samples {"frames": f 3 h w in [0, 1], "caption": str} by number or as a stream; sample
-        i is asked for as number i modulo its length, in the data set's own order.
+    dataset: samples {"frames": f 3 h w in [0, 1], "caption": str}, perhaps with "noise" in place of
+        noise drawn anew, by number or as a stream; sample i is asked for as number i modulo its
+        length, in the data set's own order.
     folder: afterwards an adapter that `TemporalAdapter.load` reads; `log.csv`, a row a step;
         `step-N`, the adapter at each checkpoint; `state.safetensors`, from which a run goes on.
     The log's temporal loss and similarity are of those batches of a step that have the LoRA on,

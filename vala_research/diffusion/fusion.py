@@ -17,6 +17,7 @@ from torch import Tensor
 from vala_research import InputError
 from vala_research.diffusion import codec
 from vala_research.diffusion.activation import Activation, activate
+from vala_research.diffusion.arguments import check_steps
 from vala_research.diffusion.attention import Injection, get_policy
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.schedule import Schedule
@@ -89,11 +90,14 @@ def streams_of(
         codec.check_guidance(source.guidance_scale)
         get_policy(source.attention)
         check_source(source, index, pipe.vae, shape)
+        if source.latents is not None:
+            check_steps(source.latents, schedule)
         is_own = source.unet is pipe.unet
         device = pipe._execution_device if is_own else source.unet.device
         text = encoded_prompts(source, pipe).to(device)
         own = own_schedule(schedule, source.scheduler)
-        inverted = latents.activation if latents is not None and index == 0 else None
+        known = source.latents or (latents if index == 0 else None)
+        inverted = None if known is None else known.activation
         backbone = SourceBackbone(
             source.unet, frames_per_chunk,
             activation=activation_of(source, pipe, own, video, inverted),
@@ -104,7 +108,7 @@ def streams_of(
         )  # fmt: skip
         levels = replace(schedule, prediction_type=own.prediction_type)
         scale, policy = source.guidance_scale, source.attention
-        streams.append(Stream(backbone, levels, text, scale, policy, injection))
+        streams.append(Stream(backbone, levels, text, scale, policy, injection, source.latents))
     return streams
 
 
@@ -138,7 +142,10 @@ def begin(
     generator: Any,
     progress: Callable[[Iterable], Iterable],
 ) -> None:
-    """Give every stream its noisiest latent, by `image_start`; given latents are everybody's."""
+    """Give every stream its noisiest latent: its own if it has one, or by `image_start`.
+
+    latents given to the call are everybody's.
+    """
     image_start = "inverted" if fusion is None else fusion.image_start
     n_injected = max(streams[0].injection.n_steps(len(streams[0].schedule)))
     if n_injected and image_start == "noise":
@@ -147,7 +154,9 @@ def begin(
             "to 0, or image_start to 'inverted'."
         )
     for m, stream in enumerate(streams):
-        if latents is not None:
+        if stream.inverted is not None:
+            known = stream.inverted
+        elif latents is not None:
             known = latents if m == 0 else replace(latents, null_text=None)
         elif m == 0 or image_start == "inverted":
             known = stream.invert(z_0, settings, n_injected > 0, progress)

@@ -14,6 +14,7 @@ from vala_research.diffusion.activation import AdaptedBackbone
 from vala_research.diffusion.adapter import TemporalAdapter
 from vala_research.diffusion.attention import AnchorAttention, Policy
 from vala_research.diffusion.backbone import VIDEO_UNETS, chunks, vae_factor
+from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.motion import max_frames
 from vala_research.diffusion.schedule import Schedule
 
@@ -31,6 +32,7 @@ class Source:
     control, control_scale: a ControlNet, one picture a frame (f 3 h w in [0, 1]), its strength.
     window, overlap: frames that a video model sees at once, and those that neighbouring windows
     share; predictions of one frame in several windows are averaged (None: all frames at once).
+    latents: the clip's inversion by this source, to skip inverting.
     """
 
     unet: nn.Module | None = None
@@ -51,6 +53,7 @@ class Source:
     control_scale: float = 1.0
     window: int | None = None
     overlap: int = 4
+    latents: Inversion | None = None
 
     @classmethod
     def of(cls, pipeline: Any, **own: Any) -> "Source":
@@ -156,6 +159,11 @@ def check_source(source: Source, index: int, vae: Any, shape: Sequence[int]) -> 
             "the source its own tokenizer and text_encoder."
         )
     _check_windows(source, name, n_frames)
+    if source.latents is not None and tuple(source.latents.latents.shape) != tuple(shape):
+        raise InputError(
+            f"{name} has latents of shape {tuple(source.latents.latents.shape)} and the clip's are "
+            f"{tuple(shape)}: invert this clip."
+        )
     if source.controlnet is not None:
         size = (n_frames, 3, h * vae_factor(vae), w * vae_factor(vae))
         found = None if source.control is None else tuple(source.control.shape)

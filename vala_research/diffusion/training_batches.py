@@ -33,6 +33,7 @@ Vision = Callable[[Float[Tensor, "f 3 h w"]], Float[Tensor, "f m d"]]
 class Encoders:
     """From samples {"frames": f 3 h w, "caption"} to what the loss reads; nothing here is trained.
 
+    Samples may bring their "noise", f c h w like their latents: see `Batch`.
     pipe: has `encode` and `encode_prompt`, as VideoEditPipeline. vision: hidden states of an image
     encoder, for an adapter with frame tokens.
     """
@@ -53,7 +54,13 @@ class Encoders:
         z_0 = torch.stack([self.pipe.encode(f) for f in frames])
         vision = torch.stack([self.vision(f) for f in frames]) if self.vision else None
         c = torch.stack([self.control.condition(f) for f in frames]) if self.control else None
-        return Batch(z_0, self.pipe.encode_prompt(captions), vision, c)
+        noise = torch.stack([s["noise"] for s in samples]).to(z_0) if "noise" in samples[0] else None
+        if noise is not None and noise.shape != z_0.shape:
+            raise InputError(
+                f"The samples' noise has shape {tuple(noise.shape[1:])} and their latents "
+                f"{tuple(z_0.shape[1:])}: give noise of the latents' shape."
+            )
+        return Batch(z_0, self.pipe.encode_prompt(captions), vision, c, noise)
 
 
 def generator_of(seed: int, number: int) -> torch.Generator:

@@ -31,8 +31,10 @@ from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.editing import ANCHORS
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.schedule import Schedule, sample
+from vala_research.diffusion.source import Source
 from vala_research.evaluation import metrics
 from vala_research.evaluation.edit_cases import ClipCase, EditCase, Material
+from vala_research.evaluation.fusion_plans import Plan, inverted_sources
 from vala_research.methods.anchors import AnchorSettings, assign_anchors, select_keyframes
 
 Measure = Callable[[Float[Tensor, "f c h w"], Material], dict[str, float]]
@@ -53,7 +55,7 @@ class EditSetting:
 
     attention: a policy's name, or how the policy of a clip is found: AnchorSettings, Keyframes.
     adapter: the folder of a `TemporalAdapter`, "miniature", or "" for none; adapter_interval and
-    adapter_scale None are its own.
+    adapter_scale None are its own. fusion: several models at once; attention is then its sources'.
     """
 
     attention: str | AnchorSettings | Keyframes = "extended"
@@ -64,10 +66,11 @@ class EditSetting:
     adapter: str = ""
     adapter_interval: tuple[float, float] | None = None
     adapter_scale: float | None = None
+    fusion: Plan | None = None
     extra: dict = field(default_factory=dict)
 
     def arguments(self) -> dict:
-        own = {k: v for k, v in vars(self).items() if k not in ("adapter", "extra")}
+        own = {k: v for k, v in vars(self).items() if k not in ("adapter", "fusion", "extra")}
         return own | self.extra
 
     def inverting(self) -> dict:
@@ -122,14 +125,19 @@ def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> I
         known = truth_row(material, clip_scorer)
         for name, s in settings.items():
             how = (s.attention, s.inversion, s.num_inference_steps, str(s.inverting()))
+            how = (*how, s.fusion and s.fusion.inverting())
             key = (case.index, case.source_prompt, *how)
             forget_peak()
             if key not in found:
                 found[key] = inverted(pipe, material.frames, case.source_prompt, s, case.index)
-            start = time.perf_counter()
+            start, given = time.perf_counter(), found[key]
+            if s.fusion is None:
+                start_at = {"latents": given.inversion, "attention": given.policy}
+            else:
+                start_at = {"fusion": s.fusion.fusion(given.sources)}
             frames = pipe(
-                None, case.prompt, case.source_prompt, latents=found[key].inversion,
-                output_type="pt", **s.arguments() | {"attention": found[key].policy},
+                None if s.fusion is None else material.frames, case.prompt, case.source_prompt,
+                output_type="pt", **s.arguments() | start_at,
             ).frames[0].cpu()  # fmt: skip
             seconds = found[key].seconds + time.perf_counter() - start
             cost = {"inversion_psnr": found[key].psnr, "seconds": seconds,
@@ -141,18 +149,28 @@ def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> I
 
 @dataclass(frozen=True)
 class Inverted:
-    """One clip inverted under one policy: what edits of it share."""
+    """One clip inverted under one policy, or by the sources of a fusion: what edits of it share."""
 
-    policy: str | Policy
-    inversion: Inversion
+    policy: str | Policy | None
+    inversion: Inversion | None
     psnr: float
     seconds: float
+    sources: list[Source] = field(default_factory=list)
 
 
 def inverted(
     pipe, frames: Float[Tensor, "f c h w"], caption: str, s: EditSetting, seed: int = 0
 ) -> Inverted:
-    """Find the clip's policy, invert under it, and reconstruct (which is not timed)."""
+    """Find the clip's policy, invert under it, and reconstruct (which is not timed).
+
+    A fusion's sources invert each for itself; their reconstructions are not measured (NaN).
+    """
+    if s.fusion is not None:
+        sources, seconds = inverted_sources(
+            pipe, s.fusion.built(pipe), frames, caption, s.num_inference_steps, s.inversion,
+            s.fusion.image_start,
+        )  # fmt: skip
+        return Inverted(None, None, float("nan"), seconds, sources)
     start = time.perf_counter()
     z_0 = pipe.encode(frames)
     policy, n = s.policy(z_0, seed), s.num_inference_steps
