@@ -10,10 +10,15 @@ import typer
 
 import theory.attention_alignment
 import theory.bilateral_filter
+import theory.ddim_inversion
 import theory.ddim_stability
+import theory.descent_rate
 import theory.gradient_descent
 import theory.shared_tokens
 import theory.softmax_norms
+import theory.steady_flicker
+import theory.strict_saddles
+import theory.temporal_curvature
 import theory.temporal_loss  # noqa: F401 - each enters its statements in the table
 from theory.verdict import STATEMENTS, Verdict
 

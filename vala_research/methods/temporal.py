@@ -5,7 +5,8 @@ FTC blocks of GE-Adapter (arXiv 2501.04606) 3.2, Eqs. (3) and (4); their theory 
     s_t = <F_t, F_{t+1}> / (|F_t| |F_{t+1}|),   L = 1/(T-1) sum_{t=2}^{T-1} (s_t - s_{t-1})^2
 
 L vanishes whenever all s_t are equal: frames e, -e, e, -e have similarity -1 throughout and L = 0,
-so the strongest flicker is a global minimum. Report the mean similarity beside the loss, always.
+so the strongest flicker is a global minimum. Report the mean similarity beside the loss, always;
+or use L + w mean(1 - s_t), which vanishes only where all frames share a direction.
 
 The similarity is undefined at a zero feature, and its gradient there unbounded: its norm is exactly
 sqrt(1 - s^2) / |F|. A zero is therefore refused; an epsilon would hide it and break that identity.
@@ -27,11 +28,12 @@ class TemporalSettings:
     """variant: "triples" of consecutive frames (the paper's) or "released" (the published code's).
 
     per_token: the similarity of two frames is the mean over tokens of the tokens' cosines, not one
-    cosine of the flattened features.
+    cosine of the flattened features. flicker_weight: w of w mean(1 - s_t) beside L; 0 is the paper.
     """
 
     variant: str = "triples"
     per_token: bool = False
+    flicker_weight: float = 0.0
 
     def __post_init__(self):
         if self.variant not in VARIANTS:
@@ -42,6 +44,13 @@ class TemporalSettings:
             raise InputError(
                 "The released variant takes its cosine over the batch, not over tokens: leave "
                 "per_token out."
+            )
+        if not 0 <= self.flicker_weight < float("inf"):
+            raise InputError(f"flicker_weight is {self.flicker_weight}: give a number from 0 on.")
+        if self.flicker_weight and self.variant == "released":
+            raise InputError(
+                "The released variant compares two steps and has no similarity of frames: leave "
+                "flicker_weight at 0."
             )
 
 
@@ -74,7 +83,10 @@ def frame_similarity(
 
 
 def temporal_consistency_loss(
-    features: Float[Tensor, " f *rest"], variant: str = "triples", per_token: bool = False
+    features: Float[Tensor, " f *rest"],
+    variant: str = "triples",
+    per_token: bool = False,
+    flicker_weight: float = 0.0,
 ) -> Float[Tensor, ""]:
     """How unevenly features change from frame to frame; Eq. (4), GE-Adapter 3.2. Lower is better.
 
@@ -85,16 +97,20 @@ def temporal_consistency_loss(
     over the b samples, a zero giving 0. Of one sample a cosine is a sign and the gradient exactly
     zero: with the published batch size of 1 this loss trains nothing.
 
+    flicker_weight: w of L + w mean(1 - s_t), which steady flicker of similarity s makes w (1 - s).
+    Its only minima are frames of one direction: every other critical point is a strict saddle.
+
     Differs from paper: Eq. (4) starts at a term that needs a frame before the first and calls T
     timesteps; the sum here is Eq. (22) of its appendix.
     Raises InputError as `frame_similarity` does, and for fewer than 3 frames, or rows not by 4.
     """
-    TemporalSettings(variant, per_token)
+    TemporalSettings(variant, per_token, flicker_weight)
     if variant == "released":
         return _released(features)
     _check(features, 3, "The temporal loss over triples")
     s = frame_similarity(features, per_token)
-    return s.diff().square().sum() / (len(features) - 1)
+    loss = s.diff().square().sum() / (len(features) - 1)
+    return loss + flicker_weight * (1 - s).mean() if flicker_weight else loss
 
 
 def _released(features: Tensor) -> Tensor:
