@@ -1,0 +1,138 @@
+"""What one step makes of an error, and closed forms of what all steps do, for any schedule.
+
+Levels are alpha_bar_0 >= ... >= alpha_bar_T, the least noisy one first; alpha_t = alpha_bar_t /
+alpha_bar_{t-1}; L is the network's Lipschitz constant. K(a) = (1 + sqrt(1 - a)) / sqrt(a).
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.diffusion.schedule import Schedule, inference_timesteps
+
+
+def check_levels(levels: Float[Tensor, "*b n"], lipschitz: float = 0.0) -> None:
+    """Refuse what is no schedule: levels outside (0, 1] or not decreasing, a constant below 0."""
+    if levels.shape[-1] < 2:
+        raise InputError(f"There are {levels.shape[-1]} noise levels: give 2 or more.")
+    if not ((levels > 0) & (levels <= 1)).all():
+        raise InputError("The levels alpha_bar leave (0, 1]: give signal levels of a schedule.")
+    if not (levels.diff(dim=-1) <= 0).all():
+        raise InputError("The levels alpha_bar increase: give them from clean to noisy.")
+    if not lipschitz >= 0:
+        raise InputError(f"The Lipschitz constant is {lipschitz}: give 0 or more.")
+
+
+def stable_diffusion(n_steps: int = 1000) -> Schedule:
+    """Scaled-linear betas from 0.00085 to 0.012 over 1000 levels, ending at no noise at all."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    levels = (1 - betas).cumprod(0).tolist()
+    steps = inference_timesteps(1000, n_steps, "trailing", 0)
+    return Schedule(tuple(levels), 1.0, "epsilon", steps)
+
+
+def levels_of(schedule: Schedule) -> Float[Tensor, " n"]:
+    """alpha_bar of all levels that the schedule visits, the final one first."""
+    steps = list(schedule)
+    found = [steps[-1].alpha_bar_s] + [step.alpha_bar_t for step in reversed(steps)]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def update_mean(
+    x: Float[Tensor, "*s"], eps: Float[Tensor, "*s"], alpha: float, alpha_bar: float
+) -> Float[Tensor, "*s"]:
+    """(x - (1 - alpha) / sqrt(1 - alpha_bar) eps) / sqrt(alpha): the paper's (53) without noise."""
+    return (x - (1 - alpha) / (1 - alpha_bar) ** 0.5 * eps) / alpha**0.5
+
+
+def update_factors(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b t"]:
+    """C_t = (1 + (1 - alpha_t) L / sqrt(1 - alpha_bar_t)) / sqrt(alpha_t), t = 1..T: (71)."""
+    check_levels(levels, lipschitz)
+    alpha, noise = levels[..., 1:] / levels[..., :-1], (1 - levels[..., 1:]).sqrt()
+    return (1 + (1 - alpha) / noise * lipschitz) / alpha.sqrt()
+
+
+def ddim_coefficients(
+    a: Float[Tensor, "*b"], b: Float[Tensor, "*b"]
+) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
+    """(A, B) with ddim_step(z, eps, a, b) = A z + B eps."""
+    scale = (b / a).sqrt()
+    return scale, (1 - b).sqrt() - scale * (1 - a).sqrt()
+
+
+def denoising_factors(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b t"]:
+    """A_t + |B_t| L of the DDIM steps t -> t-1, t = 1..T."""
+    check_levels(levels, lipschitz)
+    a, b = ddim_coefficients(levels[..., 1:], levels[..., :-1])
+    return a + b.abs() * lipschitz
+
+
+def inversion_factors(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b t"]:
+    """A_t + |B_t| L of the inversion's steps t-1 -> t, t = 1..T."""
+    check_levels(levels, lipschitz)
+    a, b = ddim_coefficients(levels[..., :-1], levels[..., 1:])
+    return a + b.abs() * lipschitz
+
+
+def log_growth(levels: Float[Tensor, "*b n"]) -> Float[Tensor, "*b"]:
+    """ln K(alpha_bar_T) - ln K(alpha_bar_0) = asinh lambda_T - asinh lambda_0."""
+    log_k = ((1 + (1 - levels).sqrt()) / levels.sqrt()).log()
+    return log_k[..., -1] - log_k[..., 0]
+
+
+def log_update_bound(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
+    """ln of K^(2L) / sqrt(alpha_bar), above the sum of ln C_t: theory/README.md, B4."""
+    return (levels[..., 0] / levels[..., -1]).log() / 2 + 2 * lipschitz * log_growth(levels)
+
+
+def log_denoising_bound(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
+    """ln of K^L / sqrt(alpha_bar), above the sum of ln (A_t + |B_t| L): theory/README.md, B5."""
+    return (levels[..., 0] / levels[..., -1]).log() / 2 + lipschitz * log_growth(levels)
+
+
+def log_inversion_bound(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
+    """ln of sqrt(alpha_bar) K^max(1, L), the same for inversion: theory/README.md, B7.
+
+    With fine steps sqrt(alpha_bar) K^L is met for every L; for L < 1 coarse steps exceed it.
+    """
+    scale = (levels[..., -1] / levels[..., 0]).log() / 2
+    return scale + max(1.0, lipschitz) * log_growth(levels)
+
+
+def noise_gain(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
+    """sum_t (prod_{s < t} C_s)^2 (1 - alpha_{t-1}): the noise's mean square at the end, over N.
+
+    Step t -> t-1 adds noise of variance 1 - alpha_{t-1}, the last one, t = 1, none; later steps
+    s = t-1, ..., 1 stretch it.
+    """
+    gain = update_factors(levels, lipschitz).cumprod(-1)[..., :-1]
+    return (gain**2 * (1 - levels[..., 1:-1] / levels[..., :-2])).sum(-1)
+
+
+def noise_gain_bound(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
+    """K(a)^(4L) (1 / a - 1), a = alpha_bar_{T-1}: theory/README.md, B6. From alpha_bar_0 = 1."""
+    if not (levels[..., 0] == 1).all():
+        raise InputError("The final level is not 1: this bound starts at no noise at all.")
+    before = levels[..., :-1]
+    return (4 * lipschitz * log_growth(before)).exp() * (1 / before[..., -1] - 1)
+
+
+def random_levels(seed: int, n: int = 20_000) -> Iterator[tuple[Float[Tensor, "b n"], float]]:
+    """n schedules from alpha_bar 1 of 2 to 100 steps, their ends and L (0 to 3) random too."""
+    generator, each = torch.Generator().manual_seed(seed), n // 20
+    for i in range(20):
+        lipschitz = float(3 * torch.rand(1, generator=generator))
+        logits = 3 * torch.randn(each, 2 + i * i // 4, generator=generator, dtype=torch.float64)
+        signal = 10 * torch.rand(each, generator=generator, dtype=torch.float64)
+        yield schedules(logits, signal), lipschitz
+
+
+def schedules(
+    logits: Float[Tensor, "b t"], log_signal: Float[Tensor, "*b"] | float
+) -> Float[Tensor, "b n"]:
+    """Any schedule of t steps from alpha_bar 1 down to exp(-log_signal): shares are a softmax."""
+    u = torch.as_tensor(log_signal, dtype=logits.dtype)[..., None] * logits.softmax(-1).cumsum(-1)
+    return torch.cat([torch.ones_like(u[:, :1]), torch.exp(-u)], -1)
