@@ -130,3 +130,19 @@ def ideal_output(head: Head, z: Tensor, n_rows: int, n_steps: int = 500) -> tupl
     for _ in range(n_steps):
         x = head(x, z)
     return x, float((head(x, z) - x).norm())
+
+
+def judged(w_q, w_k, w_v, x, x_ideal, z, z_ideal) -> dict[str, float]:
+    """Both norms of the difference, and what the three bounds say of them; float64.
+
+    difference, paper, F: Frobenius norms; row, R: the largest norm of a row. a, bound_a: of term
+    A alone. norm: ||P||_2.
+    """
+    points = (p.double() for p in (x, x_ideal, z, z_ideal))
+    c = Comparison(Head(w_q.double(), w_k.double(), w_v.double()), *points)
+    found = {
+        "difference": fro(c.difference), "paper": c.bound_paper(), "F": c.bound_f(),
+        "row": row(c.difference), "R": c.bound_r(), "a": fro(c.term_a), "bound_a": c.bound_a(),
+        "norm": two(c.head.weights(c.x, c.z)),
+    }  # fmt: skip
+    return {name: float(value) for name, value in found.items()}

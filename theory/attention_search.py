@@ -6,9 +6,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.linalg import pinv, svdvals
 
 from theory.attack import Points, attack
-from theory.attention import Comparison, Head, fro, two
+from theory.attention import Comparison, Head, fro, row, two
 
 EPS = torch.finfo(torch.float64).eps
 Case = Callable[..., Comparison]
@@ -66,3 +67,29 @@ def is_resolved(c: Comparison) -> Tensor:
     logits = (c.x @ c.head.w_q @ (c.z @ c.head.w_k).mT).abs().amax((-2, -1))
     scale = (1 + logits) * two(torch.cat([c.z, c.z_ideal], -2) @ c.head.w_v)
     return torch.minimum(fro(c.difference), fro(c.term_a)) > 1e8 * EPS * scale
+
+
+def solving(w_q, w_k, w_v, x, x_ideal, z_ideal, dz) -> Comparison:
+    """As drawn, with the smallest change of W_V that makes X* solve Eq. (83)."""
+    mean = Head(w_q, w_k, w_v).weights(x_ideal, z_ideal) @ z_ideal  # P* does not depend on W_V
+    solved = w_v + pinv(mean) @ (x_ideal - mean @ w_v)
+    return Comparison(Head(w_q, w_k, solved), x, x_ideal, z_ideal + dz, z_ideal)
+
+
+def solves_it(c: Comparison) -> Tensor:
+    """x_ideal solves Eq. (83) as well as float64 can, and W_V is far from singular."""
+    left = fro(c.head(c.x_ideal, c.z_ideal) - c.x_ideal)
+    values = svdvals(c.head.w_v)
+    return (left < 1e-9 * row(c.x_ideal)) & (values[..., -1] >= 0.01 * values[..., 0])
+
+
+def random_ratios(n: int = 20_000, seed: int = 0) -> dict[str, list[float]]:
+    """lhs / rhs of the paper's bound, of (F) and of (R) at random, where X* solves Eq. (83)."""
+    found: dict[str, list[float]] = {"paper": [], "F": [], "R": []}
+    for size in SIZES:
+        c = solving(*draw(torch.Generator().manual_seed(seed), size, n // len(SIZES)))
+        is_valid, lhs = solves_it(c) & is_resolved(c), fro(c.difference)
+        found["paper"] += (lhs / c.bound_paper())[is_valid].tolist()
+        found["F"] += (lhs / c.bound_f())[is_valid].tolist()
+        found["R"] += (row(c.difference) / c.bound_r())[is_valid].tolist()
+    return found

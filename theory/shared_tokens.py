@@ -16,7 +16,7 @@ from vala_research.methods.prompt_tokens import PromptTokens, pooled_tokens
 
 
 def least_distance(
-    h: Float[Tensor, "n c"], z_u: Float[Tensor, "n d"], has_bias: bool = False
+    h: Float[Tensor, "n c"], z_u: Float[Tensor, "n_ideal d"], has_bias: bool = False
 ) -> Float[Tensor, ""]:
     """||(I - H H^+) Z_u*||_F: what no linear map of the image tokens H can come closer to Z_u*.
 
