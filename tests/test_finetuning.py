@@ -21,11 +21,12 @@ from vala_research.diffusion.adapter import AdapterSettings, TemporalAdapter, ho
 from vala_research.diffusion.adapter_loss import (
     Batch,
     LossSettings,
+    Noising,
     adapter_loss,
     draw_noising,
 )
 from vala_research.diffusion.finetuning import TrainingSettings, train
-from vala_research.diffusion.training_batches import Control, numbered_batches
+from vala_research.diffusion.training_batches import Control, Encoders, numbered_batches
 from vala_research.methods.temporal import frame_similarity
 
 QUICK = TrainingSettings(
@@ -146,6 +147,51 @@ def test_loss_is_equation_19(scheduler, prediction_type):
         assert torch.allclose(found["diffusion"], diffusion, rtol=1e-5)
         assert torch.allclose(found["loss"], expected, rtol=1e-4)
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_velocity_weighting_is_the_error_of_v(scheduler, prediction_type):
+    """Whatever the network predicts, turned into a v by the scheduler's own formula."""
+    scheduler.register_to_config(prediction_type=prediction_type)
+    adapter, batch = moved(TemporalAdapter.attach(tiny_unet(), BARE)), batch_of()
+    eps = torch.randn(batch.z_0.shape, generator=torch.Generator().manual_seed(4))
+    t = torch.full(batch.z_0.shape[:2], 300)  # alpha_bar = 0.39: no weight is cut off at 100
+    noising = Noising(t, eps, True)
+    found = adapter_loss(adapter, scheduler, batch, noising, LossSettings(weighting="velocity"))
+    z, eps, t = batch.z_0.flatten(0, 1), eps.flatten(0, 1), t.flatten()
+    a = scheduler.alphas_cumprod[300]
+    noisy = scheduler.add_noise(z, eps, t)
+    out = adapter.unet(noisy, t, batch.text.repeat_interleave(3, 0)).sample
+    if prediction_type == "epsilon":
+        out = scheduler.get_velocity((noisy - (1 - a).sqrt() * out) / a.sqrt(), out, t)
+    elif prediction_type == "sample":
+        out = scheduler.get_velocity(out, (noisy - a.sqrt() * out) / (1 - a).sqrt(), t)
+    wanted = (out - scheduler.get_velocity(z, eps, t)).square().mean()
+    assert torch.allclose(found["diffusion"], wanted, rtol=1e-4)
+    with pytest.raises(InputError, match="weighting"):
+        LossSettings(weighting="snr")
+
+
+def test_noise_of_the_samples_takes_the_place_of_what_is_drawn(fresh, scheduler):
+    pipe, adapter = fresh(BARE)
+    clips, encoders = Clips(2), Encoders(pipe)
+    z_0 = encoders.batch(clips, [True, True]).z_0
+    noise = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(6))
+    given = [c | {"noise": x} for c, x in zip(clips, noise, strict=True)]
+    batch, s = encoders.batch(given, [True, True]), LossSettings()
+    assert torch.equal(batch.frames([0, 2]).noise, noise[:, [0, 2]])
+    drawn = draw_noising(tuple(z_0.shape), 1000, s, torch.Generator().manual_seed(0))
+    losses = [
+        adapter_loss(adapter, scheduler, x, n, s)["diffusion"].item()
+        for x, n in (
+            (batch, drawn),
+            (replace(batch, noise=None), replace(drawn, eps=noise)),
+            (replace(batch, noise=None), drawn),
+        )
+    ]
+    assert losses[0] == losses[1] != losses[2]
+    with pytest.raises(InputError, match="noise has shape"):
+        encoders.batch([c | {"noise": noise[0, :2]} for c in clips], [True, True])
 
 
 def test_below_the_interval_only_tokens_learn(scheduler):

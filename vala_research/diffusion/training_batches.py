@@ -54,7 +54,9 @@ class Encoders:
         z_0 = torch.stack([self.pipe.encode(f) for f in frames])
         vision = torch.stack([self.vision(f) for f in frames]) if self.vision else None
         c = torch.stack([self.control.condition(f) for f in frames]) if self.control else None
-        noise = torch.stack([s["noise"] for s in samples]).to(z_0) if "noise" in samples[0] else None
+        noise = (
+            torch.stack([s["noise"] for s in samples]).to(z_0) if "noise" in samples[0] else None
+        )
         if noise is not None and noise.shape != z_0.shape:
             raise InputError(
                 f"The samples' noise has shape {tuple(noise.shape[1:])} and their latents "

@@ -96,11 +96,13 @@ def edit_cases(
         for index in range(n):
             generator = split_generator(split, 10_000_000 + index)
             source = random_scene(generator, world=replace(world, empty=0.0))
-            cases.append(EditCase(kind, index, source, _target(source, kind, world, generator)))
+            cases.append(
+                EditCase(kind, index, source, target_scene(source, kind, world, generator))
+            )
     return cases
 
 
-def _target(source: Scene, kind: str, world: World, generator: torch.Generator) -> Scene:
+def target_scene(source: Scene, kind: str, world: World, generator: torch.Generator) -> Scene:
     """The first draw that changes each attribute and keeps contrast and the held-out pairs."""
     values = {"shape": world.shapes, "colour": world.colours,
               "background": world.backgrounds, "pattern": world.patterns}  # fmt: skip
