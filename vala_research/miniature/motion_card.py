@@ -1,0 +1,186 @@
+"""What the video model's clips show, beside the image model frame by frame and the true clips.
+
+`python -m vala_research.miniature.motion_card` samples the captions of test scenes and prints the
+table of the weights' README. A sampled clip has no true flow, so E_warp is taken under the flow
+that DIS estimates on the clip itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vala_research import miniature_path
+from vala_research.data.atomic import written_whole
+from vala_research.data.sprites import (
+    COLOURS,
+    Scene,
+    random_scene,
+    read_attributes,
+    render,
+    split_generator,
+    tones,
+)
+from vala_research.evaluation import metrics
+from vala_research.evaluation.statistics import paired_gain, summarise
+from vala_research.miniature.configuration import SIZE, WORLD
+from vala_research.miniature.motion import build_adapter
+
+SAMPLING = dict(num_inference_steps=25, guidance_scale=2.5)
+COLUMNS = {  # of a row: the table's heading and the factor it is printed with
+    "success": ("success", 1.0), "coherent": ("coherent", 1.0),
+    "difference": ("difference x 1000", 1e3), "warp_error": ("E_warp x 1000", 1e3),
+    "followed": ("followed", 1.0), "speed": ("speed", 1.0), "jump": ("jump", 1.0),
+}  # fmt: skip
+
+
+def pipeline(adapter=None):
+    """Plain AnimateDiffPipeline of the miniature; without adapter, one that changes nothing."""
+    from diffusers import AnimateDiffPipeline, StableDiffusionPipeline
+
+    image = StableDiffusionPipeline.from_pretrained(miniature_path(), safety_checker=None)
+    parts = {k: image.components[k] for k in ("vae", "text_encoder", "tokenizer", "unet")}
+    pipe = AnimateDiffPipeline(
+        **parts, scheduler=image.scheduler, motion_adapter=adapter or build_adapter()
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sample_clip(
+    pipe, scene: Scene, n_frames: int, seed: int, **settings
+) -> Float[Tensor, "f 3 h w"]:
+    """A clip of the scene's caption; equal seeds start from equal noise, other for every frame."""
+    generator = torch.Generator().manual_seed(seed)
+    return pipe(
+        scene.caption, num_frames=n_frames, height=SIZE, width=SIZE, generator=generator,
+        output_type="pt", **(SAMPLING | settings),
+    ).frames[0].cpu()  # fmt: skip
+
+
+def prompt_scenes(n: int, split: str = "test") -> list[Scene]:
+    """The first n scenes of a split that show an object."""
+    scenes, i = [], 0
+    while len(scenes) < n:
+        scene = random_scene(split_generator(split, i), world=WORLD)
+        scenes += [scene] if scene.shape else []
+        i += 1
+    return scenes
+
+
+def object_path(frames: Float[Tensor, "f 3 h w"], scene: Scene) -> Float[Tensor, "f 2"]:
+    """Centroid in pixels of what is nearer to the object's colour than to the ground's two tones.
+
+    NaN in a frame without such a pixel.
+    """
+    palette = torch.stack([torch.tensor(COLOURS[scene.colour]), *tones(scene.background)])
+    gap = torch.cdist(frames.flatten(2).transpose(1, 2), palette[None].expand(len(frames), -1, -1))
+    mask = (gap.argmin(-1) == 0).float()  # f n
+    y, x = torch.meshgrid(*(torch.arange(n) + 0.5 for n in frames.shape[2:]), indexing="ij")
+    at = torch.stack([x.flatten(), y.flatten()], -1)
+    return mask @ at / mask.sum(1, keepdim=True)
+
+
+def clip_row(frames: Float[Tensor, "f 3 h w"], scene: Scene) -> dict[str, float]:
+    """What one clip shows.
+
+    success: share of frames whose four attributes are the caption's; coherent: whether all frames
+    show the same four; difference: mean |x_t+1 - x_t|; warp_error: E_warp under the clip's own flow
+    by DIS, over the `followed` share of pixels (forward and backward flow agree); speed: pixels
+    that the object's centroid moves a frame; jump: the change of that step between frames.
+    """
+    read = read_attributes(frames)
+    flow, valid = metrics.estimate_flow(frames)
+    path = object_path(frames, scene)
+    return {
+        "success": metrics.attribute_success(frames, scene.attributes),
+        "coherent": float(all(r == read[0] for r in read)),
+        "difference": frames.diff(dim=0).abs().mean().item(),
+        "warp_error": metrics.warp_error(frames, flow, valid),
+        "followed": valid.float().mean().item(),
+        "speed": path.diff(dim=0).norm(dim=1).nanmean().item(),
+        "jump": path.diff(n=2, dim=0).norm(dim=1).nanmean().item(),
+    }
+
+
+def measure(pipes: dict[str, object], scenes: list[Scene], n_frames: int) -> Iterator[dict]:
+    """One row a scene and source of clips: each pipeline, and the true clip."""
+    for seed, scene in enumerate(tqdm(scenes, f"{n_frames} frames")):
+        clips = {name: sample_clip(p, scene, n_frames, seed) for name, p in pipes.items()}
+        clips["true clip"] = render(scene, n_frames, SIZE).frames
+        for name, frames in clips.items():
+            yield {"clips": name, "frames": n_frames, "index": seed, **clip_row(frames, scene)}
+
+
+def table(rows: list[dict]) -> str:
+    """Means and 95% bootstrap intervals over clips, in Markdown."""
+    lines = ["| clips | frames | n | " + " | ".join(h for h, _ in COLUMNS.values()) + " |"]
+    lines.append("|---" * (3 + len(COLUMNS)) + "|")
+    for key in dict.fromkeys((r["clips"], r["frames"]) for r in rows):
+        group = [r for r in rows if (r["clips"], r["frames"]) == key]
+        cells = [_cell([r[c] * k for r in group]) for c, (_, k) in COLUMNS.items()]
+        lines.append(f"| {key[0]} | {key[1]} | {len(group)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def gains(rows: list[dict], name: str, baseline: str) -> list[str]:
+    """Paired gains of one source of clips on another, by number of frames."""
+    lines = []
+    for f in dict.fromkeys(r["frames"] for r in rows):
+        of = {n: [r for r in rows if (r["clips"], r["frames"]) == (n, f)] for n in (name, baseline)}
+        for c, (heading, k) in COLUMNS.items():
+            pair = ([k * r[c] for r in of[n]] for n in (name, baseline))
+            g = paired_gain(*pair)
+            lines.append(f"{f} frames, {heading}: {g.mean:+.3g} [{g.low:+.3g}, {g.high:+.3g}]")
+    return lines
+
+
+def _cell(values: list[float]) -> str:
+    s = summarise(values)
+    return f"{s.mean:.3g} [{s.low:.3g}, {s.high:.3g}]"
+
+
+def picture(clips: list[Float[Tensor, "f 3 h w"]], path: Path) -> None:
+    """Clips as strips, one below the other, a white line between frames."""
+    from PIL import Image
+
+    rows = [torch.nn.functional.pad(c, (1, 1, 1, 1), value=1.0) for c in clips]
+    whole = torch.cat([torch.cat(list(r), 2) for r in rows], 1)
+    pixels = whole.permute(1, 2, 0).clamp(0, 1).mul(255).round().byte().numpy()
+    Image.fromarray(pixels).save(path)
+
+
+def main() -> None:
+    from diffusers import MotionAdapter
+
+    parser = argparse.ArgumentParser(prog="python -m vala_research.miniature.motion_card")
+    parser.add_argument("--motion", type=Path, help="the weights (default: the committed ones)")
+    parser.add_argument("--clips", type=int, nargs=2, default=[64, 32], help="of 8 and 16 frames")
+    parser.add_argument("--out", type=Path, default=Path("runs/miniature_motion"))
+    args = parser.parse_args()
+    adapter = MotionAdapter.from_pretrained(args.motion or miniature_path("motion"))
+    pipes = {"video model": pipeline(adapter), "image model": pipeline()}
+    rows = [row for n, f in zip(args.clips, (8, 16), strict=True)
+            for row in measure(pipes, prompt_scenes(n), f)]  # fmt: skip
+    args.out.mkdir(parents=True, exist_ok=True)
+    with written_whole(args.out / "clips.csv") as unfinished, unfinished.open("w") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(table(rows), *gains(rows, "video model", "image model"), sep="\n")
+    strips = [
+        sample_clip(pipe, scene, 8, seed)
+        for seed, scene in enumerate(prompt_scenes(6)) for pipe in reversed(pipes.values())
+    ]  # fmt: skip
+    picture(strips, args.out / "clips.png")
+
+
+if __name__ == "__main__":
+    main()
