@@ -43,6 +43,8 @@ def certify(
     corner: side of the square outside of which boxes are unbounded. Raises InputError when the
     claim is not shown within most_boxes, which a false claim never is.
     """
+    if not sigma_spatial > 0:
+        raise InputError(f"sigma_spatial is {sigma_spatial}: give a positive number.")
     left = [(a, b) for a in ((0.0, corner), (corner, inf))
             for b in ((-corner, corner), (corner, inf), (-inf, -corner))]  # fmt: skip
     g, n_boxes = iv.exp(-((1 / iv.mpf(sigma_spatial)) ** 2) / 2), 0

@@ -120,6 +120,21 @@ def noise_gain_bound(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[T
     return (4 * lipschitz * log_growth(before)).exp() * (1 / before[..., -1] - 1)
 
 
+def rms_closed_form(
+    levels: Float[Tensor, " n"], lipschitz: float, n_values: int, start: float, bias: float
+) -> float:
+    """sqrt(G_T^2 start^2 + N H) + bias sqrt(N) sum_t G_t, above R_0: theory/README.md, B6.
+
+    G_t = K(alpha_bar_t)^(2L) / sqrt(alpha_bar_t). n_values: N; start: R_T; bias: b(S) sigma of the
+    filter, of every step. From alpha_bar_0 = 1.
+    """
+    ends = range(2, len(levels) + 1)
+    g = torch.stack([log_update_bound(levels[:n], lipschitz) for n in ends]).exp()
+    noise = n_values * noise_gain_bound(levels, lipschitz)
+    carried = ((g[-1] * start) ** 2 + noise).sqrt()
+    return float(carried + bias * n_values**0.5 * g.sum())
+
+
 def random_levels(seed: int, n: int = 20_000) -> Iterator[tuple[Float[Tensor, "b n"], float]]:
     """n schedules from alpha_bar 1 of 2 to 100 steps, their ends and L (0 to 3) random too."""
     generator, each = torch.Generator().manual_seed(seed), n // 20
