@@ -2,7 +2,7 @@
 
 Constants: C.1 to C.4 of arXiv 2504.16016, corrected. With |F_t| >= m over T frames, the gradient of
 the similarity is sqrt(1 - s^2) / |F|, that of L at most 16 / ((T-1) m) a frame, and the Hessian of
-L at most 32 / ((T-1) m^2).
+L at most 32 / ((T-1) m^2). What is proved of them, and sharper, is in theory/.
 """
 
 import math
@@ -116,6 +116,47 @@ def test_half_precision_is_raised(dtype):
 def test_the_scale_neither_overflows_nor_vanishes(scale):
     x = random(4, 50).float()
     assert torch.allclose(frame_similarity(scale * x), frame_similarity(x), atol=1e-6)
+
+
+# The repaired loss
+
+
+def test_the_repaired_loss_adds_what_frames_lack_of_likeness():
+    x = random(5, 3, 4)
+    for per_token in (False, True):
+        paper = temporal_consistency_loss(x, per_token=per_token)
+        assert temporal_consistency_loss(x, per_token=per_token, flicker_weight=0.0) == paper
+        found = temporal_consistency_loss(x, per_token=per_token, flicker_weight=0.3)
+        lack = 1 - frame_similarity(x, per_token).mean()
+        assert (found - paper).item() == pytest.approx(0.3 * lack.item(), rel=1e-12)
+    assert TemporalSettings().flicker_weight == 0  # the paper's loss is the default
+
+
+def test_the_repaired_loss_sees_steady_flicker():
+    """Flicker costs 2 w, and a clip that only drifts unevenly next to nothing; L has it reversed."""
+    e = random(4, 8, 8)
+    flicker, drift = torch.stack([e, -e, e, -e]), torch.stack([e, e, e, e])
+    drift = drift + torch.tensor([0.0, 0.1, 0.3, 0.4])[:, None, None, None] * random(
+        4, 8, 8, seed=1
+    )
+    paper = [temporal_consistency_loss(x).item() for x in (flicker, drift)]
+    assert paper[0] == 0 < paper[1]
+    repaired = [temporal_consistency_loss(x, flicker_weight=0.5).item() for x in (flicker, drift)]
+    assert repaired[0] == pytest.approx(1.0) and repaired[1] < 0.1
+
+
+def test_the_repaired_loss_vanishes_for_frames_of_one_direction():
+    e = random(4, 8)
+    same = torch.stack([e, 3 * e, 0.2 * e])
+    assert temporal_consistency_loss(same, flicker_weight=1.0).item() == pytest.approx(0, abs=1e-14)
+    assert temporal_consistency_loss(same, per_token=True, flicker_weight=1.0).item() < 1e-14
+    assert temporal_consistency_loss(torch.stack([e, -e, e]), flicker_weight=1.0).item() > 1
+
+
+def test_the_repaired_gradient_is_that_of_differences():
+    x = random(8, 3, 2).requires_grad_()
+    assert gradcheck(lambda y: temporal_consistency_loss(y, flicker_weight=0.7), x)
+    assert gradgradcheck(lambda y: temporal_consistency_loss(y, flicker_weight=0.7), x)
 
 
 # The released variant
@@ -304,6 +345,9 @@ def test_the_largest_loss_is_a_critical_point():
         (lambda x: temporal_consistency_loss(x[:6], "released"), "6 rows .* not four blocks"),
         (lambda x: temporal_consistency_loss(x, "pairs"), "'pairs': choose one of triples, rel"),
         (lambda x: TemporalSettings("released", per_token=True), "leave per_token out"),
+        (lambda x: TemporalSettings("released", flicker_weight=1.0), "leave flicker_weight at 0"),
+        (lambda x: temporal_consistency_loss(x, flicker_weight=-1.0), "flicker_weight is -1"),
+        (lambda x: TemporalSettings(flicker_weight=float("nan")), "flicker_weight is nan"),
     ],
 )
 def test_bad_input_is_named(call, words):

@@ -106,7 +106,7 @@ def steady_flicker(
             "descent from near flicker aligns": bool(frame_similarity(ends).min() > 1 - 1e-6),
             "the vectorised loss is the library's": _agrees(near, w),
         },
-        Counterexample("L of frames that turn by .1, then .3, against L of e, -e, e", steady, wrong),
+        Counterexample("L of frames turning by .1 and .3 against L of e, -e, e", steady, wrong),
         0.8,
         sum(n for _, _, n in found.values()),
     )  # fmt: skip
