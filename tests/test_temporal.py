@@ -133,7 +133,7 @@ def test_the_repaired_loss_adds_what_frames_lack_of_likeness():
 
 
 def test_the_repaired_loss_sees_steady_flicker():
-    """Flicker costs 2 w, and a clip that only drifts unevenly next to nothing; L has it reversed."""
+    """Flicker costs 2 w, and an uneven drift next to nothing; L has it the other way."""
     e = random(4, 8, 8)
     flicker, drift = torch.stack([e, -e, e, -e]), torch.stack([e, e, e, e])
     drift = drift + torch.tensor([0.0, 0.1, 0.3, 0.4])[:, None, None, None] * random(
