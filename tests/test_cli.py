@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_checkpoint
+from tiny_models import tiny_checkpoint, tiny_motion_adapter
 from typer.testing import CliRunner
 
 from vala_research import read_clip, write_clip
@@ -106,6 +106,30 @@ def test_edit_with_an_adapter(tmp_path, clip, model):
     assert not torch.equal(results["on"][0], results["without"][0])
     used = results["on"][1]["parameters"]
     assert used["adapter"].endswith("adapter") and used["adapter_interval"] == [0, 1]
+
+
+def test_edit_with_a_video_model(tmp_path, clip, model):
+    tiny_motion_adapter().save_pretrained(tmp_path / "motion")
+    common = [clip, *PROMPTS, "--model", model, "--steps", 2]
+    fused = [*common, "--motion", tmp_path / "motion"]
+    frames = {}
+    for name, options in {
+        "alone": common, "fused": fused, "image": [*fused, "--tau", 0, "--video-weight", 0,
+        "--fusion-schedule", "constant"],
+    }.items():  # fmt: skip
+        code, _, stderr = vala("edit", *options, "-o", tmp_path / name, "--json", tmp_path / "j")
+        assert code == 0, stderr
+        frames[name] = read_clip(tmp_path / name).frames
+    assert torch.equal(frames["image"], frames["alone"])
+    assert not torch.equal(frames["fused"], frames["alone"])
+    record = json.loads((tmp_path / "j").read_text())
+    assert record["parameters"]["motion"] == str(tmp_path / "motion") and record["parameters"]["tau"] == 0
+    for options, naming in (
+        (["--tau", 2], "tau is 2.0"), (["--video-weight", 1.5], "not negative"),
+        (["--fusion-schedule", "x"], "Unknown fusion schedule 'x'"),
+        (["--motion", tmp_path / "nothing"], "cannot be loaded"),
+    ):  # fmt: skip
+        refused(tmp_path, "edit", *fused, *options, "-o", tmp_path / "o.mp4", naming=naming)
 
 
 def test_invert_reports_what_comes_back(tmp_path, clip, model):

@@ -119,6 +119,18 @@ def edit(
     adapter_scale: Annotated[
         float | None, typer.Option(help="How strongly it acts.", show_default="its own")
     ] = None,
+    motion: Annotated[
+        str | None,
+        typer.Option(
+            help="AnimateDiff motion modules to fuse with: 'miniature', a folder or a hub id.",
+            show_default="none",
+        ),
+    ] = None,
+    video_weight: Annotated[float, typer.Option(help="Of the video model, at step tau.")] = 0.7,
+    fusion_schedule: Annotated[
+        str, typer.Option(help="constant, decay_image, decay_video or cosine.")
+    ] = "decay_image",
+    tau: Annotated[float, typer.Option(help="Share of the steps before fusing.")] = 0.5,
     seed: Seed = 0,
     frames: Frames = None,
     stride: Stride = 1,
@@ -138,6 +150,10 @@ def edit(
     if adapter is None and (adapter_interval, adapter_scale) != (None, None):
         raise InputError("--adapter-interval and --adapter-scale are an adapter's: give --adapter.")
     place = dict(model=model, device=device, dtype=dtype, adapter=adapter)
+    if motion is not None:
+        place |= dict(
+            motion=motion, video_weight=video_weight, fusion_schedule=fusion_schedule, tau=tau
+        )
     _edit(clip, output, settings, place, (frames, stride, size), seed, strip, json_path)
 
 
@@ -187,11 +203,17 @@ def _edit(path, output, settings, place, sampling, seed, strip, json_path, truth
     _try_clip(path, *sampling)
     _check_outputs(path, writable(output), strip, json_path)
     _check_names(settings)
-    clip, pipe, device = _load(path, place, sampling)
-    estimate = _announce(pipe, clip, settings)
+    fused = {k: place[k] for k in ("video_weight", "fusion_schedule", "tau") if k in place}
+    schedule = _fusion_schedule(**fused) if fused else None
+    loaded = {k: v for k, v in place.items() if k not in (*fused, "motion")}
+    clip, pipe, device = _load(path, loaded, sampling)
+    fusion = _fusion(pipe, place["motion"], schedule) if fused else None
+    estimate = _announce(pipe, clip, settings, fusion)
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
-    edited = pipe(clip, output_type="pt", generator=generator, **settings).frames[0].cpu()
+    edited = pipe(
+        clip, output_type="pt", generator=generator, fusion=fusion, **settings
+    ).frames[0].cpu()  # fmt: skip
     seconds = time.perf_counter() - start
 
     # The clip first: nothing that is measured afterwards may cost it.
@@ -377,18 +399,35 @@ def _load_model(model: str, device: str, dtype: str, adapter: str | None = None)
     return pipe, name
 
 
+def _fusion_schedule(video_weight: float, fusion_schedule: str, tau: float):
+    """The weights of a video and an image model."""
+    from vala_research.methods.fusion import FusionSchedule
+
+    return FusionSchedule(fusion_schedule, (video_weight, 1 - video_weight), tau)
+
+
+def _fusion(pipe, motion: str, schedule):
+    """The model with motion modules and the model itself; long clips go in windows."""
+    from vala_research.diffusion.editing import Fusion, Source
+    from vala_research.diffusion.motion import load_motion_unet, max_frames
+
+    video = load_motion_unet(pipe.unet, motion)
+    return Fusion([Source(video, window=max_frames(video)), Source()], schedule)
+
+
 def _side(pipe) -> int:
     """The side of the pictures that the model was trained on, in pixels."""
     return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 
-def _announce(pipe, clip, settings: dict[str, Any]) -> dict[str, float]:
+def _announce(pipe, clip, settings: dict[str, Any], fusion=None) -> dict[str, float]:
     """Say what is to come; the time is that of one step of this clip, times their number."""
     import psutil
 
     n, (h, w) = len(clip), clip.frames.shape[-2:]
     keys = ("num_inference_steps", "guidance_scale", "inversion", "injection")
-    expected = pipe.estimate(n, h, w, **{k: settings[k] for k in keys if k in settings})
+    known = {k: settings[k] for k in keys if k in settings}
+    expected = pipe.estimate(n, h, w, fusion=fusion, **known)
     pipe.set_progress_bar_config(disable=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the prompt: the edit itself will warn

@@ -348,8 +348,12 @@ class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
         exact_settings: ExactSettings = ExactSettings(),  # noqa: B008 - frozen
         has_latents: bool = False,
         null_text_settings: NullTextSettings = NullTextSettings(),  # noqa: B008 - frozen
+        fusion: Fusion | None = None,
     ) -> Estimate:
-        """What an edit costs, before it starts; takes the arguments of the edit."""
+        """What an edit costs, before it starts; takes the arguments of the edit.
+
+        Of a fusion every source counts as much as the pipeline's own model, and its weights once.
+        """
         get_method(inversion)
         n = len(Schedule.from_scheduler(self.scheduler, num_inference_steps))
         branches = 1 if guidance_scale in (0, 1) else 2
@@ -364,6 +368,10 @@ class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
         branches += n_injected > 0
         size = Backbone(self.unet, frames_per_chunk).chunk_size(n_frames, branches, h, w)
         networks = dict(vae=self.vae, text_encoder=self.text_encoder, unet=self.unet)
+        if fusion is not None:
+            n_evaluations *= len(fusion.sources)
+            own = (s.unet for s in fusion.sources if s.unet is not None)
+            networks |= {f"unet of source {i}": unet for i, unet in enumerate(own)}
         needed = peak_bytes(
             networks, n_frames, height, width, n, branches, frames_per_chunk, unet_frames=size
         )

@@ -49,7 +49,9 @@ def peak_bytes(
     in_unet = n_branches * wide * (held * n_frames + 16 * unet_frames)
     part = codec.chunks_of(n_frames, height, width, frames_per_chunk)[0].stop
     in_vae = 5 * vae.config.block_out_channels[0] * height * width * part
-    weights = sum(p.numel() * p.element_size() for m in networks.values() for p in m.parameters())
+    # Models that share their weights hold them once.
+    parameters = {id(p): p for m in networks.values() for p in m.parameters()}
+    weights = sum(p.numel() * p.element_size() for p in parameters.values())
     solver = 4 * n_frames * (unet.config.in_channels * h * w * (n_steps + 10) + 6 * height * width)
     activations = max(in_unet * unet.dtype.itemsize, in_vae * vae.dtype.itemsize)
     return int(weights + solver + activations)
