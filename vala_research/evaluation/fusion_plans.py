@@ -26,9 +26,9 @@ KINDS = ("video", "image")
 class Plan:
     """Sources by name: "video" (motion modules on the pipeline's UNet) or "image" (that UNet).
 
-    attentions: of every source, None being `Source`'s default. motion: "miniature", a folder or hub
-    id. window, overlap: of video sources. The rest is that of `Fusion`. A schedule with tau = 1.0
-    leaves source 0 alone.
+    attentions, guidances: of every source, None being `Source`'s default and the call's; () is None
+    for all. motion: "miniature", a folder or hub id. window, overlap: of video sources. The rest is
+    that of `Fusion`. A schedule with tau = 1.0 leaves source 0 alone.
     """
 
     sources: tuple[str, ...] = ("video", "image")
@@ -39,21 +39,25 @@ class Plan:
     overlap: int = 4
     image_start: str = "inverted"
     normalise: bool = False
+    guidances: tuple[float | None, ...] = ()
 
     def __post_init__(self):
         if unknown := [s for s in self.sources if s not in KINDS]:
             raise InputError(f"Unknown source {unknown[0]!r}: choose one of {', '.join(KINDS)}.")
-        if len(self.attentions) != len(self.sources):
-            raise InputError(
-                f"There are {len(self.sources)} sources and {len(self.attentions)} attentions: "
-                "give one a source."
-            )
+        for name in ("attentions", "guidances"):
+            given = getattr(self, name) or (None,) * len(self.sources)
+            if len(given) != len(self.sources):
+                raise InputError(
+                    f"There are {len(self.sources)} sources and {len(given)} {name}: give one a "
+                    "source."
+                )
+            object.__setattr__(self, name, given)
 
     def inverting(self) -> str:
-        """What decides how the sources invert a clip: the same for all weights."""
+        """What the sources are and how they invert a clip: the same for all weights."""
         return repr(
-            (self.sources, self.attentions, self.motion, self.window, self.overlap,
-             self.image_start)
+            (self.sources, self.attentions, self.guidances, self.motion, self.window,
+             self.overlap, self.image_start)
         )  # fmt: skip
 
     def built(self, pipe) -> list[Source]:
@@ -62,8 +66,8 @@ class Plan:
         if "video" in self.sources:
             unet = video_unet(pipe.unet, self.motion)
             models["video"] = Source(unet, window=self.window, overlap=self.overlap)
-        pairs = zip(self.sources, self.attentions, strict=True)
-        return [replace(models[kind], attention=attention) for kind, attention in pairs]
+        parts = zip(self.sources, self.attentions, self.guidances, strict=True)
+        return [replace(models[s], attention=a, guidance_scale=g) for s, a, g in parts]
 
     def fusion(self, sources: list[Source]) -> Fusion:
         """The fusion of these sources."""
