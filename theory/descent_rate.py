@@ -70,15 +70,32 @@ def rate(
     )  # fmt: skip
 
 
+def promised_losses(x: Tensor, steps: float, n_steps: int) -> list[float]:
+    """What A5.4 promises of one descent, 1 f d, with steps of `steps` / L_s: n_steps + 1 losses.
+
+    c and R are those of the path itself, so this is known only afterwards.
+    """
+    eta, allowed = steps / smoothness_of(x), [losses(x).item()]
+    for _ in range(n_steps):
+        allowed.append(allowed[-1] * step_factor(x, eta, steps).item())
+        x = x - eta[:, None, None] * gradients(x)
+    return allowed
+
+
+def step_factor(x: Tensor, eta: Tensor, steps: float) -> Tensor:
+    """1 - 2 mu eta (1 - eta L_s / 2) of clips b f d, with their own c and R."""
+    sine = (1 - similarities(x).square()).amin(1).clamp_min(0).sqrt()
+    mu = pl_constant(x.shape[1], sine, x.norm(dim=-1).amax(1))
+    return 1 - 2 * mu * eta * (1 - steps / 2)
+
+
 def _keeps_rate(seed: int, steps: float = 1.0, n_steps: int = 100) -> bool:
     """Every step of 64 descents lowers L by the factor that its own c, R, m allow."""
     x = torch.randn(64, 4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     eta = steps / smoothness_of(x)
     for _ in range(n_steps):
-        sine = (1 - similarities(x).square()).amin(1).clamp_min(0).sqrt()
-        factor = 1 - 2 * pl_constant(4, sine, x.norm(dim=-1).amax(1)) * eta * (1 - steps / 2)
         y = x - eta[:, None, None] * gradients(x)
-        if not (losses(y) <= factor * losses(x) + 1e-14).all():
+        if not (losses(y) <= step_factor(x, eta, steps) * losses(x) + 1e-14).all():
             return False
         x = y
     return True

@@ -150,7 +150,7 @@ def _near_zero(d: float) -> tuple[float, float]:
 
 
 @statement("C.3b")
-def gradient_chords(seed: int = 0, n_starts: int = 256, n_steps: int = 300) -> Verdict:
+def gradient_chords(seed: int = 0, n_starts: int = 128, n_steps: int = 200) -> Verdict:
     """Lemma C.3, (39): so the gradient of L is Lipschitz with constant 16 / M.
 
     Verdict: false, and no consequence of (38), even where |F_t| = M: a bounded gradient makes L
@@ -183,7 +183,7 @@ def gradient_chords(seed: int = 0, n_starts: int = 256, n_steps: int = 300) -> V
 
     found = attack(ratio, draw, seed, n_steps, 0.02)
     ends = [outside(x[None])[0] for x in found.point]
-    ratio_2, ratio_sum, allowed = _on_the_sphere(0.1)
+    ratio_2, ratio_sum, allowed = chord_on_the_sphere(0.1)
     return Verdict(
         "C.3b",
         "where |F_t| <= M the gradient of the loss is Lipschitz with constant 16 / M",
@@ -204,7 +204,7 @@ def gradient_chords(seed: int = 0, n_starts: int = 256, n_steps: int = 300) -> V
     )
 
 
-def _on_the_sphere(size: float) -> tuple[float, float, float]:
+def chord_on_the_sphere(size: float) -> tuple[float, float, float]:
     """Change of the gradient over the distance, Euclidean and as in (39), and 16 / M.
 
     From (e, -e, -e) along the steepest motion (1, 2, -1), all frames of norm M.

@@ -54,17 +54,9 @@ def similarity_gradient(seed: int = 0, n_points: int = 4000) -> Verdict:
     seed, n_points: random pairs in 2 to 50 dimensions, of norms 1e-2 to 1e2.
     Returns the largest |grad| |F|, and the error of the identity among the hypotheses.
     """
-    generator = torch.Generator().manual_seed(seed)
-    error, largest, n = 0.0, 0.0, 0
-    for d in (2, 3, 50):
-        pairs = torch.randn(n_points // 3, 2, d, generator=generator, dtype=torch.float64)
-        pairs *= 10 ** (4 * torch.rand(len(pairs), 2, 1, generator=generator).double() - 2)
-        y = pairs.requires_grad_()
-        (grad,) = torch.autograd.grad(similarities(y).sum(), y)
-        s, size = similarities(pairs.detach()), pairs.detach().norm(dim=-1)
-        exact = (1 - s.square()).clamp_min(0).sqrt()
-        error = max(error, (grad.norm(dim=-1) * size - exact).abs().max().item())
-        largest, n = max(largest, (grad.norm(dim=-1) * size).max().item()), n + len(pairs)
+    points = [gradient_points(d, seed, n_points // 3) for d in (2, 3, 50)]
+    s, size = (torch.cat(parts) for parts in zip(*points, strict=True))
+    error = (size - (1 - s.square()).clamp_min(0).sqrt()).abs().max().item()
     short = torch.tensor([[0.1, 0.0], [0.0, 1.0]], dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(frame_similarity(short).sum(), short)  # orthogonal: attained
     attained = (grad.norm(dim=1) * short.detach().norm(dim=1)).max().item()
@@ -73,14 +65,25 @@ def similarity_gradient(seed: int = 0, n_points: int = 4000) -> Verdict:
         "where |F_t| <= M the gradient of the similarity is at most 2 / M",
         "false",
         "it is sqrt(1 - s^2) / |F|, at most 1 / m where |F| >= m",
-        max(largest, attained),
+        max(size.max().item(), attained),
         1.0,
         {"frames": short.detach(), "error of the identity": error},
         {"the norm is sqrt(1 - s^2) / |F| at every point": error < 1e-9},
         Counterexample("F = (.1, 0), G = (0, 1), M = 1", grad[0].norm().item(), 2.0),
         0.999,
-        n + 1,
+        len(s) + 1,
     )
+
+
+def gradient_points(d: int, seed: int = 0, n: int = 1000) -> tuple[Tensor, Tensor]:
+    """(s, |grad_F Sim| |F|) of n random pairs in d dimensions, norms from 1e-2 to 1e2."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = torch.randn(n, 2, d, generator=generator, dtype=torch.float64)
+    pairs *= 10 ** (4 * torch.rand(n, 2, 1, generator=generator).double() - 2)
+    pairs.requires_grad_()
+    s = similarities(pairs)[:, 0]
+    (grad,) = torch.autograd.grad(s.sum(), pairs)
+    return s.detach(), grad[:, 0].norm(dim=-1) * pairs[:, 0].detach().norm(dim=-1)
 
 
 @statement("C.3a")
