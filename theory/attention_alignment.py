@@ -14,7 +14,7 @@ from theory.verdict import Counterexample, Verdict, statement
 
 
 @statement("C.10")
-def alignment(seed: int = 0, n_steps: int = 300) -> Verdict:
+def alignment(seed: int = 0, n_steps: int = 200) -> Verdict:
     """Theorem C.10, Eq. (84): ||X~ - X*||_F <= gamma ||Z - Z*||_F.
 
     Verdict: false. Equal tokens give equal outputs only to equal queries, and X_t is not X*.
@@ -85,7 +85,7 @@ def decomposition(seed: int = 0, n: int = 1000) -> Verdict:
 
 
 @statement("C.12")
-def weights_differ(seed: int = 0, n_steps: int = 300) -> Verdict:
+def weights_differ(seed: int = 0, n_steps: int = 200) -> Verdict:
     """Lemma C.12, Eq. (98): ||term A||_F <= L_softmax ||W_Q|| ||W_K|| ||V*|| ||dZ||_F.
 
     Verdict: false. Its own proof has a factor ||X_t||_F / sqrt d in (110), which (98) drops, and
@@ -122,7 +122,7 @@ def weights_differ(seed: int = 0, n_steps: int = 300) -> Verdict:
 
 
 @statement("C.14")
-def combined(seed: int = 0, n_steps: int = 300) -> Verdict:
+def combined(seed: int = 0, n_steps: int = 200) -> Verdict:
     """Lemma C.14, Eqs. (117), (118): gamma = L_softmax ||W_K|| ||W_V|| / delta, the rest absorbed.
 
     Verdict: false. delta appears nowhere in the derivation: W_V and delta grow together, term B

@@ -43,7 +43,7 @@ def distances(
 
 
 @statement("C.15")
-def token_sufficiency(seed: int = 0, n_steps: int = 2000, d: int = 4, n_u: int = 10) -> Verdict:
+def token_sufficiency(seed: int = 0, n_steps: int = 800, d: int = 4, n_u: int = 10) -> Verdict:
     """Corollary C.15: if N_s, N_u >= d, tokens span R^d, so dZ -> 0 by optimisation.
 
     Verdict: false. To span R^d is not to be any Z*; and for frame tokens more is worse.
