@@ -23,7 +23,7 @@ def pl_constant(n_frames: int, least_sine: Tensor, largest_norm: Tensor) -> Tens
 
 @statement("C.4b")
 def rate(
-    seed: int = 0, n_starts: int = 128, n_steps: int = 400, frames: tuple[int, ...] = (3, 4, 5)
+    seed: int = 0, n_starts: int = 64, n_steps: int = 300, frames: tuple[int, ...] = (3, 4, 5)
 ) -> Verdict:
     """End of the proof of Theorem C.4: the iterates converge to a minimiser, if L is convex.
 

@@ -53,7 +53,7 @@ def curvature_of_step(x: Tensor, steps: float = 1.9) -> Tensor:
 
 
 @statement("C.4")
-def descent(seed: int = 0, n_starts: int = 128, n_steps: int = 300) -> Verdict:
+def descent(seed: int = 0, n_starts: int = 64, n_steps: int = 200) -> Verdict:
     """Theorem C.4, (40), (46) to (52): steps of eta < 2 / L on (20)'s loss lower L_temporal.
 
     Verdict: false: (40) steps on the total loss, (47) uses the gradient of L_temporal. (47) needs

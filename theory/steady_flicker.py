@@ -61,7 +61,7 @@ def uneven(angles: tuple[float, ...] = (0.0, 0.1, 0.4)) -> Tensor:
 
 @statement("flicker")
 def steady_flicker(
-    seed: int = 0, n_starts: int = 64, n_steps: int = 300, flicker_weight: float = 1.0
+    seed: int = 0, n_starts: int = 32, n_steps: int = 200, flicker_weight: float = 1.0
 ) -> Verdict:
     """Remark after C.5: lowering L_temporal (22) reduces flicker and gives coherent frames.
 

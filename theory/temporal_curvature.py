@@ -58,7 +58,7 @@ def curvature_of(x: Tensor) -> float:
 
 @statement("C.1")
 def smoothness(
-    seed: int = 0, n_starts: int = 48, n_steps: int = 300, frames: tuple[int, ...] = (3, 4, 5, 6, 8)
+    seed: int = 0, n_starts: int = 32, n_steps: int = 300, frames: tuple[int, ...] = (3, 4, 5, 6, 8)
 ) -> Verdict:
     """Theorem C.1, (21) and (22): |F_t| <= M makes L differentiable, its gradient Lipschitz.
 

@@ -88,7 +88,7 @@ def gradient_points(d: int, seed: int = 0, n: int = 1000) -> tuple[Tensor, Tenso
 
 @statement("C.3a")
 def gradient_bound(
-    seed: int = 0, n_starts: int = 64, n_steps: int = 300, frames: tuple[int, ...] = (3, 4, 5, 6, 7)
+    seed: int = 0, n_starts: int = 32, n_steps: int = 200, frames: tuple[int, ...] = (3, 4, 5, 6, 7)
 ) -> Verdict:
     """Lemma C.3, (32) to (38): |F_t| <= M gives |grad_{F_t} L| <= 8 (T-2) / (M (T-1)).
 
