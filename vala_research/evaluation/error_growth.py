@@ -178,7 +178,9 @@ def growth_rows(
         levels.reverse()
     constants = list(lipschitz)[::-1] if is_inversion else list(lipschitz)  # as sampling goes
     largest = max(step_factors(schedule, "update", constants))
-    errors = [float((a - b).norm()) for a, b in zip(path.latents, other.latents, strict=True)]
+    errors = [
+        float((a - b).detach().norm()) for a, b in zip(path.latents, other.latents, strict=True)
+    ]
     size, product, rows = sqrt(path.latents[0].numel()), errors[0], []
     for i, (level, error) in enumerate(zip(levels, errors, strict=True)):
         if i:
@@ -218,6 +220,38 @@ def perturbed(
     else:
         direction = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
     return z + size * direction / direction.norm()
+
+
+def study(
+    predict: Predict,
+    noisy: Float[Tensor, "f c h w"],
+    clean: Float[Tensor, "f c h w"],
+    schedule: Schedule,
+    generator: torch.Generator,
+    exact: Callable[[int], float] | None = None,
+    n_iterations: int = 20,
+    size: float = 1e-2,
+) -> list[dict]:
+    """`growth_rows` of denoising from noisy and inversion from clean, two directions each.
+
+    start: "random", or "worst", after n_iterations. exact: t -> the network's constant; None
+    measures it along the path, `local_constants`, and is_local says so.
+    """
+    rows = []
+    for way, z in (("ddim", noisy), ("inversion", clean)):
+        with torch.no_grad():
+            path = follow(predict, z, schedule, way)
+        if exact is None:
+            constants = local_constants(predict, path, schedule, generator, n_iterations)
+        else:
+            constants = [exact(t) for _, t in path.asked]
+        for start, n in (("random", 0), ("worst", n_iterations)):
+            moved = perturbed(predict, z, schedule, way, generator, size, n)
+            with torch.no_grad():
+                other = follow(predict, moved, schedule, way)
+            rows += [{"start": start, "is_local": exact is None} | row
+                     for row in growth_rows(path, other, schedule, way, constants)]  # fmt: skip
+    return rows
 
 
 def _check_way(way: str) -> None:

@@ -35,6 +35,18 @@ class GaussianMixture:
         side = (sqrt(a) / v * (z * m).sum((1, 2, 3), keepdim=True)).tanh()
         return sqrt(1 - a) / v * (z - sqrt(a) * side * m)
 
+    @classmethod
+    def of_a_blob(cls, alpha_bar: tuple[float, ...], size: int = 8) -> "GaussianMixture":
+        """A bright or a dark blob in noise, of norm 1.5, three deviations from the middle."""
+        x = torch.linspace(-1, 1, size, dtype=torch.float64)
+        blob = torch.exp(-3 * (x[:, None] ** 2 + x**2))[None]
+        return cls(1.5 * blob / blob.norm(), 0.5, alpha_bar)
+
+    def undecided(self, generator: torch.Generator) -> Float[Tensor, "1 c h w"]:
+        """Noise at the border of both kinds of images, where a small step decides."""
+        z = torch.randn(1, *self.mean.shape, generator=generator, dtype=self.mean.dtype)
+        return z - (z * self.mean).sum() / self.mean.square().sum() * self.mean
+
     def variance(self, t: int) -> float:
         """v, of a site around either mean."""
         a = self.alpha_bar[t]
