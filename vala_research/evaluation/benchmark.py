@@ -134,7 +134,8 @@ def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> I
             if s.fusion is None:
                 start_at = {"latents": given.inversion, "attention": given.policy}
             else:
-                start_at = {"fusion": s.fusion.fusion(given.sources)}
+                drawn = torch.Generator().manual_seed(case.index)  # an image source from noise
+                start_at = {"fusion": s.fusion.fusion(given.sources), "generator": drawn}
             frames = pipe(
                 None if s.fusion is None else material.frames, case.prompt, case.source_prompt,
                 output_type="pt", **s.arguments() | start_at,
