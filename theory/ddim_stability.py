@@ -239,8 +239,8 @@ def noise(
         {f"{n_random} random schedules keep the bound": above <= 1e-9,
          "d / (d+1) <= (E||z||/sqrt(d))^2 < 1": all(d / (d + 1) <= v**2 < 1
                                                     for d, v in norms.items()),
-         "L = 0 attains the bound": abs(noise_gain(paths[0], 0.0) / noise_gain_bound(
-             paths[0], 0.0) - 1) < ROUNDING,
+         "L = 0 attains the bound": bool(abs(noise_gain(paths[0], 0.0) / noise_gain_bound(
+             paths[0], 0.0) - 1) < ROUNDING),
          "the sum of norms grows like sqrt(T)": abs(sums[-1] / sums[-2] / refined - 1) < 0.1},
         Counterexample("d = 1: sqrt(d) > E|z|", 1.0, mean_norm(1)),
         least_tightness=0.6, n_searched=n_random + len(paths),
