@@ -122,8 +122,8 @@ def test_edit_with_a_video_model(tmp_path, clip, model):
         frames[name] = read_clip(tmp_path / name).frames
     assert torch.equal(frames["image"], frames["alone"])
     assert not torch.equal(frames["fused"], frames["alone"])
-    record = json.loads((tmp_path / "j").read_text())
-    assert record["parameters"]["motion"] == str(tmp_path / "motion") and record["parameters"]["tau"] == 0
+    used = json.loads((tmp_path / "j").read_text())["parameters"]
+    assert used["motion"] == str(tmp_path / "motion") and used["tau"] == 0
     for options, naming in (
         (["--tau", 2], "tau is 2.0"), (["--video-weight", 1.5], "not negative"),
         (["--fusion-schedule", "x"], "Unknown fusion schedule 'x'"),
