@@ -22,6 +22,7 @@ from vala_research.evaluation.error_growth import (
     network,
     perturbed,
     step_factors,
+    study,
 )
 from vala_research.evaluation.gaussian_mixture import GaussianMixture
 
@@ -191,6 +192,19 @@ def test_a_unet_along_its_path(tiny):
         other = follow(predict, perturbed(predict, z, schedule, "ddim", generator()), schedule)
     rows = growth_rows(path, other, schedule, "ddim", local)
     assert all(row["error"] <= 1.05 * row["product"] for row in rows)
+
+
+def test_a_study_holds_what_its_parts_give(mixture):
+    z, clean = start(mixture, "ddim"), start(mixture, "inversion")
+    rows = study(mixture, z, clean, SCHEDULE, generator(1), mixture.lipschitz, 3, FILTER)
+    assert len(rows) == 2 * 3 * (len(SCHEDULE) + 1) and not any(row["is_local"] for row in rows)
+    assert all(row["error"] <= row["product"] * (1 + 1e-9) for row in rows)
+    assert {row["start"] for row in rows} == {"random", "worst", "filtered"}
+    plain = study(mixture, z, clean, SCHEDULE, generator(1), None, 3)
+    assert {row["start"] for row in plain} == {"random", "worst"}
+    assert all(row["is_local"] for row in plain)
+    local = next(row for row in plain if row["way"] == "ddim")["lipschitz"]
+    assert local <= mixture.lipschitz(SCHEDULE.timesteps[0]) * (1 + 1e-9)
 
 
 def test_an_unknown_way_gets_one_sentence(mixture):

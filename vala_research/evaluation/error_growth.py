@@ -230,12 +230,14 @@ def study(
     generator: torch.Generator,
     exact: Callable[[int], float] | None = None,
     n_iterations: int = 20,
+    settings: BilateralInversion | None = None,
     size: float = 1e-2,
 ) -> list[dict]:
-    """`growth_rows` of denoising from noisy and inversion from clean, two directions each.
+    """`growth_rows` of denoising from noisy and inversion from clean, moved by `size`.
 
-    start: "random", or "worst", after n_iterations. exact: t -> the network's constant; None
-    measures it along the path, `local_constants`, and is_local says so.
+    start: "random", "worst", after n_iterations, or "filtered", random and with that filter before
+    every step. exact: t -> the network's constant; None measures it along the path,
+    `local_constants`, and is_local says so.
     """
     rows = []
     for way, z in (("ddim", noisy), ("inversion", clean)):
@@ -245,10 +247,13 @@ def study(
             constants = local_constants(predict, path, schedule, generator, n_iterations)
         else:
             constants = [exact(t) for _, t in path.asked]
-        for start, n in (("random", 0), ("worst", n_iterations)):
+        starts = {"random": (0, None), "worst": (n_iterations, None)}
+        if settings is not None:
+            starts["filtered"] = (0, settings)
+        for start, (n, used) in starts.items():
             moved = perturbed(predict, z, schedule, way, generator, size, n)
             with torch.no_grad():
-                other = follow(predict, moved, schedule, way)
+                other = follow(predict, moved, schedule, way, used)
             rows += [{"start": start, "is_local": exact is None} | row
                      for row in growth_rows(path, other, schedule, way, constants)]  # fmt: skip
     return rows

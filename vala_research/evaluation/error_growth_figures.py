@@ -19,12 +19,18 @@ STYLES = {  # series: colour, line
     "DDIM, product": (COLOURS[0], "-"),
 }  # fmt: skip
 
+NOISES = {  # series: label, colour, line, marker
+    "sums of norms": ("paper: norms add up", PAPER, "--", "o"),
+    "roots of squares": ("true: squares add up", COLOURS[0], "-", "o"),
+    "closed forms": ("closed form", PROVED, ":", ""),
+}
+LABELS = {"worst": "worst direction", "random": "random direction", "filtered": "filtered"}
+
 
 def bounds_figure(rows: Sequence[Mapping], noises: Sequence[Mapping]) -> Figure:
     """Left: what an error of 1 at the start may have become, by step. Right: what noise adds.
 
-    rows: series (of STYLES), step, growth. noises: series ("paper: norms add up", "true: squares
-    add up", "closed form"), steps, size.
+    rows: series (of STYLES), step, growth. noises: series (of NOISES), steps, size.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(7.0, 2.8))
@@ -40,13 +46,10 @@ def bounds_figure(rows: Sequence[Mapping], noises: Sequence[Mapping]) -> Figure:
         left.set(yscale="log", xlabel="steps taken", ylabel="error / first error",
                  title="One schedule, all bounds")  # fmt: skip
         left.legend(loc="upper left", bbox_to_anchor=(0, 1.03), handlelength=1.8, labelspacing=0.3)
-        kinds = list(dict.fromkeys(row["series"] for row in noises))
-        for series, (colour, line, marker) in zip(
-            kinds, ((PAPER, "--", "o"), (COLOURS[0], "-", "o"), (PROVED, ":", "")), strict=True
-        ):
+        for series, (label, colour, line, marker) in NOISES.items():
             chosen = [row for row in noises if row["series"] == series]
             right.plot([r["steps"] for r in chosen], [r["size"] for r in chosen], line,
-                       color=colour, marker=marker, label=series)  # fmt: skip
+                       color=colour, marker=marker, label=label)  # fmt: skip
         right.set(xscale="log", yscale="log", xlabel="steps of the same path",
                   ylabel="noise at the end / sqrt(N)", title="What the noise adds")  # fmt: skip
         right.legend(loc="upper left", handlelength=1.8)
@@ -61,7 +64,7 @@ def growth_figure(rows: Sequence[Mapping]) -> Figure:
     panels = list(dict.fromkeys((row["model"], row["way"]) for row in rows))
     names = {"ddim": "denoising", "inversion": "inversion", "update": "update (53)"}
     with rc_context(STYLE):
-        figure = Figure(figsize=(1.75 * len(panels) + 0.4, 2.8))
+        figure = Figure(figsize=(1.75 * len(panels) + 0.4, 3.1))
         for axes, (model, way) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
         ):
@@ -72,7 +75,7 @@ def growth_figure(rows: Sequence[Mapping]) -> Figure:
         axes = figure.axes[0]
         axes.set_ylabel("error / first error")
         handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, handlelength=1.8)
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=1.8)
     return figure
 
 
@@ -83,8 +86,20 @@ def _panel(axes: Axes, rows: Sequence[Mapping]) -> None:
               label="paper: C to the power of steps")  # fmt: skip
     axes.plot(steps, [r["product"] / first for r in worst], color=PROVED, alpha=0.3,
               linewidth=5, label="product of A + |B| L")  # fmt: skip
-    for start, colour, marker in (("worst", COLOURS[0], "o"), ("random", COLOURS[5], "s")):
+    filtered = [row for row in rows if row["start"] == "filtered"]
+    if filtered:
+        axes.plot(steps, [r["product"] / r0["error"] for r0 in filtered[:1] for r in filtered],
+                  color=COLOURS[2], alpha=0.3, linewidth=5,
+                  label="the same, with the filter's bias")  # fmt: skip
+    series = {
+        "worst": (COLOURS[0], "o"),
+        "random": (COLOURS[5], "s"),
+        "filtered": (COLOURS[2], "^"),
+    }
+    for start, (colour, marker) in series.items():
         chosen = [row for row in rows if row["start"] == start]
+        if not chosen:
+            continue
         axes.plot([r["step"] for r in chosen], [r["error"] / chosen[0]["error"] for r in chosen],
                   color=colour, marker=marker, markersize=3,
-                  label=f"measured, {start} direction")  # fmt: skip
+                  label="measured, " + LABELS[start])  # fmt: skip
