@@ -111,9 +111,14 @@ def fusion_grid(
 
 
 def weighing(schedule: FusionSchedule, n_steps: int) -> str:
-    """Equal for schedules that must give one result: the video model alone is so at every tau."""
+    """Equal for schedules of two sources that must give one result.
+
+    A model that has all the weight whenever there is any is alone, whatever tau is.
+    """
     weights = [schedule.weights(i, n_steps) for i in range(n_steps)]
-    return "video" if all(w is None or w[0] == 1 for w in weights) else repr(weights)
+    shares = {w[0] for w in weights if w is not None}  # none: source 0 is the result
+    alone = next((name for a, name in ((1, "video"), (0, "image")) if shares <= {a}), None)
+    return alone or repr(weights)
 
 
 def in_bytes(frames: Float[Tensor, "f 3 h w"]) -> UInt8[Tensor, "f 3 h w"]:
