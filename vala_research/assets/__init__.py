@@ -5,13 +5,19 @@ from pathlib import Path
 from vala_research import InputError
 
 ASSETS = Path(__file__).parent
-PARTS = {"pipeline": "miniature", "clip": "miniature_clip", "adapter": "miniature_adapter"}
+PARTS = {
+    "pipeline": "miniature",
+    "clip": "miniature_clip",
+    "motion": "miniature_motion",
+    "adapter": "miniature_adapter",
+}
 
 
 def miniature_path(part: str = "pipeline") -> str:
     """Folder of one part of the miniature, in the Hugging Face layout.
 
     `pipeline`: the Stable-Diffusion-class checkpoint; `clip`: the CLIPModel used by metrics;
+    `motion`: the AnimateDiff MotionAdapter that makes a video model of the checkpoint's UNet;
     `adapter`: the temporal adapter trained for the checkpoint.
     Raises InputError when the part is unknown.
     """

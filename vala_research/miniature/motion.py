@@ -128,11 +128,11 @@ def clip_sampler(latents: Tensor, captions: Captions, device: str) -> Callable:
     """Clips of 8, 12 or 16 frames: latents, noise, timesteps, captions (10% of them empty).
 
     Half of the clips run backwards; those of 8 frames may skip every second one. Two thirds of the
-    timesteps lie between 0.3 T and 0.75 T, where the frames have to agree on places and shapes.
+    timesteps lie between 0.3 T and 0.75 T, where the frames have to agree on places and shapes;
+    half in the second half of the training, which sees more of the low noise that finishes them.
     """
     n_t = SCHEDULE["num_train_timesteps"]
     edges = torch.tensor([0.0, 0.3, 0.75, 1.0])  # of t / n_t
-    shares = torch.tensor([0.0, 0.2, 0.85, 1.0])  # of the samples below them
 
     def sample(batch: int, generator: torch.Generator, progress: float):
         def below(n: int) -> int:
@@ -146,6 +146,8 @@ def clip_sampler(latents: Tensor, captions: Captions, device: str) -> Callable:
         z = latents[index][:, frames.flip(0) if below(2) else frames].float()
         eps = torch.randn(z.shape, generator=generator)
         strata = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+        low = 0.2 if progress < 0.5 else 0.35
+        shares = torch.tensor([0.0, low, 0.85, 1.0])  # of the samples below the edges
         i = torch.bucketize(strata, shares[1:-1])
         place = (strata - shares[i]) / (shares[i + 1] - shares[i])
         t = (n_t * torch.lerp(edges[i], edges[i + 1], place)).long().clamp(max=n_t - 1)
