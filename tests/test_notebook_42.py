@@ -40,10 +40,10 @@ def test_the_filters_notebook(tmp_path, miniature):
 
 
 def test_the_notebook_of_error_growth(tmp_path, miniature):
-    record = run(tmp_path, "43_theory_ddim_error", n_steps=2, n_iterations=2, mixture_steps=6)
+    record = run(tmp_path, "43_theory_ddim_error", n_steps=3, n_iterations=5)
     assert set(record) == {"theory_error_bounds", "theory_error_growth"}
     rows = pd.read_csv(tmp_path / "out" / "theory_error_growth.csv")
-    assert rows.groupby(["model", "way", "start"]).size().tolist() == [3] * 4 + [7] * 4
+    assert rows.groupby(["model", "way", "start"]).size().tolist() == [4] * 6 + [21] * 6
     assert set(rows[rows.is_local].model) == {"UNet"}
     bounds = pd.read_csv(tmp_path / "out" / "theory_error_bounds.csv")
     assert bounds.series.nunique() == 8
@@ -81,10 +81,11 @@ def test_the_claim_on_errors_can_fail():
             "DDIM, closed form": 5.0, "DDIM, product": 4.0}  # fmt: skip
     errors = {"ddim": 0.02, "inversion": 0.03}
 
-    def check(reproduced=True, ends=ends, errors=errors):
+    def check(reproduced=True, ends=ends, errors=errors, paper=0.01):
         table = [
-            dict(model=m, way=w, start=s, error=errors[w], product=0.04, paper=1.0)
-            for m in ("two Gaussians", "UNet") for w in errors for s in ("random", "worst")
+            dict(model=m, way=w, start=s, step=1, error=errors[w], product=0.04, paper=paper)
+            for m in ("two Gaussians", "UNet") for w in errors
+            for s in ("random", "worst", "filtered")
         ]  # fmt: skip
         exec(claim("43_theory_ddim_error"), {
             "pd": pd, "table": table, "found": type("V", (), {"reproduced": reproduced}),
@@ -92,7 +93,7 @@ def test_the_claim_on_errors_can_fail():
         })  # fmt: skip
 
     check()
-    for wrong in (dict(reproduced=False), dict(ends=ends | {"DDIM, product": 6.0}),
+    for wrong in (dict(reproduced=False), dict(paper=0.1), dict(ends=ends | {"DDIM, product": 6.0}),
                   dict(ends=ends | {"update, product of C_t": 10.0}),
                   dict(errors={"ddim": 0.05, "inversion": 0.06}),
                   dict(errors={"ddim": 0.03, "inversion": 0.02})):  # fmt: skip
