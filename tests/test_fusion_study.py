@@ -8,6 +8,7 @@ from matplotlib.patches import Rectangle
 from tiny_models import tiny_motion_adapter
 
 from vala_research import InputError
+from vala_research.evaluation import fusion_choice as choice
 from vala_research.evaluation import fusion_figures as figures
 from vala_research.evaluation import fusion_study as study
 from vala_research.evaluation.benchmark import run_edits
@@ -92,22 +93,32 @@ def test_the_ends_are_the_single_models_in_pictures_too(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "n", "word"),
+    ("low", "high", "n", "p", "word"),
     [
-        (0.1, 0.2, 6, "confirmed"),
-        (-0.1, 0.2, 6, "not confirmed"),
-        (-0.2, -0.1, 6, "contradicted"),
-        (0.0, 0.0, 6, "not confirmed"),
-        (0.1, 0.2, 5, "too few clips"),
-        (float("nan"), float("nan"), 1, "too few clips"),
+        (0.1, 0.2, 6, 0.03, "confirmed"),
+        (-0.1, 0.2, 6, 0.03, "not confirmed"),
+        (-0.2, -0.1, 6, 0.03, "contradicted"),
+        (0.0, 0.0, 6, 1.0, "not confirmed"),
+        (0.1, 0.2, 12, 0.06, "not confirmed"),
+        (-0.2, -0.1, 12, 0.06, "not confirmed"),
+        (0.1, 0.2, 5, 0.03, "too few clips"),
+        (float("nan"), float("nan"), 1, 1.0, "too few clips"),
     ],
 )
-def test_a_verdict_is_read_from_the_interval(low, high, n, word):
+def test_a_verdict_is_read_from_the_interval_and_the_exact_test(low, high, n, p, word):
     """Five clips that agree have p = 2 / 2^5 > .05, whatever their interval says."""
-    assert study.verdict(study.Gain(0.15, low, high, n)) == word
+    assert study.verdict(study.Gain(0.15, low, high, n, p)) == word
     ones = np.arange(study.FEWEST) + 1.0
     assert study.paired_gain(ones, 0 * ones).p_value < 0.05
     assert study.paired_gain(ones[1:], 0 * ones[1:]).p_value > 0.05
+
+
+def test_few_clips_that_differ_do_not_confirm():
+    """Four of twelve clips differ, all one way: the bootstrap is above zero, p is 2 / 2^4."""
+    values = np.array([0.05, 0.1, 0.1, 0.2] + [0.0] * 8)
+    gain = study.paired_gain(values, 0 * values)
+    assert gain.low > 0 and gain.p_value == pytest.approx(0.125)
+    assert study.verdict(gain) == "not confirmed"
 
 
 def test_claims_are_paired_and_mind_the_direction():
@@ -158,22 +169,22 @@ def test_choosing_the_best_of_many_earns_nothing_by_itself():
     names = [f"s{i}" for i in range(40)]
     values = pd.DataFrame(draw.normal(size=(16, 41)), columns=[*names, "base"])
     naive = (values[names].mean().max() - values.base.mean()).item()
-    honest = study.held_out_gain(values, names, ["base"])
+    honest = choice.held_out_gain(values, names, ["base"])
     assert naive > 0.4 and abs(honest.mean) < 0.3 * naive + 0.3
     assert honest.low < 0
     values["s7"] += 3  # one that is better is found
-    assert study.held_out_gain(values, names, ["base"]).low > 1.5
+    assert choice.held_out_gain(values, names, ["base"]).low > 1.5
 
 
 def test_held_out_choices_need_other_clips_and_known_settings():
     values = pd.DataFrame({"a": [1.0], "b": [2.0]})
     with pytest.raises(InputError, match="two or more"):
-        study.held_out_gain(values, ["a"], ["b"])
+        choice.held_out_gain(values, ["a"], ["b"])
     with pytest.raises(InputError, match="No rows of 'c'"):
-        study.held_out_gain(values, ["c"], ["b"])
+        choice.held_out_gain(values, ["c"], ["b"])
     rows = made_rows({"a": plain(), "b": plain()}, n=1)
     with pytest.raises(InputError, match="two or more"):
-        study.per_kind_table(rows, ("psnr",))
+        choice.per_kind_table(rows, ("psnr",))
 
 
 SCHEDULES = {study.schedule_name(k, t): plain() for k in KINDS for t in (0.0, 0.5)}
@@ -194,7 +205,7 @@ def schedule_rows(noise: float, differs: bool) -> pd.DataFrame:
 
 def test_winners_by_kind_and_whether_they_pay():
     rows = schedule_rows(0.1, differs=True)
-    winners = study.winners_table(rows, ("psnr", "warp_error")).set_index(["metric", "kind"])
+    winners = choice.winners_table(rows, ("psnr", "warp_error")).set_index(["metric", "kind"])
     for metric in ("PSNR", "E_warp"):
         assert winners.loc[(metric, "shape")].best == "constant, tau 0"
         assert winners.loc[(metric, "colour")].best == "cosine, tau 0.5"
@@ -205,13 +216,13 @@ def test_winners_by_kind_and_whether_they_pay():
     ))  # fmt: skip
     p = winners.loc[("PSNR", "shape")].p
     assert p == pytest.approx(7 * one.p_value) and p < 0.05
-    pays = study.per_kind_table(rows, ("psnr", "warp_error"))
+    pays = choice.per_kind_table(rows, ("psnr", "warp_error"))
     assert list(pays.verdict) == ["confirmed"] * 2
     assert pays.gain[0] == pytest.approx(0.5, abs=0.1)  # one kind of two is served by one for all
-    same = study.per_kind_table(schedule_rows(0.1, differs=False), ("psnr",))
+    same = choice.per_kind_table(schedule_rows(0.1, differs=False), ("psnr",))
     assert same.verdict[0] == "not confirmed" and same.gain[0] == 0
     with pytest.raises(InputError, match="No rows of 'missing'"):
-        study.winners_table(rows, ("psnr",), "missing")
+        choice.winners_table(rows, ("psnr",), "missing")
 
 
 # --- pictures -----------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from matplotlib.patches import Rectangle
 
 from vala_research.evaluation.comparison import METRICS, per_clip
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.fusion_choice import winners_table
 from vala_research.evaluation.fusion_figures import AXES, axis_title
-from vala_research.evaluation.fusion_study import check_settings, schedule_name, winners_table
+from vala_research.evaluation.fusion_study import check_settings, schedule_name
 
 
 def schedules_figure(
