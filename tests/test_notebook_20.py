@@ -34,7 +34,7 @@ def test_fusion_on_the_miniature(tmp_path, miniature):
     rows = pd.read_csv(out / "rows.csv")
     assert set(rows.setting) == {"image only", "video only", "fused"} and METRICS <= set(rows)
     claims = pd.read_csv(out / "fldm_fusion_claims.csv")
-    assert len(claims) == 10 and set(claims.verdict) == {"too few clips"}
+    assert len(claims) == 14 and set(claims.verdict) == {"too few clips"}
     table = pd.read_csv(out / "fldm_fusion.csv").set_index(["setting", "metric"])
     mean = rows[rows.setting == "fused"].psnr.mean()
     assert table.loc[("fused", "psnr")]["mean"] == pytest.approx(mean)

@@ -115,6 +115,8 @@ COMPLEMENTARY = (
     Claim("the video model is steadier than the image model", VIDEO, IMAGE, CONSISTENCY),
     Claim("fused follows the text better than the video model", FUSED, VIDEO, ALIGNMENT),
     Claim("fused is steadier than the image model", FUSED, IMAGE, CONSISTENCY),
+    Claim("fused follows the text better than the image model", FUSED, IMAGE, ALIGNMENT),
+    Claim("fused is steadier than the video model", FUSED, VIDEO, CONSISTENCY),
     Claim("fused is a better edit than the image model", FUSED, IMAGE, ("psnr",)),
     Claim("fused is a better edit than the video model", FUSED, VIDEO, ("psnr",)),
 )
