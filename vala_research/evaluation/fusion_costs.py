@@ -181,9 +181,15 @@ def source_fusions(
     video: nn.Module | None,
     schedule: FusionSchedule = FusionSchedule(),  # noqa: B008 - frozen
     window: int | None = None,
+    image_window: int | None = None,
 ) -> dict[str, Fusion]:
-    """The image model alone, the video model alone, and both."""
-    models = {IMAGE: Source(attention="own"), VIDEO: Source(video, window=window)}
+    """The image model alone, frame by frame, the video model alone, and both.
+
+    window: frames that the video model sees at once; image_window: those of the image model, which
+    change nothing but its memory.
+    """
+    image = Source(attention="own", window=image_window, overlap=0)
+    models = {IMAGE: image, VIDEO: Source(video, window=window)}
     alone = {name: Fusion([source] * 2, NEVER) for name, source in models.items()}
     return alone | {FUSED: Fusion(list(models.values())[::-1], schedule)}
 

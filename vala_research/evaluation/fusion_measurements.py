@@ -34,6 +34,7 @@ class Measurement:
     steps: int = 2
     repeats: int = 3
     window: int | None = None
+    image_window: int | None = None
     schedule: FusionSchedule = FusionSchedule()
     dtype: torch.dtype | None = None
     is_fresh: bool = True
@@ -78,7 +79,7 @@ def _measured(how: Measurement, n_frames: int, name: str) -> dict[str, float]:
     pipe = VideoEditPipeline.from_pretrained(how.model, how.dtype).to("cuda" if has_gpu else "cpu")
     pipe.set_progress_bar_config(disable=True)
     video = None if name == IMAGE else load_motion_unet(pipe.unet, how.motion)
-    fusion = source_fusions(video, how.schedule, how.window)[name]
+    fusion = source_fusions(video, how.schedule, how.window, how.image_window)[name]
     clip = torch.rand(n_frames, 3, how.size, how.size, generator=torch.Generator().manual_seed(0))
     clock, seconds = time.perf_counter if has_gpu else time.process_time, []
     forget_peak()
