@@ -53,6 +53,27 @@ def test_rows_are_kept_and_a_second_run_does_only_what_is_missing(
         compare(checkpoint, cases(1), changed, out, **options)
 
 
+def test_the_true_edits_own_flow_follows_an_outline_that_the_sources_flow_leaves():
+    """The true edit of a shape is not to blame for its new outline; that of a colour keeps the old.
+
+    A clip that keeps the old outline pays for it under the flow of the new one, on the whole.
+    """
+    kept = []
+    for case in edit_cases(WORLD, "validation", 4, ("colour", "shape")):
+        material = case.material(4, 64)
+        right = benchmark.edit_row(material.truth, case, material)
+        assert right["warp_error_truth"] < 2e-3 and right["success"] == 1
+        if case.kind == "colour":
+            assert right["warp_error_truth"] == right["warp_error"]
+        else:
+            assert right["warp_error"] > 2 * right["warp_error_truth"]
+            kept.append(benchmark.edit_row(material.frames, case, material))
+    assert sum(k["warp_error_truth"] for k in kept) > 2 * sum(k["warp_error"] for k in kept)
+    one = cases(1)[0].material(3, 32)
+    bare = type(one)(one.frames, one.flow, one.flow_valid, one.truth)
+    assert "warp_error_truth" not in benchmark.edit_row(one.truth, cases(1)[0], bare)
+
+
 def test_several_processes_make_the_same_rows(checkpoint, tmp_path):
     own = {"own": SETTINGS["own"]}
     options = dict(n_frames=2, size=32)

@@ -201,8 +201,9 @@ def edit_row(
 
     warp_error under the source's flow; with a `ClipScorer` CLIP-T to the prompt and CLIP-F over
     consecutive pairs. Where the true edit is known, psnr to it and gain over the source's, in dB;
-    success (share of frames with every attribute right) and one column an attribute. Elsewhere
-    psnr is to the source: how much was kept.
+    warp_error_truth, E_warp under the true edit's own flow, which alone is fair to a changed
+    outline; success (share of frames with every attribute right) and one column an attribute.
+    Elsewhere psnr is to the source: how much was kept.
     """
     reference = material.frames if material.truth is None else material.truth
     row = {
@@ -211,6 +212,9 @@ def edit_row(
     }
     if material.truth is not None:
         row["gain"] = row["psnr"] - metrics.psnr(material.frames, material.truth)
+        if material.truth_flow is not None:
+            followed = material.truth_flow, material.truth_flow_valid
+            row["warp_error_truth"] = metrics.warp_error(frames, *followed)
         read, right = read_attributes(frames), case.attributes
         row["success"] = sum(r == right for r in read) / len(read)
         row |= {k: sum(r[k] == right[k] for r in read) / len(read) for k in ATTRIBUTES}

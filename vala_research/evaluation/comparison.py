@@ -27,8 +27,8 @@ from vala_research.methods.anchors import AnchorSettings
 
 # 1: larger is better. Metrics that a set of rows does not have are left out of its table.
 METRICS = {
-    "psnr": 1, "success": 1, "warp_error": -1, "clip_f": 1, "clip_t": 1, "inversion_psnr": 1,
-    "lpips": -1, "lpips_miniature": -1, "fid": -1, "fid_miniature": -1,
+    "psnr": 1, "success": 1, "warp_error": -1, "warp_error_truth": -1, "clip_f": 1, "clip_t": 1,
+    "inversion_psnr": 1, "lpips": -1, "lpips_miniature": -1, "fid": -1, "fid_miniature": -1,
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ TITLES = {
     "psnr": ("PSNR to the true edit, dB", 1),
     "success": ("attribute success, %", 100),
     "warp_error": ("E_warp x 1000, reduction", 1000),
+    "warp_error_truth": ("E_warp (true edit's flow)", 1000),
     "clip_f": ("CLIP-F", 1),
     "clip_t": ("CLIP-T", 1),
     "inversion_psnr": ("reconstruction, dB", 1),

@@ -34,12 +34,17 @@ EDITS = {
 
 @dataclass(frozen=True)
 class Material:
-    """Frames of a case, the flow between them (true or estimated), and the true edit if known."""
+    """Frames of a case and the flow between them (true or estimated); the true edit, if known.
+
+    The true edit's own flow differs from the source's where an edit moves the outline.
+    """
 
     frames: Float[Tensor, "f c h w"]
     flow: Float[Tensor, "p 2 h w"]
     flow_valid: Float[Tensor, "p 1 h w"] | Bool[Tensor, "p 1 h w"]
     truth: Float[Tensor, "f c h w"] | None = None
+    truth_flow: Float[Tensor, "p 2 h w"] | None = None
+    truth_flow_valid: Float[Tensor, "p 1 h w"] | Bool[Tensor, "p 1 h w"] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,10 @@ class EditCase:
 
     def material(self, n_frames: int, size: int) -> Material:
         clip, truth = (render(scene, n_frames, size) for scene in (self.source, self.target))
-        return Material(clip.frames, clip.flow, clip.flow_valid, truth.frames)
+        return Material(
+            clip.frames, clip.flow, clip.flow_valid,
+            truth.frames, truth.flow, truth.flow_valid,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
