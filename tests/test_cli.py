@@ -85,18 +85,24 @@ def test_edit_is_repeatable(tmp_path, clip, model):
     assert torch.equal(*frames)
 
 
-def test_edit_with_an_adapter(tmp_path, clip, model):
+@pytest.fixture
+def adapter(tmp_path, model) -> Path:
+    """A folder of one that was not trained, and shows."""
     unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
     adapter = TemporalAdapter.attach(unet, AdapterSettings(n_shared=2, uses_frame_tokens=False))
     for p in adapter.trainable():
         p.data += 0.3
     adapter.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_edit_with_an_adapter(tmp_path, clip, model, adapter):
     given = ["edit", clip, *PROMPTS, "--model", model, "--steps", 2, "--size", 16]
     results = {}
     for name, options in {
         "without": [],
-        "off": ["--adapter", tmp_path / "adapter", "--adapter-scale", 0],
-        "on": ["--adapter", tmp_path / "adapter", "--adapter-interval", 0, 1],
+        "off": ["--adapter", adapter, "--adapter-scale", 0],
+        "on": ["--adapter", adapter, "--adapter-interval", 0, 1],
     }.items():
         record = tmp_path / f"{name}.json"
         status, _, err = vala(*given, *options, "-o", tmp_path / name, "--json", record)
@@ -145,6 +151,21 @@ def test_invert_reports_what_comes_back(tmp_path, clip, model):
         assert "to the VAE round trip" in printed
         assert load_file(tmp_path / latents)["latents"].shape == (3, 4, 8, 8)
         assert json.loads((tmp_path / record).read_text())["parameters"]["inversion"] == inversion
+
+
+def test_invert_with_an_adapter(tmp_path, clip, model, adapter):
+    """It acts in the inversion and in the reconstruction, which therefore still returns."""
+    command = ["invert", clip, "--source-prompt", "a red circle", "--model", model, "--steps", 2,
+               "--size", 16, "--inversion", "exact"]  # fmt: skip
+    found, given = {}, ["--adapter", adapter, "--adapter-interval", 0, 1]
+    for name, options in {"none": [], "off": [*given, "--adapter-scale", 0], "on": given}.items():
+        status, _, err = vala(*command, *options, "-o", tmp_path / f"{name}.safetensors")
+        assert status == 0, err
+        found[name] = load_file(tmp_path / f"{name}.safetensors")["latents"]
+    assert torch.equal(found["none"], found["off"]) and not torch.equal(found["off"], found["on"])
+    record = json.loads((tmp_path / "on.json").read_text())
+    assert record["parameters"]["adapter"] == str(adapter)
+    refused(tmp_path, *command, "--adapter-scale", 1, "-o", tmp_path / "x", naming="--adapter")
 
 
 def test_info_names_versions_device_and_model(model):

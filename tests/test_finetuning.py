@@ -172,6 +172,18 @@ def test_velocity_weighting_is_the_error_of_v(scheduler, prediction_type):
         LossSettings(weighting="snr")
 
 
+def test_flicker_weight_is_that_of_the_repaired_loss(scheduler):
+    """It adds w mean(1 - s) to the temporal loss of every clip and site, and nothing else."""
+    adapter, batch = moved(TemporalAdapter.attach(tiny_unet(), BARE)), batch_of()
+    noising = Noising(torch.full((2, 3), 700), torch.randn(batch.z_0.shape), True)
+    losses = (LossSettings(flicker_weight=w) for w in (0.0, 0.3))
+    paper, mended = (adapter_loss(adapter, scheduler, batch, noising, s) for s in losses)
+    more = 0.3 * (1 - paper["similarity"])
+    assert torch.allclose(mended["temporal"], paper["temporal"] + more, rtol=1e-4)
+    assert torch.allclose(mended["loss"], paper["loss"] + more, rtol=1e-4)
+    assert torch.equal(mended["similarity"], paper["similarity"])
+
+
 def test_noise_of_the_samples_takes_the_place_of_what_is_drawn(fresh, scheduler):
     pipe, adapter = fresh(BARE)
     clips, encoders = Clips(2), Encoders(pipe)
@@ -491,6 +503,8 @@ def test_settings_that_mean_nothing(change, message):
         ({"attention": "anchors"}, "attention"),
         ({"lambda_temporal": -1.0}, "weight"),
         ({"temporal_from": 1.5}, "temporal_from"),
+        ({"flicker_weight": -0.1}, "negative"),
+        ({"flicker_weight": 0.1, "variant": "released"}, "triples only"),
     ],
 )
 def test_losses_that_mean_nothing(change, message):

@@ -92,6 +92,16 @@ Size = Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH.", show_def
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[str, typer.Option(help=f"Of the networks: {', '.join(DTYPES)}.")]
 Seed = Annotated[int, typer.Option(help="Of whatever is drawn at random.")]
+Adapter = Annotated[
+    str | None, typer.Option(help="Folder of vala train, 'miniature'.", show_default="none")
+]
+AdapterInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(help="Of T, where it acts: from and to.", show_default="its own"),
+]
+AdapterScale = Annotated[
+    float | None, typer.Option(help="How strongly it acts.", show_default="its own")
+]
 
 
 @app.command()
@@ -109,16 +119,9 @@ def edit(
     negative_prompt: Annotated[
         str | None, typer.Option(help="What to move away from.", show_default="none")
     ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Folder of vala train, 'miniature'.", show_default="none")
-    ] = None,
-    adapter_interval: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Of T, where it acts: from and to.", show_default="its own"),
-    ] = None,
-    adapter_scale: Annotated[
-        float | None, typer.Option(help="How strongly it acts.", show_default="its own")
-    ] = None,
+    adapter: Adapter = None,
+    adapter_interval: AdapterInterval = None,
+    adapter_scale: AdapterScale = None,
     motion: Annotated[
         str | None,
         typer.Option(
@@ -147,8 +150,7 @@ def edit(
         attention=attention, injection=injection, adapter_interval=adapter_interval,
         adapter_scale=adapter_scale,
     )  # fmt: skip
-    if adapter is None and (adapter_interval, adapter_scale) != (None, None):
-        raise InputError("--adapter-interval and --adapter-scale are an adapter's: give --adapter.")
+    _check_adapter(adapter, adapter_interval, adapter_scale)
     place = dict(model=model, device=device, dtype=dtype, adapter=adapter)
     if motion is not None:
         place |= dict(
@@ -239,6 +241,9 @@ def invert(
     attention: Attention = "extended",
     inversion: Inversion = "ddim",
     steps: Steps = 50,
+    adapter: Adapter = None,
+    adapter_interval: AdapterInterval = None,
+    adapter_scale: AdapterScale = None,
     frames: Frames = None,
     stride: Stride = 1,
     size: Size = None,
@@ -253,9 +258,10 @@ def invert(
 
     settings = dict(
         source_prompt=source_prompt, num_inference_steps=steps, attention=attention,
-        inversion=inversion,
+        inversion=inversion, adapter_interval=adapter_interval, adapter_scale=adapter_scale,
     )  # fmt: skip
-    place = dict(model=model, device=device, dtype=dtype)
+    _check_adapter(adapter, adapter_interval, adapter_scale)
+    place = dict(model=model, device=device, dtype=dtype, adapter=adapter)
     _try_clip(clip, frames, stride, size)
     is_file = output.suffix == ".safetensors"
     if not is_file and (output.suffix or output.is_file()):
@@ -339,6 +345,11 @@ def _check_names(settings: dict[str, Any]) -> None:
     checked_scale(settings.get("adapter_scale") or 0)
     if settings["num_inference_steps"] < 1:
         raise InputError(f"--steps is {settings['num_inference_steps']}: give at least 1.")
+
+
+def _check_adapter(adapter: str | None, *how: object) -> None:
+    if adapter is None and any(x is not None for x in how):
+        raise InputError("--adapter-interval and --adapter-scale are an adapter's: give --adapter.")
 
 
 def _check_outputs(source: Path, *outputs: Path | None) -> None:

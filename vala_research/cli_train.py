@@ -30,9 +30,11 @@ def train(
     variant: Annotated[str, typer.Option(help="Temporal loss: triples or released.")] = "triples",
     lambda_diffusion: Annotated[float, typer.Option(help="Weight of the diffusion loss.")] = 0.01,
     lambda_temporal: Annotated[float, typer.Option(help="Weight of the temporal loss.")] = 1.0,
+    flicker_weight: Annotated[float, typer.Option(help="Of it, against steady flicker.")] = 0.0,
     temporal_from: Annotated[float, typer.Option(help="Of T, from where the LoRA is on.")] = 0.5,
     attention: Annotated[str, typer.Option(help="own, first, sparse_causal, extended.")] = "own",
     caption_dropout: Annotated[float, typer.Option(help="Share of empty captions.")] = 0.0,
+    weighting: Annotated[str, typer.Option(help="Diffusion loss: target or velocity.")] = "target",
     rank: Annotated[int, typer.Option(help="Of the LoRA, which alpha equals.")] = 4,
     blocks: Annotated[str, typer.Option(help="With a LoRA: all, down_up or down.")] = "all",
     n_shared: Annotated[int, typer.Option(help="Prompt tokens that all frames share.")] = 18,
@@ -57,8 +59,9 @@ def train(
     from vala_research.diffusion.finetuning import TrainingSettings
 
     loss = LossSettings(
-        lambda_diffusion, lambda_temporal, temporal_from, variant, attention, caption_dropout
-    )
+        lambda_diffusion, lambda_temporal, temporal_from, variant, attention, caption_dropout,
+        weighting, flicker_weight,
+    )  # fmt: skip
     settings = TrainingSettings(
         max_steps=steps, learning_rate=learning_rate, warmup_steps=warmup, batch_size=batch,
         accumulation=accumulation, checkpoint_every=checkpoint_every, mixed_precision=precision,

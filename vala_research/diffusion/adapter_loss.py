@@ -38,6 +38,7 @@ class LossSettings:
     caption_dropout: share of samples trained with an empty caption, for guidance. weighting: of the
     diffusion loss over timesteps; "target", the error of what the network predicts, alike at all,
     or "velocity", the error of v (Salimans and Ho 2022), which does not forget the noisy ones.
+    flicker_weight: of `temporal_consistency_loss`, for triples; 0 is the paper's loss.
 
     Differs from paper: Eq. (19) weighs the diffusion loss by 1, the text after Eq. (20) by 0.01.
     """
@@ -49,6 +50,7 @@ class LossSettings:
     attention: str = "own"
     caption_dropout: float = 0.0
     weighting: str = "target"
+    flicker_weight: float = 0.0
 
     def __post_init__(self):
         if self.variant not in VARIANTS:
@@ -64,8 +66,12 @@ class LossSettings:
             raise InputError(
                 f"Unknown weighting {self.weighting!r}: choose one of {', '.join(WEIGHTINGS)}."
             )
-        if min(self.lambda_diffusion, self.lambda_temporal) < 0:
+        if min(self.lambda_diffusion, self.lambda_temporal, self.flicker_weight) < 0:
             raise InputError("A weight of the loss is negative: give 0 or more.")
+        if self.variant == "released" and self.flicker_weight:
+            raise InputError(
+                "flicker_weight mends the loss over triples only: leave it out, or train triples."
+            )
         for name in ("temporal_from", "caption_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}: give a fraction from 0 to 1.")
@@ -157,7 +163,7 @@ def adapter_loss(
     diffusion = error.mean()
     found = {"loss": settings.lambda_diffusion * diffusion, "diffusion": diffusion}
     if noising.is_temporal:
-        parts = [_temporal(x, n_clips, settings.variant) for x in features.values()]
+        parts = [_temporal(x, n_clips, settings) for x in features.values()]
         temporal, similarity = (torch.stack(x).mean() for x in zip(*parts, strict=True))
         found["loss"] = found["loss"] + settings.lambda_temporal * temporal
         found |= {"temporal": temporal, "similarity": similarity}
@@ -198,12 +204,13 @@ def _velocity_weight(kind: str, a: Tensor) -> Tensor:
     return 1 / (1 - a if kind == "sample" else a).clamp_min(0.01)
 
 
-def _temporal(x: Tensor, n_clips: int, variant: str) -> tuple[Tensor, Tensor]:
+def _temporal(x: Tensor, n_clips: int, settings: LossSettings) -> tuple[Tensor, Tensor]:
     """(loss, mean similarity) of one site's features, (g f) n d."""
-    clips = x.unflatten(0, (n_clips, -1))
-    similar = torch.stack([frame_similarity(c[:2] if variant == "released" else c) for c in clips])
-    if variant == "released":
+    clips, is_released = x.unflatten(0, (n_clips, -1)), settings.variant == "released"
+    similar = torch.stack([frame_similarity(c[:2] if is_released else c) for c in clips])
+    if is_released:
         loss = temporal_consistency_loss(rearrange(clips, "g f n d -> (f g) n d"), "released")
     else:
-        loss = torch.stack([temporal_consistency_loss(c) for c in clips]).mean()
+        mended = dict(flicker_weight=settings.flicker_weight)
+        loss = torch.stack([temporal_consistency_loss(c, **mended) for c in clips]).mean()
     return loss, similar.mean()
