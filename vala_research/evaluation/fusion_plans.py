@@ -26,9 +26,10 @@ KINDS = ("video", "image")
 class Plan:
     """Sources by name: "video" (motion modules on the pipeline's UNet) or "image" (that UNet).
 
-    attentions, guidances: of every source, None being `Source`'s default and the call's; () is None
-    for all. motion: "miniature", a folder or hub id. window, overlap: of video sources. The rest is
-    that of `Fusion`. A schedule with tau = 1.0 leaves source 0 alone.
+    attentions, guidances: of every source; () is None for all: "anchors", the default of an edit,
+    for an image model, "own" for a video model, and the call's guidance. motion: "miniature", a
+    folder or hub id. window, overlap: of video sources. The rest is that of `Fusion`. A schedule
+    with tau = 1.0 leaves source 0 alone.
     """
 
     sources: tuple[str, ...] = ("video", "image")
@@ -66,8 +67,9 @@ class Plan:
         if "video" in self.sources:
             unet = video_unet(pipe.unet, self.motion)
             models["video"] = Source(unet, window=self.window, overlap=self.overlap)
+        usual = {"image": "anchors", "video": "own"}
         parts = zip(self.sources, self.attentions, self.guidances, strict=True)
-        return [replace(models[s], attention=a, guidance_scale=g) for s, a, g in parts]
+        return [replace(models[s], attention=a or usual[s], guidance_scale=g) for s, a, g in parts]
 
     def fusion(self, sources: list[Source]) -> Fusion:
         """The fusion of these sources."""
@@ -87,7 +89,8 @@ def inverted_sources(
 ) -> tuple[list[Source], float]:  # fmt: skip
     """The sources with the clip's inversions, so that edits of it need not invert; and seconds.
 
-    Of those that invert: source 0 alone unless image_start is "inverted".
+    Of those that invert: source 0 alone unless image_start is "inverted". An image source that
+    names no attention has anchors, as in an edit.
     """
     start = time.perf_counter()
     schedule = Schedule.from_scheduler(sources[0].scheduler or pipe.scheduler, num_inference_steps)
