@@ -4,11 +4,13 @@ import csv
 
 import pytest
 import torch
+from diffusers import ControlNetModel
 from test_cli import refused, vala
 from tiny_datasets import sprite_clip
-from tiny_models import tiny_checkpoint
+from tiny_models import tiny_checkpoint, tiny_unet
 
 from vala_research import VideoEditPipeline
+from vala_research.diffusion.conditions import canny_edges
 
 QUICK = ["--steps", 2, "--accumulation", 1, "--warmup", 1, "--learning-rate", 1e-2, "--size", 16]
 BARE = [*QUICK, "--n-shared", 0, "--no-frame-tokens"]
@@ -94,3 +96,44 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, clips, model)
     pickle = tmp_path / "old.bin"
     torch.save({}, pickle)
     refused(tmp_path, "train", clips, *out, "--start-from", pickle, naming="pickle")
+
+
+def test_a_frozen_controlnet_sees_outlines(tmp_path, clips, model):
+    """It is used, it is not trained, and a run does not go on without it."""
+    torch.manual_seed(0)
+    controlnet = ControlNetModel.from_unet(
+        VideoEditPipeline.from_pretrained(model).unet, conditioning_embedding_out_channels=(8, 8)
+    )
+    for p in controlnet.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    controlnet.save_pretrained(tmp_path / "net")
+    kept = (tmp_path / "net" / "diffusion_pytorch_model.safetensors").read_bytes()
+    out, command = tmp_path / "adapter", ["train", clips, "--model", model, *BARE]
+    given = ["--controlnet", tmp_path / "net"]
+    status, _, err = vala(*command, *given, "-o", out)
+    assert status == 0, err
+    assert vala(*command, "-o", tmp_path / "without")[0] == 0
+    log = [(tmp_path / name / "log.csv").read_text() for name in ("adapter", "without")]
+    assert log[0] != log[1]
+    assert (tmp_path / "net" / "diffusion_pytorch_model.safetensors").read_bytes() == kept
+    status, _, err = vala(*command, "-o", out)
+    assert status == 2 and "ControlNet True and not False" in err[-1]
+    refused(tmp_path, *command, "--controlnet", tmp_path, "-o", tmp_path / "b",
+            naming="cannot be loaded")  # fmt: skip
+    ControlNetModel.from_unet(tiny_unet()).save_pretrained(tmp_path / "coarse")
+    refused(tmp_path, *command, "--controlnet", tmp_path / "coarse", "-o", tmp_path / "b",
+            naming="8 times smaller")  # fmt: skip
+    other = tiny_unet(cross_attention_dim=24)
+    ControlNetModel.from_unet(other).save_pretrained(tmp_path / "other")
+    refused(tmp_path, *command, "--controlnet", tmp_path / "other", "-o", tmp_path / "b",
+            naming="cross_attention_dim")  # fmt: skip
+
+
+def test_outlines_are_where_the_colour_changes():
+    frames = torch.zeros(2, 3, 32, 32)
+    frames[1, :, :, 16:] = 1
+    edges = canny_edges(frames)
+    assert edges.shape == frames.shape and edges.dtype == frames.dtype
+    assert not edges[0].any() and set(edges.unique().tolist()) == {0, 1}
+    assert set(edges[1, 0].nonzero()[:, 1].tolist()) <= {15, 16}
+    assert edges[1, 0].any(1)[2:-2].all() and torch.equal(edges[:, 0], edges[:, 2])

@@ -41,6 +41,9 @@ def train(
     frame_tokens: Annotated[bool, typer.Option(help="Prompt tokens of each frame.")] = True,
     vision_encoder: Annotated[str | None, typer.Option(help="CLIP model of the frame tokens.",
                                                        show_default=VISION_ENCODER)] = None,
+    controlnet: Annotated[str | None, typer.Option(
+        help="A frozen ControlNet that sees each frame's Canny edges: folder or hub id.",
+        show_default="none")] = None,
     start_from: Annotated[Path | None, typer.Option(help="An adapter to go on from.",
                                                     show_default="none")] = None,
     learning_rate: Annotated[float, typer.Option(help="After the warm-up.")] = 3e-5,
@@ -84,19 +87,21 @@ def train(
     sampling = dict(n_frames=frames, stride=stride, seed=seed)
     where = dict(layout=layout, split=split, strict=strict)
     encoder = vision_encoder or ("miniature" if model == "miniature" else VISION_ENCODER)
-    _train(data, output, settings, made_of, place, sampling, where, size, encoder, start_from)
+    given = dict(encoder=encoder, start_from=start_from, controlnet=controlnet)
+    _train(data, output, settings, made_of, place, sampling, where, size, **given)
 
 
 def _train(
-    data, output, settings, made_of, place, sampling, where, size, encoder, start_from
+    data, output, settings, made_of, place, sampling, where, size, encoder, start_from, controlnet
 ) -> None:
     """The data, then the model, one batch of it, then the training."""
     from vala_research.cli import _load_model, _side, _size, _stop
     from vala_research.cli_data import sides as pixels
     from vala_research.data.datasets import GroupSampling
     from vala_research.data.streaming import open_groups
+    from vala_research.diffusion.conditions import canny_edges, load_controlnet
     from vala_research.diffusion.finetuning import train
-    from vala_research.diffusion.training_batches import Encoders, check_training
+    from vala_research.diffusion.training_batches import Control, Encoders, check_training
     from vala_research.diffusion.training_estimate import estimate_training
 
     n_samples = settings.max_steps * settings.accumulation * settings.batch_size
@@ -110,7 +115,8 @@ def _train(
     pipe, _ = _load_model(*place)
     groups.size = sides or (_side(pipe), _side(pipe))
     adapter, vision = _adapter(pipe, made_of, encoder, start_from, settings.seed)
-    encoders = Encoders(pipe, vision)
+    control = Control(load_controlnet(controlnet, pipe.unet), canny_edges) if controlnet else None
+    encoders = Encoders(pipe, vision, control)
     check_training(adapter, encoders, groups, settings.loss)
     if is_main:
         typer.echo(groups.summary())
@@ -122,7 +128,7 @@ def _train(
             f"{pipe.device}: about {_size(expected.peak_bytes)} and {expected.seconds:.0f} s."
         )
     try:
-        train(pipe, adapter, groups, output, settings, vision)
+        train(pipe, adapter, groups, output, settings, vision, control)
     except FloatingPointError as error:
         _stop(error, 1)
     if is_main:

@@ -109,7 +109,7 @@ def train(
     bare = torch.optim.AdamW(
         parameters, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay
     )
-    expected, step = _identity(settings, adapter, accelerator), 0
+    expected, step = _identity(settings, adapter, accelerator, control), 0
     if (folder / STATE).exists():
         facts = read_state(folder / STATE, parameters, bare, expected)
         step = facts["step"]
@@ -189,14 +189,14 @@ def _update(
     return row | {"norm": float(norm), "lr": settings.rate(step)}
 
 
-def _identity(settings: TrainingSettings, adapter: TemporalAdapter, accelerator) -> dict:
+def _identity(settings: TrainingSettings, adapter: TemporalAdapter, accelerator, control) -> dict:
     """What a run must share with the one it goes on from."""
     made = {k: v for k, v in asdict(settings).items() if k not in OF_THE_MACHINE}
     made["betas"] = list(made["betas"])
     chosen = asdict(adapter.settings)
     chosen["interval"] = list(chosen["interval"])
     n = settings.accumulation * accelerator.num_processes
-    return made | {"adapter": chosen, "batches a step": n}
+    return made | {"adapter": chosen, "batches a step": n, "ControlNet": control is not None}
 
 
 def _numbers(settings: TrainingSettings, step: int, accelerator: Accelerator) -> range:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from vala_research import InputError
 from vala_research.diffusion.adapter import TemporalAdapter
 from vala_research.diffusion.adapter_loss import Batch, LossSettings
+from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.codec import check_size
 
 
@@ -117,6 +118,15 @@ def check_training(
         )
     if adapter.settings.uses_frame_tokens and encoders.vision is None:
         raise InputError("The adapter has frame tokens: give an image encoder (`vision`).")
+    if encoders.control is not None:
+        made = 2 ** (
+            len(encoders.control.controlnet.config.conditioning_embedding_out_channels) - 1
+        )
+        if made != vae_factor(pipe.vae):
+            raise InputError(
+                f"The ControlNet makes its pictures {made} times smaller and the VAE "
+                f"{vae_factor(pipe.vae)} times: give one that was trained for this model."
+            )
     with torch.no_grad():
         batch = encoders.batch([first], [True])
         adapter.condition(batch.text, None if batch.vision is None else batch.vision[0])
