@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from vala_research.data.sprites import read_attributes, render
 from vala_research.diffusion.adapter import TemporalAdapter
 from vala_research.diffusion.adapter_loss import LossSettings
 from vala_research.evaluation.adapter_curves import (
@@ -16,7 +17,13 @@ from vala_research.evaluation.adapter_curves import (
 )
 from vala_research.evaluation.edit_cases import EditCase, Material, edit_cases
 from vala_research.methods.temporal import frame_similarity
-from vala_research.miniature.adapter import ADAPTER, TRAINING, SpriteGroups, build_adapter
+from vala_research.miniature.adapter import (
+    ADAPTER,
+    TRAINING,
+    SpriteEdits,
+    SpriteGroups,
+    build_adapter,
+)
 from vala_research.miniature.configuration import WORLD
 
 
@@ -46,10 +53,10 @@ class Still(EditCase):
 def test_the_recipe_runs_and_its_curves_start_at_the_bare_model(tmp_path, miniature):
     """Step 0 has the LoRA off, so it does not depend on what was trained; step 2 does."""
     begun = replace(TRAINING, max_steps=2, checkpoint_every=2, learning_rate=1e-2)
-    rows = build_adapter(tmp_path / "a", begun, n_held_out=2)
+    rows = build_adapter(tmp_path / "a", begun, n_held_out=2, n_clips=4)
     assert [r["step"] for r in rows] == [0, 2]
     assert rows[0]["similarity"] != rows[1]["similarity"]
-    other = build_adapter(tmp_path / "b", replace(begun, seed=1), n_held_out=2)
+    other = build_adapter(tmp_path / "b", replace(begun, seed=1), n_held_out=2, n_clips=4)
     assert other[0] == rows[0] and other[1] != rows[1]
     assert training_curve(tmp_path / "a").step.tolist() == [0, 2]
     (tmp_path / "a" / "curves.csv").unlink()
@@ -73,6 +80,23 @@ def test_sprite_groups_are_scenes_of_their_split():
     assert not torch.equal(a[0]["frames"], b[0]["frames"])
     with pytest.raises(IndexError):
         a[2]
+
+
+def test_sprite_edits_show_the_true_edit_and_bring_the_noise_of_their_clip(pipe):
+    """The caption says what is seen; some samples are the clip itself, most are not."""
+    edits = SpriteEdits(pipe, "validation", n_clips=2, n_frames=3, n=24, steps=2)
+    frames = [render(scene, 3, 64).frames for scene in edits.sources]
+    again = pipe.invert(frames[1], edits.sources[1].caption, 2, "ddim", "sparse_causal")
+    assert torch.equal(edits[1]["noise"], again) and edits[3]["noise"] is edits[1]["noise"]
+    kept = []
+    for i, sample in enumerate(edits[i] for i in range(24)):
+        seen = read_attributes(sample["frames"])[0]
+        assert seen["colour"] in sample["caption"] and seen["shape"] in sample["caption"]
+        kept.append(torch.equal(sample["frames"], frames[i % 2]))
+        assert kept[-1] == (sample["caption"] == edits.sources[i % 2].caption)
+    assert 0 < sum(kept) < 12
+    with pytest.raises(IndexError):
+        edits[24]
 
 
 def test_the_figure_draws_what_it_is_given():

@@ -79,15 +79,20 @@ def test_adapter_gains(tmp_path, miniature):
 def test_the_claim_about_gains_can_fail():
     row = {"setting": ALL_HOSTS, "n": 9, "gain": 0.0, "gain_low": -1.0, "p": 1.0}
 
-    def found(warp: float, psnr: float) -> dict:
-        both = [row | {"metric": "warp_error", "gain_high": warp},
-                row | {"metric": "psnr", "gain_high": psnr}]  # fmt: skip
-        return {"table": pd.DataFrame(both), "study": type("s", (), {"ALL_HOSTS": ALL_HOSTS})}
+    def found(psnr: float, **warp: float) -> dict:
+        lines = [row | {"metric": m, "gain_high": x} for m, x in ({"psnr": psnr} | warp).items()]
+        return {"table": pd.DataFrame(lines), "study": type("s", (), {"ALL_HOSTS": ALL_HOSTS}),
+                "shown": ("warp_error_truth", "warp_error", "psnr")}  # fmt: skip
 
-    exec(claim("35_ge_adapter_gains"), found(0.1, 0.0))
-    for wrong in ((-0.1, 0.0), (0.1, -0.2)):
+    exec(claim("35_ge_adapter_gains"), found(0.0, warp_error=0.1))  # clips from a folder
+    exec(claim("35_ge_adapter_gains"), found(0.0, warp_error=-0.1, warp_error_truth=0.1))
+    for wrong in (
+        found(0.0, warp_error=-0.1),
+        found(-0.2, warp_error=0.1),
+        found(0.0, warp_error=0.1, warp_error_truth=-0.1),
+    ):
         with pytest.raises(AssertionError):
-            exec(claim("35_ge_adapter_gains"), found(*wrong))
+            exec(claim("35_ge_adapter_gains"), wrong)
 
 
 def test_an_adapter_that_is_not_there(tmp_path, miniature):

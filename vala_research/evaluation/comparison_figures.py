@@ -1,5 +1,6 @@
 """A comparison at a glance: what each editor gains on a baseline, and what it costs."""
 
+import textwrap
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
@@ -18,7 +19,7 @@ TITLES = {
     "psnr": ("PSNR to the true edit, dB", 1),
     "success": ("attribute success, %", 100),
     "warp_error": ("E_warp x 1000, reduction", 1000),
-    "warp_error_truth": ("E_warp (true edit's flow)", 1000),
+    "warp_error_truth": ("E_warp x 1000, true edit's flow, reduction", 1000),
     "clip_f": ("CLIP-F", 1),
     "clip_t": ("CLIP-T", 1),
     "inversion_psnr": ("reconstruction, dB", 1),
@@ -70,7 +71,7 @@ def gains_figure(
     metrics = [m for m in metrics if m in set(gains.metric)]
     (baseline,) = set(table.setting) - set(names)
     with rc_context(STYLE):
-        fig = Picture(figsize=(7.0, 0.55 + 0.19 * len(names)))
+        fig = Picture(figsize=(7.0, 0.55 + 0.19 * len(names) + 0.25 * (len(metrics) > 3)))
         axes = fig.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for ax, metric in zip(axes, metrics, strict=True):
             title, factor = TITLES[metric]
@@ -80,7 +81,7 @@ def gains_figure(
                 ax.plot([factor * row.gain_low, factor * row.gain_high], [y, y], color=colour)
                 ax.plot(factor * row.gain, y, "o", color=colour)
             ax.axvline(0, color="black", linewidth=0.8)
-            ax.set_title(title)
+            ax.set_title("\n".join(textwrap.wrap(title, 80 // len(metrics))))
             ax.tick_params(axis="y", length=0)
         labels = [f"{n}  ({costs[n]:.2f}x)" if costs else n for n in names]
         axes[0].set_yticks(range(len(names)), labels)
