@@ -100,7 +100,7 @@ def similarity_figure(steps: pd.DataFrame, training: pd.DataFrame) -> Figure:
     `losses_of_checkpoints`.
     """
     with rc_context(STYLE):
-        fig = Figure(figsize=(7.0, 2.5))
+        fig = Figure(figsize=(7.0, 2.7))
         left, middle, right = fig.subplots(1, 3)
         for axes, what in ((left, "latents"), (middle, "features")):
             for (name, rows), colour in zip(
@@ -111,7 +111,7 @@ def similarity_figure(steps: pd.DataFrame, training: pd.DataFrame) -> Figure:
             axes.invert_xaxis()
             axes.set(xlabel="timestep t (noise to clip)", title=f"{what} during an edit")
         left.set_ylabel("mean cosine of neighbours")
-        middle.legend()
+        fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         right.plot(training.step, training.similarity, color=COLOURS[0], marker="o", markersize=2)
         right.set(xlabel="training step", title="features over training")
         right.set_ylabel("mean cosine of features", color=COLOURS[0])
