@@ -22,6 +22,7 @@ from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import METRICS, compare, per_clip
 from vala_research.evaluation.edit_cases import ClipCase, EditCase, Material
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.fusion_figures import within_clips
 from vala_research.evaluation.fusion_plans import Plan
 from vala_research.evaluation.fusion_study import FRAMEWISE, FUSED, IMAGE, VIDEO, judged
 from vala_research.evaluation.metrics import warp_error
@@ -150,7 +151,7 @@ PANELS = {
 
 
 def length_figure(rows: pd.DataFrame, memory: Iterable[Mapping]) -> Picture:
-    """Quality, seams and memory against the number of frames, with 95% intervals over clips.
+    """Quality, seams and memory against the number of frames, with 95% intervals within clips.
 
     rows: of `compare_lengths`; memory: rows of setting, frames and live (MiB) of a whole edit.
     """
@@ -160,10 +161,10 @@ def length_figure(rows: pd.DataFrame, memory: Iterable[Mapping]) -> Picture:
         fig = Picture(figsize=(7.0, 3.9))
         axes = fig.subplots(2, 3).ravel()
         for ax, metric in zip(axes, metrics, strict=False):
-            for name, look in LOOKS.items():
-                part = rows[rows.setting == name]
-                _line(ax, {n: PANELS[metric][1] * per_clip(p, metric)[name]
-                           for n, p in part.groupby("frames")}, look, name)  # fmt: skip
+            found = {n: within_clips(part, [metric]).set_index("setting")[["mean", "low", "high"]]
+                     for n, part in rows.groupby("frames")}  # fmt: skip
+            for name in LOOKS:
+                _line(ax, {n: PANELS[metric][1] * t.loc[name] for n, t in found.items()}, name)
             ax.set_title(PANELS[metric][0] if "gain" in rows or metric != "psnr"
                          else "PSNR to the source, dB")  # fmt: skip
             ax.set_yscale("log" if metric == "warp_error" else "linear")
@@ -186,20 +187,24 @@ LOOKS = {
 SHIFTS = {IMAGE: 0.96, VIDEO: 1.04, FUSED: 1.0}  # intervals side by side
 
 
-def _line(ax, values: Mapping[int, Iterable[float]], look: Mapping, name: str) -> None:
-    """Means over clips joined, their intervals upright; values: of each length."""
-    found = {n: summarise(np.asarray(v, float)) for n, v in values.items() if len(np.asarray(v))}
+def _line(ax, found: Mapping[int, pd.Series], name: str) -> None:
+    """Means joined, their intervals upright; found: mean, low and high of each length."""
     x = [n * SHIFTS[name] for n in found]
-    ax.plot(x, [s.mean for s in found.values()], label=name, **look)
+    ax.plot(x, [s["mean"] for s in found.values()], label=name, **LOOKS[name])
     for at, s in zip(x, found.values(), strict=True):
-        ax.plot([at, at], [s.low, s.high], color=look["color"], linewidth=0.8)
+        ax.plot([at, at], [s["low"], s["high"]], color=LOOKS[name]["color"], linewidth=0.8)
 
 
 def _seam_panel(ax, rows: pd.DataFrame) -> None:
     for name in (VIDEO, FUSED):
         excess = {n: seam_excess(part, name) for n, part in rows.groupby("frames")}
-        _line(ax, {n: np.exp(v) for n, v in excess.items()}, LOOKS[name], name)
+        logs = {n: summarise(v) for n, v in excess.items() if len(v)}
+        ends = {n: pd.Series({"mean": s.mean, "low": s.low, "high": s.high})
+                for n, s in logs.items()}  # fmt: skip
+        _line(ax, {n: np.exp(x) for n, x in ends.items()}, name)
     ax.axhline(1, color="black", linewidth=0.8)
+    ax.set_yscale("log")
+    ax.set_yticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
     ax.set_title("E_warp at seams / elsewhere,\nover that of image only")
 
 
