@@ -164,7 +164,8 @@ def length_figure(rows: pd.DataFrame, memory: Iterable[Mapping]) -> Picture:
             found = {n: within_clips(part, [metric]).set_index("setting")[["mean", "low", "high"]]
                      for n, part in rows.groupby("frames")}  # fmt: skip
             for name in LOOKS:
-                _line(ax, {n: PANELS[metric][1] * t.loc[name] for n, t in found.items()}, name)
+                of = {n: t.loc[name] for n, t in found.items() if name in t.index}
+                _line(ax, {n: PANELS[metric][1] * ends for n, ends in of.items()}, name)
             ax.set_title(PANELS[metric][0] if "gain" in rows or metric != "psnr"
                          else "PSNR to the source, dB")  # fmt: skip
             ax.set_yscale("log" if metric == "warp_error" else "linear")
