@@ -1,10 +1,14 @@
 """`vala train`: an adapter from a folder of clips, and one sentence for what cannot be trained."""
 
 import csv
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from diffusers import ControlNetModel
+from safetensors.torch import load_file
 from test_cli import refused, vala
 from tiny_datasets import sprite_clip
 from tiny_models import tiny_checkpoint, tiny_unet
@@ -137,3 +141,24 @@ def test_outlines_are_where_the_colour_changes():
     assert not edges[0].any() and set(edges.unique().tolist()) == {0, 1}
     assert set(edges[1, 0].nonzero()[:, 1].tolist()) <= {15, 16}
     assert edges[1, 0].any(1)[2:-2].all() and torch.equal(edges[:, 0], edges[:, 2])
+
+
+def test_two_processes_train_what_one_does(tmp_path, clips, model):
+    """Each takes every other batch, and gradients are averaged: weights and log of one process."""
+    command = ["train", clips, "--model", model, *BARE, "--device", "cpu"]
+    assert vala(*command, "--accumulation", 2, "-o", tmp_path / "one")[0] == 0
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc_per_node", "2", "-m", "vala_research.cli"]  # fmt: skip
+    done = subprocess.run(
+        [*several, *map(str, command), "-o", str(tmp_path / "two")], capture_output=True, text=True,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        load_file(tmp_path / n / "pytorch_lora_weights.safetensors") for n in ("one", "two")
+    )
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-6)
+    logs = [list(csv.DictReader((tmp_path / n / "log.csv").open())) for n in ("one", "two")]
+    for row, other in zip(*logs, strict=True):
+        assert all(float(other[k]) == pytest.approx(float(row[k]), rel=1e-3) for k in row)
