@@ -111,6 +111,19 @@ def test_nothing_remains_where_it_does_not_act(host, video, folders, name):
     assert host.adapter is None and host.vision_encoder is None
 
 
+def test_the_estimate_knows_its_weights(host, folders):
+    """LoRA, tokens and the image encoder, and the bare model's again without them."""
+    bare = host.estimate(3, 16, 16).peak_bytes
+    own = sum(p.numel() for p in host.unet.parameters())
+    host.load_adapter(folders["tokens"])
+    modules = (host.adapter.tokens, host.vision_encoder.model)
+    more = sum(p.numel() for m in modules for p in m.parameters())
+    lora = sum(p.numel() for p in host.unet.parameters()) - own
+    assert host.estimate(3, 16, 16).peak_bytes - bare == 4 * (lora + more) and min(lora, more) > 0
+    host.unload_adapter()
+    assert host.estimate(3, 16, 16).peak_bytes == bare
+
+
 @pytest.mark.parametrize("name", ["tokens", "lora"])
 def test_sampling_undoes_the_process_that_was_inverted(host, video, folders, name):
     host.load_adapter(folders[name])

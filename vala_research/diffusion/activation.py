@@ -11,7 +11,7 @@ from os import PathLike
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vala_research import InputError
 from vala_research.diffusion.adapter import TemporalAdapter
@@ -94,6 +94,13 @@ class AdapterMixin:
         if self.adapter is not None:
             self.adapter.detach()
         self.adapter, self.vision_encoder = None, None
+
+    @property
+    def adapter_networks(self) -> dict[str, nn.Module]:
+        """What the adapter brings beside its LoRA, which is among the UNet's weights."""
+        tokens = self.adapter and self.adapter.tokens
+        vision = self.vision_encoder and self.vision_encoder.model
+        return {k: m for k, m in (("tokens", tokens), ("vision", vision)) if m is not None}
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As every pipeline; refused while an adapter's weights lie among those of the UNet."""

@@ -368,6 +368,7 @@ class VideoEditPipeline(AdapterMixin, DiffusionPipeline):
         branches += n_injected > 0
         size = Backbone(self.unet, frames_per_chunk).chunk_size(n_frames, branches, h, w)
         networks = dict(vae=self.vae, text_encoder=self.text_encoder, unet=self.unet)
+        networks |= self.adapter_networks
         if fusion is not None:
             n_evaluations *= len(fusion.sources)
             own = (s.unet for s in fusion.sources if s.unet is not None)
