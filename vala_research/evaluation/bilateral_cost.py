@@ -188,7 +188,7 @@ def cost_figure(rows: list[dict], biases: list[dict]) -> Figure:
         right.set(xlabel="step of the inversion", ylabel="max |B(z) - z|", ylim=(0, None),
                   title="what the filter moves")  # fmt: skip
         right.locator_params(axis="x", integer=True)
-        right.legend(loc="lower left")
+        right.legend(loc="upper right")
     return fig
 
 
