@@ -119,9 +119,8 @@ def check_training(
     if adapter.settings.uses_frame_tokens and encoders.vision is None:
         raise InputError("The adapter has frame tokens: give an image encoder (`vision`).")
     if encoders.control is not None:
-        made = 2 ** (
-            len(encoders.control.controlnet.config.conditioning_embedding_out_channels) - 1
-        )
+        levels = encoders.control.controlnet.config.conditioning_embedding_out_channels
+        made = 2 ** (len(levels) - 1)
         if made != vae_factor(pipe.vae):
             raise InputError(
                 f"The ControlNet makes its pictures {made} times smaller and the VAE "

@@ -201,9 +201,9 @@ def edit_row(
 
     warp_error under the source's flow; with a `ClipScorer` CLIP-T to the prompt and CLIP-F over
     consecutive pairs. Where the true edit is known, psnr to it and gain over the source's, in dB;
-    warp_error_truth, E_warp under the true edit's own flow, which alone is fair to a changed
-    outline; success (share of frames with every attribute right) and one column an attribute.
-    Elsewhere psnr is to the source: how much was kept.
+    warp_error_truth, E_warp under the true edit's own flow, by which a right new outline does not
+    lose and an old one does; success (share of frames with every attribute right) and one column
+    an attribute. Elsewhere psnr is to the source: how much was kept.
     """
     reference = material.frames if material.truth is None else material.truth
     row = {

@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.fusion_figures import within_clips
+from vala_research.evaluation.fusion_figures import axis_title, within_clips
 from vala_research.evaluation.fusion_study import FUSED, IMAGE, VIDEO
 from vala_research.evaluation.latent_compatibility import (
     EDIT,
@@ -83,8 +83,7 @@ def _spaces(ax: Axes, rows: pd.DataFrame, metric: str) -> None:
     labels = [f"{label}°" if label.isdigit() else label for label in labels]
     ax.set_xticks(range(len(names)), labels)
     ax.set_xlim(-0.5, len(names) - 0.5)
-    what = "true edit" if "gain" in rows else "source"
-    ax.set(title=f"PSNR to the {what}, dB", xlabel="rotation of the image model's space")
+    ax.set(title=axis_title(metric, rows), xlabel="rotation of the image model's space")
 
 
 # --- costs --------------------------------------------------------------------------------------

@@ -19,15 +19,25 @@ from torch import Tensor
 
 from vala_research.diffusion.source import windows_of
 from vala_research.evaluation.benchmark import EditSetting
-from vala_research.evaluation.comparison import METRICS, compare, per_clip
+from vala_research.evaluation.comparison import compare, per_clip
 from vala_research.evaluation.edit_cases import ClipCase, EditCase, Material
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.fusion_figures import within_clips
+from vala_research.evaluation.fusion_figures import AXES, axis_title, within_clips
 from vala_research.evaluation.fusion_plans import Plan
-from vala_research.evaluation.fusion_study import FRAMEWISE, FUSED, IMAGE, VIDEO, judged
+from vala_research.evaluation.fusion_study import (
+    FRAMEWISE,
+    FUSED,
+    IMAGE,
+    VIDEO,
+    Claim,
+    claims_table,
+    judged,
+)
 from vala_research.evaluation.metrics import warp_error
 from vala_research.evaluation.statistics import paired_gain, summarise
 from vala_research.methods.fusion import FusionSchedule
+
+METRICS_OF_LENGTH = ("psnr", "success", "warp_error")
 
 # --- seams --------------------------------------------------------------------------------------
 
@@ -119,11 +129,9 @@ def length_claims(rows: pd.DataFrame) -> pd.DataFrame:
     """
     found = []
     for n, part in rows.groupby("frames"):
-        for metric in ("psnr", "success", "warp_error"):
-            values = METRICS[metric] * per_clip(part, metric) if metric in part else {}
-            if FUSED in values and IMAGE in values:
-                gain = paired_gain(values[FUSED].to_numpy(), values[IMAGE].to_numpy())
-                found.append({"frames": n} | judged("fused beats the image model", metric, gain))
+        if {FUSED, IMAGE} <= set(part.setting):
+            claim = Claim("fused beats the image model", FUSED, IMAGE, METRICS_OF_LENGTH)
+            found += [{"frames": n} | row for row in claims_table(part, [claim]).to_dict("records")]
         for name in (VIDEO, FUSED):
             excess = seam_excess(part, name)
             if len(excess):
@@ -144,18 +152,13 @@ def seam_excess(rows: pd.DataFrame, name: str) -> np.ndarray:
 
 # --- picture ------------------------------------------------------------------------------------
 
-PANELS = {
-    "psnr": ("PSNR to the true edit, dB", 1), "success": ("attribute success, %", 100),
-    "warp_error": ("E_warp x 1000", 1000),
-}  # fmt: skip
-
 
 def length_figure(rows: pd.DataFrame, memory: Iterable[Mapping]) -> Picture:
     """Quality, seams and memory against the number of frames, with 95% intervals within clips.
 
     rows: of `compare_lengths`; memory: rows of setting, frames and live (MiB) of a whole edit.
     """
-    metrics = [m for m in PANELS if m in rows]
+    metrics = [m for m in METRICS_OF_LENGTH if m in rows]
     lengths = sorted(set(rows.frames))
     with rc_context(STYLE):
         fig = Picture(figsize=(7.0, 3.9))
@@ -165,9 +168,8 @@ def length_figure(rows: pd.DataFrame, memory: Iterable[Mapping]) -> Picture:
                      for n, part in rows.groupby("frames")}  # fmt: skip
             for name in LOOKS:
                 of = {n: t.loc[name] for n, t in found.items() if name in t.index}
-                _line(ax, {n: PANELS[metric][1] * ends for n, ends in of.items()}, name)
-            ax.set_title(PANELS[metric][0] if "gain" in rows or metric != "psnr"
-                         else "PSNR to the source, dB")  # fmt: skip
+                _line(ax, {n: AXES[metric][1] * ends for n, ends in of.items()}, name)
+            ax.set_title(axis_title(metric, rows))
             ax.set_yscale("log" if metric == "warp_error" else "linear")
         _seam_panel(axes[3], rows)
         _memory_panel(axes[4], list(memory))

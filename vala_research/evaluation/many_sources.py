@@ -15,14 +15,12 @@ from matplotlib import rc_context
 from vala_research.diffusion.attention import AnchorAttention
 from vala_research.diffusion.editing import ANCHORS, Fusion, Source
 from vala_research.evaluation.benchmark import EditSetting
-from vala_research.evaluation.comparison import METRICS, per_clip
 from vala_research.evaluation.costs import meta_anchors
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.fusion_costs import NEVER, cost_rows, weightless
 from vala_research.evaluation.fusion_figures import AXES, axis_title, within_clips
 from vala_research.evaluation.fusion_plans import Plan
-from vala_research.evaluation.fusion_study import IMAGE, VIDEO, judged, single_models
-from vala_research.evaluation.statistics import paired_gain
+from vala_research.evaluation.fusion_study import IMAGE, VIDEO, Claim, claims_table, single_models
 from vala_research.methods.fusion import FusionSchedule
 
 # Source, attention, guidance relative to the edit's: in the order in which they join.
@@ -88,15 +86,14 @@ def source_claims(
     rows: pd.DataFrame, numbers: Sequence[int] = (2, 3, 4), rules: Sequence[str] = (RELEASED, EQUAL)
 ) -> pd.DataFrame:
     """Verdicts on whether one more source gains on one fewer, under each rule and metric."""
-    found = []
-    for metric in (m for m in ("psnr", "success", "warp_error", "clip_t") if m in rows):
-        values = METRICS[metric] * per_clip(rows, metric)
-        for rule in rules:
-            for few, more in zip(numbers, numbers[1:], strict=False):
-                pair = [values[source_name(m, rule)].to_numpy() for m in (more, few)]
-                text = f"{more} sources beat {few}, {rule} weights"
-                found.append(judged(text, metric, paired_gain(*pair)))
-    return pd.DataFrame(found)
+    claims = [
+        Claim(f"{more} sources beat {few}, {rule} weights", source_name(more, rule),
+              source_name(few, rule), (metric,))
+        for metric in ("psnr", "success", "warp_error", "clip_t")
+        for rule in rules
+        for few, more in zip(numbers, numbers[1:], strict=False)
+    ]  # fmt: skip
+    return claims_table(rows, claims)
 
 
 def sources_figure(
