@@ -144,21 +144,30 @@ def test_outlines_are_where_the_colour_changes():
 
 
 def test_two_processes_train_what_one_does(tmp_path, clips, model):
-    """Each takes every other batch, and gradients are averaged: weights and log of one process."""
+    """Each takes every other batch, and gradients are averaged: weights and log of one process.
+
+    All compute on one thread. Adam divides a small gradient by its own size, and so enlarges
+    what rounding changes in it: the weights are compared by norm, not each by itself. A process
+    that trained alone ends .065 of the norm away, another number of threads 1e-6.
+    """
     command = ["train", clips, "--model", model, *BARE, "--device", "cpu"]
-    assert vala(*command, "--accumulation", 2, "-o", tmp_path / "one")[0] == 0
-    several = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc_per_node", "2", "-m", "vala_research.cli"]  # fmt: skip
-    done = subprocess.run(
-        [*several, *map(str, command), "-o", str(tmp_path / "two")], capture_output=True, text=True,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    one, two = (
-        load_file(tmp_path / n / "pytorch_lora_weights.safetensors") for n in ("one", "two")
-    )
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-6)
-    logs = [list(csv.DictReader((tmp_path / n / "log.csv").open())) for n in ("one", "two")]
-    for row, other in zip(*logs, strict=True):
-        assert all(float(other[k]) == pytest.approx(float(row[k]), rel=1e-3) for k in row)
+
+    def train(name: str, *launcher: str, accumulation: int):
+        given = [*command, "--accumulation", accumulation, "-o", tmp_path / name]
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, "vala_research.cli", *map(str, given)],
+            env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        weights = load_file(tmp_path / name / "pytorch_lora_weights.safetensors")
+        log = csv.DictReader((tmp_path / name / "log.csv").open())
+        return torch.cat([weights[k].flatten() for k in sorted(weights)]), list(log)
+
+    two_processes = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    one, log = train("one", accumulation=2)
+    two, other = train("two", *two_processes, accumulation=1)
+    alone, _ = train("alone", accumulation=1)
+    assert (two - one).norm() < 1e-3 * one.norm() < (alone - one).norm()
+    for row, same in zip(log, other, strict=True):
+        assert all(float(same[k]) == pytest.approx(float(row[k]), rel=1e-3) for k in row)
