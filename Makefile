@@ -16,8 +16,9 @@ help:
 quickstart: .venv/core.stamp
 	@$(BIN)/vala quickstart -o runs/quickstart
 
+# A worker a core; the tests of a file, which share models, go to one worker.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
