@@ -1,11 +1,15 @@
 """Shapes in signatures are checked here, and only here; what needs weights skips without them."""
 
+import itertools
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 # Before anything imports torch or a hub client: no test draws a window or touches the network.
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Small tensors are not faster on several threads, and far slower where these wait for a busy core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
@@ -17,9 +21,6 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# More threads than cores make small tensors slower, not faster.
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +75,19 @@ def video() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(3, 3, 4, 6, generator=generator)
     return torch.nn.functional.interpolate(coarse, size=(16, 24), mode="bilinear")
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """`ticking(seconds)` lets every step of the recipe take so long, on any machine."""
+    from vala_research.miniature import training
+
+    def tick(seconds: float) -> None:
+        looks = itertools.count()
+        clock = SimpleNamespace(monotonic=lambda: seconds * next(looks))
+        monkeypatch.setattr(training, "time", clock)
+
+    return tick
 
 
 def _weights(part: str) -> str:
