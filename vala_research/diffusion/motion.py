@@ -7,6 +7,7 @@ image UNet.
 from os import PathLike
 
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers.utils import logging
 from torch import nn
 
 from vala_research import InputError, miniature_path
@@ -31,13 +32,17 @@ def load_motion_unet(
                 f"The motion modules {str(folder)!r} cannot be loaded: give the folder or hub id "
                 "of an AnimateDiff MotionAdapter with safetensors weights."
             ) from error
+    verbosity = logging.get_verbosity()
     try:
+        logging.set_verbosity_error()  # it warns of an empty list of modules
         video = UNetMotionModel.from_unet2d(unet, motion)
     except (ValueError, RuntimeError) as error:
         raise InputError(
             "The motion modules were made for another UNet than this one "
             f"({str(error).splitlines()[0]}): give those of its class."
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
     share_weights(video.to(unet.device), unet)
     return video.train(unet.training)
 
