@@ -13,7 +13,7 @@ from vala_research.diffusion.adapter_settings import AdapterSettings
 from vala_research.diffusion.backbone import is_temporal
 from vala_research.diffusion.editing import Fusion, Source
 from vala_research.diffusion.motion import load_motion_unet, max_frames
-from vala_research.diffusion.source import windows_of
+from vala_research.diffusion.source import SourceBackbone, window_weights, windows_of
 from vala_research.evaluation.fusion_plans import inverted_sources
 from vala_research.methods.fusion import KINDS, FusionSchedule, fuse
 
@@ -286,6 +286,22 @@ def test_windows_cover_the_clip():
             }
             gaps = [b.start - a.start for a, b in zip(windows, windows[1:], strict=False)]
             assert all(0 < gap <= 8 - overlap for gap in gaps)
+
+
+def test_windows_fade_into_each_other(tiny):
+    assert window_weights(4).tolist() == [0.25, 0.75, 0.75, 0.25]
+    assert window_weights(5).tolist() == pytest.approx([0.2, 0.6, 1, 0.6, 0.2])
+
+    class Numbered(SourceBackbone):
+        """Window i predicts i for each of its frames."""
+
+        def _seen(self, x, t, text, patches, added, frames):
+            return torch.full_like(x, self.windows.index(frames))
+
+    backbone = Numbered(tiny.unet, windows=windows_of(14, 8, 2))
+    found = backbone(torch.zeros(1, 14, 1, 1, 1), 0, torch.zeros(1, 1, 1)).flatten()
+    # Frame 6 is the last but one of window 0 and the first of window 1: weights 3 : 1.
+    assert found.tolist() == [0] * 6 + [0.25, 0.75] + [1] * 6
 
 
 def test_a_clip_longer_than_the_positional_encoding(tiny, motion, video):

@@ -31,7 +31,8 @@ class Source:
     adapter, adapter_interval, adapter_scale: a temporal adapter attached to `unet`. controlnet,
     control, control_scale: a ControlNet, one picture a frame (f 3 h w in [0, 1]), its strength.
     window, overlap: frames that a video model sees at once, and those that neighbouring windows
-    share; predictions of one frame in several windows are averaged (None: all frames at once).
+    share; the predictions of one frame in several windows are averaged, each with the weight
+    `window_weights` gives it there (None: all frames at once).
     latents: the clip's inversion by this source, to skip inverting.
     """
 
@@ -85,11 +86,12 @@ class SourceBackbone(AdaptedBackbone):
         x, text = z.to(device), text.to(device)
         if not self.windows:
             return self._seen(x, t, text, patches, added, slice(None)).to(z.device)
-        total, count = torch.zeros_like(x), x.new_zeros(x.shape[1], 1, 1, 1)
+        total, sum_of_weights = torch.zeros_like(x), x.new_zeros(x.shape[1], 1, 1, 1)
         for frames in self.windows:
-            total[:, frames] += self._seen(x[:, frames], t, text, patches, added, frames)
-            count[frames] += 1
-        return (total / count).to(z.device)
+            weight = window_weights(frames.stop - frames.start).to(x)[:, None, None, None]
+            total[:, frames] += weight * self._seen(x[:, frames], t, text, patches, added, frames)
+            sum_of_weights[frames] += weight
+        return (total / sum_of_weights).to(z.device)
 
     def _seen(self, x, t, text, patches, added, frames: slice) -> Tensor:
         """The prediction for frames that the network sees together."""
@@ -134,6 +136,17 @@ def windows_of(n_frames: int, window: int | None, overlap: int) -> tuple[slice, 
         return ()
     starts = [part.start for part in chunks(n_frames - overlap, window - overlap)]
     return tuple(slice(s, s + window) for s in (min(s, n_frames - window) for s in starts))
+
+
+def window_weights(window: int) -> Float[Tensor, " f"]:
+    """Weights 0 < w <= 1 of a window's frames in the mean over windows: least at its borders.
+
+    Linear in the distance from the border, as FreeNoise weighs windows of temporal attention (Qiu
+    et al. 2023, arXiv 2310.15169): neighbours then pass from one window to the next by degrees,
+    where equal weights make a seam.
+    """
+    place = torch.arange(window) + 0.5
+    return torch.minimum(place, window - place) / (window / 2)
 
 
 def check_source(source: Source, index: int, vae: Any, shape: Sequence[int]) -> None:
