@@ -15,7 +15,7 @@ from vala_research.diffusion.editing import VideoEditPipeline
 from vala_research.diffusion.finetuning import TrainingSettings
 from vala_research.evaluation import adapter_study as study
 from vala_research.evaluation import paper_tables
-from vala_research.evaluation.benchmark import run_edits
+from vala_research.evaluation.benchmark import edited_frames, run_edits
 from vala_research.evaluation.comparison import per_clip
 from vala_research.evaluation.edit_cases import Material, edit_cases
 from vala_research.miniature.configuration import WORLD
@@ -94,7 +94,9 @@ def test_a_longer_stretch_moves_an_edit_further(trained):
     few = dict(num_inference_steps=4, guidance_scale=1.0)
     settings = study.over_intervals({"lora": folders["lora"]}, (0.0, 0.5), **few)
     (case,) = edit_cases(WORLD, "test", 1, ["colour"])
-    moved = study.distances(study.edited_frames(model, case, settings, 3, 32))
+    pipe = VideoEditPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    moved = study.distances(edited_frames(pipe, case, settings, 3, 32))
     assert moved["without"] == 0 < moved["lora, acting 0.5-1"] < moved["lora, acting 0-1"]
 
 

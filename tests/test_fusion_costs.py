@@ -132,17 +132,6 @@ def test_measurements(checkpoint, tmp_path):
     assert all(r["seconds"] > 0 for r in rows)
 
 
-def test_a_fresh_process_gives_back_what_it_frees(monkeypatch):
-    import os
-
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "7")
-    found = fusion_measurements.in_fresh_process(os.getenv, "MALLOC_MMAP_THRESHOLD_")
-    assert found == "65536" and os.environ["MALLOC_MMAP_THRESHOLD_"] == "7"
-    assert fusion_measurements.in_fresh_process(os.getpid) != os.getpid()
-    with pytest.raises(ZeroDivisionError):
-        fusion_measurements.in_fresh_process(divmod, 1, 0)
-
-
 # Many sources.
 
 

@@ -16,10 +16,10 @@ from vala_research.evaluation.latent_compatibility import (
     SAME,
     UNTRAINED,
     ForeignPlan,
+    compared_frames,
     compatibility_claims,
     compatibility_settings,
     cosine_rows,
-    edited_frames,
     foreign_plans,
     foreign_unet,
     latent_cosines,
@@ -146,7 +146,7 @@ def test_rows_and_settings(tiny, motion):
     assert settings["untrained" + NORMALISED].fusion.normalise
     assert not settings[SAME].fusion.normalise and settings[VIDEO].fusion.schedule.tau == 1.0
     few = {name: settings[name] for name in (SAME, "rotated by 180")}
-    pictures = edited_frames(tiny, cases[0], few, N_FRAMES, SIZE)
+    pictures = compared_frames(tiny, cases[0], few, N_FRAMES, SIZE)
     assert list(pictures) == ["source", "true edit", *few]
     assert not torch.allclose(pictures[SAME], pictures["rotated by 180"], atol=1e-3)
     for name, plan in plans.items():  # what is drawn is what such a fusion makes

@@ -1,16 +1,18 @@
 """Live bytes are counted exactly; an edit's growth is linear in the frames, whatever it attends."""
 
-import shutil
-import sys
+import os
+import signal
 
 import pytest
 import torch
 
 from vala_research import InputError
+from vala_research.evaluation import memory
 from vala_research.evaluation.memory import (
     MEBIBYTE,
     LiveTensors,
     edit_memory,
+    in_fresh_process,
     measured_edit,
     slopes,
 )
@@ -66,7 +68,20 @@ def test_a_fresh_process_measures_the_same_tensors(checkpoint):
     assert fresh["peak"] > fresh["live"] > 0 and fresh["estimate"] > 0
 
 
-def test_a_failed_process_is_an_input_error(monkeypatch):
-    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+def test_a_fresh_process_gives_back_what_it_frees(monkeypatch):
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "7")
+    found = in_fresh_process(os.getenv, "MALLOC_MMAP_THRESHOLD_")
+    assert found == "65536" and os.environ["MALLOC_MMAP_THRESHOLD_"] == "7"
+    assert in_fresh_process(os.getpid) != os.getpid()
+    with pytest.raises(ZeroDivisionError):
+        in_fresh_process(divmod, 1, 0)
+
+
+def killed(_settings):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_an_input_error(monkeypatch):
+    monkeypatch.setattr(memory, "_measured", killed)
     with pytest.raises(InputError, match="edit of 4 frames failed"):
         edit_memory([4])

@@ -21,12 +21,11 @@ from torch import Tensor
 
 from vala_research.diffusion.adapter import TemporalAdapter
 from vala_research.diffusion.adapter_settings import AdapterSettings
-from vala_research.diffusion.editing import VideoEditPipeline
 from vala_research.diffusion.finetuning import TrainingSettings, train
 from vala_research.diffusion.vision import VisionEncoder
-from vala_research.evaluation.benchmark import EditSetting
+from vala_research.evaluation.benchmark import EditSetting, quiet_pipeline
 from vala_research.evaluation.comparison import METRICS, comparison_table
-from vala_research.evaluation.edit_cases import ClipCase, EditCase, Material
+from vala_research.evaluation.edit_cases import Material
 from vala_research.evaluation.frechet import fid, fid_miniature_clip
 from vala_research.evaluation.inception import Inception
 from vala_research.evaluation.perceptual import Lpips, lpips, lpips_miniature
@@ -84,10 +83,7 @@ def train_variants(
     dataset: see `finetuning.train`. vision_encoder: of the frame tokens. Returns name -> folder.
     Raises InputError when a folder holds a training of other settings.
     """
-    pipe = VideoEditPipeline.from_pretrained(str(model))
-    pipe.set_progress_bar_config(disable=True)
-    if torch.cuda.is_available():
-        pipe.to("cuda")
+    pipe = quiet_pipeline(model)
     encoder = VisionEncoder.from_pretrained(vision_encoder) if vision_encoder else None
     folders = {}
     for name, variant in variants.items():
@@ -155,26 +151,6 @@ def host_table(rows: pd.DataFrame) -> pd.DataFrame:
         tables.append(found[found.setting == "with"].assign(setting=host))
     whole = pd.concat(tables, ignore_index=True)
     return whole.replace({"setting": {"with": ALL_HOSTS}})
-
-
-def edited_frames(
-    model: str | Path, case: EditCase | ClipCase, settings: Mapping[str, EditSetting],
-    n_frames: int, size: int,
-) -> dict[str, Float[Tensor, "f c h w"]]:  # fmt: skip
-    """The edits of one case by name, for a strip; on the GPU where there is one."""
-    pipe = VideoEditPipeline.from_pretrained(str(model))
-    pipe.set_progress_bar_config(disable=True)
-    if torch.cuda.is_available():
-        pipe.to("cuda")
-    material, edits = case.material(n_frames, size), {}
-    for name, s in settings.items():
-        pipe.unload_adapter()
-        if s.adapter:
-            pipe.load_adapter(s.adapter)
-        edits[name] = pipe(
-            material.frames, case.prompt, case.source_prompt, output_type="pt", **s.arguments()
-        ).frames[0].cpu()  # fmt: skip
-    return edits
 
 
 def distances(edits: Mapping[str, Float[Tensor, "f c h w"]]) -> dict[str, float]:

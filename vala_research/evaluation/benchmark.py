@@ -11,6 +11,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from vala_research.data.sprites import (
 )
 from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Policy
 from vala_research.diffusion.backbone import Backbone
-from vala_research.diffusion.editing import ANCHORS
+from vala_research.diffusion.editing import ANCHORS, VideoEditPipeline
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.schedule import Schedule, sample
 from vala_research.diffusion.source import Source
@@ -92,6 +93,13 @@ class EditSetting:
         return AnchorAttention(assign_anchors(features, settings), tuple(z_0.shape[2:]))
 
 
+def quiet_pipeline(model: str | PathLike, dtype: torch.dtype | None = None) -> VideoEditPipeline:
+    """The pipeline of a model on the GPU, where there is one, without progress bars."""
+    pipe = VideoEditPipeline.from_pretrained(str(model), dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def run_edits(
     pipe,
     cases: list[EditCase | ClipCase],
@@ -146,6 +154,21 @@ def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> I
             row = {"setting": name, "kind": case.kind, "index": case.index} | known
             further = {} if measure is None else measure(frames, material)
             yield row | edit_row(frames, case, material, clip_scorer) | further | cost
+
+
+def edited_frames(
+    pipe, case: EditCase | ClipCase, settings: dict[str, EditSetting], n_frames: int, size: int
+) -> dict[str, Float[Tensor, "f c h w"]]:
+    """The edits of one case by name, for a strip."""
+    kept: list[Tensor] = []
+
+    def keep(frames: Tensor, _material: Material) -> dict[str, float]:
+        kept.append(frames)
+        return {}
+
+    rows = run_edits(pipe, [case], settings, n_frames, size, keep)
+    found = dict(zip([row["setting"] for row in rows], kept, strict=True))
+    return {name: found[name] for name in settings}
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,13 @@ from tqdm import tqdm
 
 from vala_research import InputError
 from vala_research.data.atomic import written_whole
-from vala_research.diffusion.editing import VideoEditPipeline
-from vala_research.evaluation.benchmark import EditSetting, Keyframes, Measure, run_edits
+from vala_research.evaluation.benchmark import (
+    EditSetting,
+    Keyframes,
+    Measure,
+    quiet_pipeline,
+    run_edits,
+)
 from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.edit_cases import ClipCase, EditCase
 from vala_research.evaluation.statistics import paired_gain, summarise
@@ -135,11 +140,8 @@ def _on_every_core(jobs: list[tuple], arguments: tuple, n_processes: int | None)
 
 
 def _loaded(model: str, clip_model: str | None, dtype: torch.dtype | None) -> tuple:
-    """A pipeline and a CLIP model, on the GPU where there is one."""
-    pipe = VideoEditPipeline.from_pretrained(model, dtype)
-    pipe.set_progress_bar_config(disable=True)
-    if torch.cuda.is_available():
-        pipe.to("cuda")
+    """A pipeline and a CLIP model."""
+    pipe = quiet_pipeline(model, dtype)
     return pipe, ClipScorer.from_pretrained(clip_model) if clip_model else None
 
 

@@ -5,22 +5,17 @@ The counts of `fusion_costs` are the same everywhere; these are not, and are rea
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
-from typing import Any
 
 import torch
 
-from vala_research.diffusion.editing import VideoEditPipeline
 from vala_research.diffusion.motion import load_motion_unet
-from vala_research.evaluation.benchmark import forget_peak, peak_mebibytes
+from vala_research.evaluation.benchmark import forget_peak, peak_mebibytes, quiet_pipeline
 from vala_research.evaluation.fusion_costs import PROMPTS, source_fusions
 from vala_research.evaluation.fusion_study import FUSED, IMAGE, VIDEO
-from vala_research.evaluation.memory import RETURN_PAGES
+from vala_research.evaluation.memory import in_fresh_process
 from vala_research.methods.fusion import FusionSchedule
 
 
@@ -58,26 +53,13 @@ def measured_rows(
     ]
 
 
-def in_fresh_process(function: Callable, *arguments: Any) -> Any:
-    """function(*arguments) in a process of its own, whose allocator gives back what is freed."""
-    before = {name: os.environ.get(name) for name in RETURN_PAGES}
-    os.environ.update(RETURN_PAGES)
-    try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            return pool.submit(function, *arguments).result()
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
 def _measured(how: Measurement, n_frames: int, name: str) -> dict[str, float]:
     """One row of `measured_rows`."""
     if how.is_fresh:
         torch.set_num_threads(1)
     forget_peak()
     before, has_gpu = peak_mebibytes(), torch.cuda.is_available()
-    pipe = VideoEditPipeline.from_pretrained(how.model, how.dtype).to("cuda" if has_gpu else "cpu")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_pipeline(how.model, how.dtype)
     video = None if name == IMAGE else load_motion_unet(pipe.unet, how.motion)
     fusion = source_fusions(video, how.schedule, how.window, how.image_window)[name]
     clip = torch.rand(n_frames, 3, how.size, how.size, generator=torch.Generator().manual_seed(0))

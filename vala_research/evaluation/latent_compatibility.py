@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vala_research.diffusion.editing import Fusion, Source
 from vala_research.diffusion.schedule import Schedule
-from vala_research.evaluation.benchmark import EditSetting, run_edits
+from vala_research.evaluation.benchmark import EditSetting, edited_frames
 from vala_research.evaluation.edit_cases import ClipCase, EditCase
 from vala_research.evaluation.fusion_plans import Plan, inverted_sources
 from vala_research.evaluation.fusion_study import FRAMEWISE, VIDEO, judged, single_models
@@ -238,19 +238,12 @@ def compatibility_claims(
     )
 
 
-def edited_frames(
+def compared_frames(
     pipe, case: EditCase | ClipCase, settings: Mapping[str, EditSetting], n_frames: int, size: int
 ) -> dict[str, Float[Tensor, "f c h w"]]:
     """The edited clip of every setting, and the source and true edit where known, for a strip."""
-    kept: list[Tensor] = []
-
-    def keep(frames: Tensor, _material) -> dict[str, float]:
-        kept.append(frames)
-        return {}
-
-    list(run_edits(pipe, [case], dict(settings), n_frames, size, keep))
     material = case.material(n_frames, size)
     known = {"source": material.frames}
     known |= {} if material.truth is None else {"true edit": material.truth}
-    names = [name.replace(", ", ",\n") for name in settings]
-    return known | dict(zip(names, kept, strict=True))
+    edits = edited_frames(pipe, case, dict(settings), n_frames, size)
+    return known | {name.replace(", ", ",\n"): frames for name, frames in edits.items()}

@@ -4,12 +4,11 @@ Two measures of one edit: the peak of all live tensors, exact and the same on ev
 peak of the process, each in a process of its own, since an allocator keeps what others freed.
 """
 
-import json
 import os
-import subprocess
-import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vala_research import InputError
-from vala_research.evaluation.benchmark import forget_peak, peak_mebibytes
+from vala_research.evaluation.benchmark import forget_peak, peak_mebibytes, quiet_pipeline
 from vala_research.evaluation.figures import COLOURS, STYLE
 from vala_research.methods.anchors import AnchorSettings
 
@@ -82,26 +81,34 @@ def edit_memory(
     Rows of attention, frames, and in MiB: peak (of the process, or of the device where there is
     one; smaller is better), live (of tensors, the clip included), estimate (what
     `VideoEditPipeline.estimate` adds up, weights included).
-    Raises InputError with the last words of a process that fails.
+    Raises InputError when an edit runs out of memory, or its process is killed.
     """
     settings = dict(
         attention=attention, granularity=granularity, model=model, size=size, steps=steps,
         frames_per_chunk=frames_per_chunk, dtype=dtype,
     )  # fmt: skip
-    if not is_fresh:
-        return [_measured(settings | {"n_frames": n}) for n in n_frames]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    run = in_fresh_process if is_fresh else lambda function, given: function(given)
     rows = []
     for n in n_frames:
-        command = [sys.executable, "-m", __name__, json.dumps(settings | {"n_frames": n})]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment | RETURN_PAGES
-        )
-        if done.returncode:
-            words = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise InputError(f"The edit of {n} frames failed ({words}): try fewer, or smaller.")
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        try:
+            rows.append(run(_measured, settings | {"n_frames": n}))
+        except (RuntimeError, MemoryError) as error:
+            raise InputError(
+                f"The edit of {n} frames failed ({error}): try fewer, or smaller."
+            ) from error
     return rows
+
+
+def in_fresh_process(function: Callable, *arguments: Any) -> Any:
+    """function(*arguments) in a process of its own, whose allocator gives back what is freed."""
+    before = {name: os.environ.get(name) for name in RETURN_PAGES}
+    os.environ.update(RETURN_PAGES)
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def measured_edit(
@@ -163,16 +170,6 @@ def memory_figure(rows: Sequence[dict], shows_process: bool = True) -> Figure:
 
 def _measured(settings: dict) -> dict:
     """Load the model and measure one edit."""
-    from vala_research import VideoEditPipeline
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     rest = {k: v for k, v in settings.items() if k not in ("model", "dtype")}
-    pipe = VideoEditPipeline.from_pretrained(
-        settings["model"], dtype=getattr(torch, settings["dtype"])
-    ).to(device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_pipeline(settings["model"], getattr(torch, settings["dtype"]))
     return measured_edit(pipe, **rest)
-
-
-if __name__ == "__main__":
-    print(json.dumps(_measured(json.loads(sys.argv[1]))))

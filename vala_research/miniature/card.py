@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from vala_research.data.atomic import written_whole
 from vala_research.data.sprites import random_scene, read_attributes, render, split_generator
-from vala_research.diffusion.editing import VideoEditPipeline
 from vala_research.evaluation import benchmark, edit_cases, metrics
 from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.statistics import summarise
@@ -109,10 +108,7 @@ def _load(folder: Path) -> None:
     global PIPE, SCORER
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    PIPE = VideoEditPipeline.from_pretrained(str(folder))
-    PIPE.set_progress_bar_config(disable=True)
-    if torch.cuda.is_available():
-        PIPE.to("cuda")
+    PIPE = benchmark.quiet_pipeline(folder)
     SCORER = ClipScorer.from_pretrained(f"{folder}_clip")
 
 
