@@ -24,10 +24,10 @@ from vala_research.miniature.configuration import WORLD
 
 def test_seams_by_hand():
     assert seams(16, 16, 4) == [] and seams(16, None, 4) == []
-    # Windows 0..15 and 4..19: frame 4 is the first seen twice, frame 16 the first seen once again.
-    assert seams(20, 16, 4) == [3, 15]
-    # 0..15, 12..27, 16..31: the last one is moved back to fit.
-    assert seams(32, 16, 4) == [11, 15, 27]
+    # 0..15 and 12..27: frame 12 is the first seen twice, frame 16 the first seen once again.
+    assert seams(28, 16, 4) == [11, 12, 13, 14, 15]
+    # 0..15, 8..23, 16..31: evenly spread.
+    assert seams(32, 16, 4) == list(range(7, 24))
     assert seams(32, 16, 0) == [15]
     assert all(0 <= t < 127 for t in seams(128, 16, 4))
 
@@ -46,7 +46,7 @@ def test_errors_of_pairs_add_up(material):
     assert len(errors) == 19 and mean == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("jump, is_seam", [(4, True), (16, True), (10, False)])
+@pytest.mark.parametrize("jump, is_seam", [(4, True), (10, True), (16, True), (18, False)])
 def test_a_jump_is_seen_where_it_is(material, jump, is_seam):
     """Frames from `jump` on are darker: the pair (jump - 1, jump) alone is torn."""
     frames = material.frames.clone()

@@ -30,9 +30,9 @@ class Source:
     video model, whose frames meet in its motion modules.
     adapter, adapter_interval, adapter_scale: a temporal adapter attached to `unet`. controlnet,
     control, control_scale: a ControlNet, one picture a frame (f 3 h w in [0, 1]), its strength.
-    window, overlap: frames that a video model sees at once, and those that neighbouring windows
-    share; the predictions of one frame in several windows are averaged, each with the weight
-    `window_weights` gives it there (None: all frames at once).
+    window, overlap: frames that a video model sees at once (None: all), and how many of them
+    neighbouring windows share at least; what several windows predict of a frame is averaged, see
+    `shares_of`.
     latents: the clip's inversion by this source, to skip inverting.
     """
 
@@ -86,12 +86,11 @@ class SourceBackbone(AdaptedBackbone):
         x, text = z.to(device), text.to(device)
         if not self.windows:
             return self._seen(x, t, text, patches, added, slice(None)).to(z.device)
-        total, sum_of_weights = torch.zeros_like(x), x.new_zeros(x.shape[1], 1, 1, 1)
-        for frames in self.windows:
-            weight = window_weights(frames.stop - frames.start).to(x)[:, None, None, None]
-            total[:, frames] += weight * self._seen(x[:, frames], t, text, patches, added, frames)
-            sum_of_weights[frames] += weight
-        return (total / sum_of_weights).to(z.device)
+        mean = torch.zeros_like(x)
+        for frames, share in zip(self.windows, shares_of(self.windows).to(x), strict=True):
+            seen = self._seen(x[:, frames], t, text, patches, added, frames)
+            mean[:, frames] += share[frames, None, None, None] * seen
+        return mean.to(z.device)
 
     def _seen(self, x, t, text, patches, added, frames: slice) -> Tensor:
         """The prediction for frames that the network sees together."""
@@ -131,22 +130,25 @@ def own_schedule(schedule: Schedule, scheduler: Any) -> Schedule:
 
 
 def windows_of(n_frames: int, window: int | None, overlap: int) -> tuple[slice, ...]:
-    """Windows of equal length that cover the frames, the last one moved back; none if one does."""
+    """The fewest windows that share `overlap` frames or more, evenly spread; none if one does."""
     if window is None or n_frames <= window:
         return ()
-    starts = [part.start for part in chunks(n_frames - overlap, window - overlap)]
-    return tuple(slice(s, s + window) for s in (min(s, n_frames - window) for s in starts))
+    n = len(chunks(n_frames - overlap, window - overlap))
+    starts = (round(i * (n_frames - window) / (n - 1)) for i in range(n))
+    return tuple(slice(start, start + window) for start in starts)
 
 
-def window_weights(window: int) -> Float[Tensor, " f"]:
-    """Weights 0 < w <= 1 of a window's frames in the mean over windows: least at its borders.
+def shares_of(windows: Sequence[slice]) -> Float[Tensor, "windows f"]:
+    """Shares of the windows in the prediction of each frame: they sum to one over the windows.
 
-    Linear in the distance from the border, as FreeNoise weighs windows of temporal attention (Qiu
-    et al. 2023, arXiv 2310.15169): neighbours then pass from one window to the next by degrees,
-    where equal weights make a seam.
+    Proportional to the distance from the window's border, as FreeNoise weighs windows of temporal
+    attention (Qiu et al. 2023, arXiv 2310.15169): from frame to frame one window gives way to the
+    next by degrees, where equal shares make a seam.
     """
-    place = torch.arange(window) + 0.5
-    return torch.minimum(place, window - place) / (window / 2)
+    place = torch.arange(max(w.stop for w in windows)) + 0.5
+    inside = [torch.minimum(place - w.start, w.stop - place).clamp(min=0) for w in windows]
+    weights = torch.stack(inside)
+    return weights / weights.sum(0)
 
 
 def check_source(source: Source, index: int, vae: Any, shape: Sequence[int]) -> None:

@@ -1,8 +1,8 @@
 """A clip longer than a video model sees at once is edited in windows: quality, seams, memory.
 
 FLDM (arXiv 2310.16400) edits 8 frames; its seed asks about 16, 32, 64 and more. A seam is a pair of
-frames that are not seen by the same windows: there, and only there, the video model's hold on its
-neighbours changes.
+neighbours to which the windows contribute in different shares, every pair across an overlap: there,
+and only there, one window's idea of the clip gives way to another's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from matplotlib import rc_context
 from torch import Tensor
 
-from vala_research.diffusion.source import windows_of
+from vala_research.diffusion.source import shares_of, windows_of
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import compare, per_clip
 from vala_research.evaluation.edit_cases import ClipCase, EditCase, Material
@@ -43,13 +43,12 @@ METRICS_OF_LENGTH = ("psnr", "success", "warp_error")
 
 
 def seams(n_frames: int, window: int | None, overlap: int) -> list[int]:
-    """Pairs (t, t+1), by t, whose frames are not seen by the same windows."""
+    """Pairs (t, t+1), by t, whose frames are not made by the same windows in the same shares."""
     windows = windows_of(n_frames, window, overlap)
-
-    def seen_by(t: int) -> list[int]:
-        return [i for i, w in enumerate(windows) if w.start <= t < w.stop]
-
-    return [t for t in range(n_frames - 1) if seen_by(t) != seen_by(t + 1)]
+    if not windows:
+        return []
+    shares = shares_of(windows)
+    return (shares.diff(dim=1).abs() > 1e-6).any(0).nonzero()[:, 0].tolist()
 
 
 @dataclass(frozen=True)
