@@ -11,11 +11,10 @@ from tiny_models import tiny_checkpoint
 from vala_research.data.sprites import random_scene, render
 from vala_research.diffusion.adapter_loss import LossSettings
 from vala_research.diffusion.adapter_settings import AdapterSettings
-from vala_research.diffusion.editing import VideoEditPipeline
 from vala_research.diffusion.finetuning import TrainingSettings
 from vala_research.evaluation import adapter_study as study
 from vala_research.evaluation import paper_tables
-from vala_research.evaluation.benchmark import edited_frames, run_edits
+from vala_research.evaluation.benchmark import edited_frames, quiet_pipeline, run_edits
 from vala_research.evaluation.comparison import per_clip
 from vala_research.evaluation.edit_cases import Material, edit_cases
 from vala_research.miniature.configuration import WORLD
@@ -77,8 +76,7 @@ def test_training_again_leaves_what_is_trained(trained):
 def test_rows_are_those_of_the_adapter_named(trained):
     """With scale 0 an adapter changes nothing; at its own it does; afterwards none is loaded."""
     model, folders, _ = trained
-    pipe = VideoEditPipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_pipeline(model)
     few = dict(num_inference_steps=2, guidance_scale=1.0)
     settings = study.on_hosts(["own"], folders["lora"], {}, **few)
     off = study.on_hosts(["own"], folders["lora"], {"adapter_scale": 0.0}, **few)["own, with"]
@@ -94,8 +92,7 @@ def test_a_longer_stretch_moves_an_edit_further(trained):
     few = dict(num_inference_steps=4, guidance_scale=1.0)
     settings = study.over_intervals({"lora": folders["lora"]}, (0.0, 0.5), **few)
     (case,) = edit_cases(WORLD, "test", 1, ["colour"])
-    pipe = VideoEditPipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_pipeline(model)
     moved = study.distances(edited_frames(pipe, case, settings, 3, 32))
     assert moved["without"] == 0 < moved["lora, acting 0.5-1"] < moved["lora, acting 0-1"]
 

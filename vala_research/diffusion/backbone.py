@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -278,6 +279,17 @@ def resolve_checkpoint(name_or_path: str, **hub: Any) -> str:
     return str(folder)
 
 
+@contextmanager
+def silenced(logging: ModuleType) -> Iterator[None]:
+    """No warnings within the block; logging: `diffusers.utils.logging` or that of transformers."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def load_vision_tower(name_or_path: str) -> nn.Module:
     """The vision half of a CLIP model, frozen, float32: "miniature", a folder, or a hub id.
 
@@ -286,18 +298,18 @@ def load_vision_tower(name_or_path: str) -> nn.Module:
     from transformers import CLIPVisionModel
     from transformers.utils import logging
 
-    name, verbosity = str(name_or_path), logging.get_verbosity()
+    name = str(name_or_path)
     folder = miniature_path("clip") if name == "miniature" else name
     try:
-        logging.set_verbosity_error()  # the text half, if there, is rightly left out
-        model = CLIPVisionModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+        with silenced(logging):  # the text half, if there, is rightly left out
+            model = CLIPVisionModel.from_pretrained(
+                folder, use_safetensors=True, dtype=torch.float32
+            )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(
             f"The vision encoder {name!r} cannot be loaded: give a folder or hub id of a CLIP "
             "model with safetensors weights."
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
     return model.eval().requires_grad_(False)
 
 

@@ -11,7 +11,7 @@ from diffusers.utils import logging
 from torch import nn
 
 from vala_research import InputError, miniature_path
-from vala_research.diffusion.backbone import is_temporal
+from vala_research.diffusion.backbone import is_temporal, silenced
 
 
 def load_motion_unet(
@@ -32,17 +32,14 @@ def load_motion_unet(
                 f"The motion modules {str(folder)!r} cannot be loaded: give the folder or hub id "
                 "of an AnimateDiff MotionAdapter with safetensors weights."
             ) from error
-    verbosity = logging.get_verbosity()
     try:
-        logging.set_verbosity_error()  # it warns of an empty list of modules
-        video = UNetMotionModel.from_unet2d(unet, motion)
+        with silenced(logging):  # it warns of an empty list of modules
+            video = UNetMotionModel.from_unet2d(unet, motion)
     except (ValueError, RuntimeError) as error:
         raise InputError(
             "The motion modules were made for another UNet than this one "
             f"({str(error).splitlines()[0]}): give those of its class."
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
     share_weights(video.to(unet.device), unet)
     return video.train(unet.training)
 

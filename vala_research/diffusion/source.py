@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,6 +78,11 @@ class SourceBackbone(AdaptedBackbone):
     control: Tensor | None = None
     control_scale: float = 1.0
 
+    @cached_property
+    def shares(self) -> Float[Tensor, "windows f"]:
+        """Of the windows in each frame."""
+        return shares_of(self.windows)
+
     def frames_seen(self, x: Float[Tensor, "g f c h w"]) -> int:
         """Frames a chunk, of the window that the network sees."""
         return super().frames_seen(x[:, self.windows[0]] if self.windows else x)
@@ -87,7 +93,7 @@ class SourceBackbone(AdaptedBackbone):
         if not self.windows:
             return self._seen(x, t, text, patches, added, slice(None)).to(z.device)
         mean = torch.zeros_like(x)
-        for frames, share in zip(self.windows, shares_of(self.windows).to(x), strict=True):
+        for frames, share in zip(self.windows, self.shares.to(x), strict=True):
             seen = self._seen(x[:, frames], t, text, patches, added, frames)
             mean[:, frames] += share[frames, None, None, None] * seen
         return mean.to(z.device)
