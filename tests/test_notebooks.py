@@ -58,7 +58,7 @@ def test_quickstart_on_any_clip_and_model(tmp_path):
 
 
 def test_every_notebook_has_a_test():
-    tests = "".join(p.read_text() for p in Path(__file__).parent.glob("test_notebook*.py"))
+    tests = "".join(p.read_text() for p in Path(__file__).parent.rglob("test_notebook*.py"))
     missing = [p.stem for p in NOTEBOOKS.glob("*.ipynb") if f'"{p.stem}' not in tests]
     assert not missing, f"run them by papermill: {missing}"
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from vala_research import write_clip
-from vala_research.data.sprites import random_scene, render
+from vala_research.sprites.render import render
+from vala_research.sprites.scene import random_scene
 
 CAPTIONS = [f"caption {k} of a shape" for k in range(20)]
 

@@ -5,10 +5,10 @@ Importing this package is instant: torch and diffusers are loaded when a name be
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
-    "VideoEditPipeline": "vala_research.diffusion.editing",
+    "VideoEditPipeline": "vala_research.editing.pipeline",
     "read_clip": "vala_research.data.clips",
     "write_clip": "vala_research.data.clips",
     "Clip": "vala_research.data.clips",

@@ -12,12 +12,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
-from vala_research.data.atomic import written_whole
 from vala_research.data.decoding import (
     Timeline,
     decode,
@@ -27,6 +25,8 @@ from vala_research.data.decoding import (
     timeline,
 )
 from vala_research.data.encoding import VIDEO, encode, encode_folder
+from vala_research.files import written_whole
+from vala_research.frames import fit_to_size
 
 
 @dataclass(frozen=True)
@@ -106,20 +106,6 @@ def _sampled(path: Path, times: Timeline, n_frames, stride: int, sides) -> Itera
             yield fit_to_size(frame[None], sides)[0] if sides else frame
         if n_given < len(wanted) or (times.damaged and n_given != n_frames):
             raise_damaged(path, n_decoded + sum(1 for _ in decoded))
-
-
-def fit_to_size(
-    frames: Float[Tensor, "f c h w"], size: tuple[int, int]
-) -> Float[Tensor, "f c height width"]:
-    """Scale until `size` is covered (antialiased bicubic), then crop at the centre."""
-    h, w = frames.shape[-2:]
-    if size == (h, w):
-        return frames
-    scale = max(size[0] / h, size[1] / w)
-    cover = (max(size[0], round(h * scale)), max(size[1], round(w * scale)))
-    frames = F.interpolate(frames, cover, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = (cover[0] - size[0]) // 2, (cover[1] - size[1]) // 2
-    return frames[..., top : top + size[0], left : left + size[1]].contiguous()
 
 
 def write_clip(

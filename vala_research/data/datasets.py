@@ -19,9 +19,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from vala_research import InputError
-from vala_research.data.clips import fit_to_size, iter_frames
+from vala_research.data.clips import iter_frames
 from vala_research.data.decoding import existing, timeline
 from vala_research.data.manifests import Entry
+from vala_research.frames import fit_to_size
 
 N_NAMED = 20  # clips a summary names; `skipped` names all
 

@@ -21,10 +21,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from vala_research import InputError
-from vala_research.data.atomic import written_whole
 from vala_research.data.clips import iter_frames
 from vala_research.data.datasets import count_frames, summarised
 from vala_research.data.manifests import Entry, read_manifest
+from vala_research.files import written_whole
 
 INDEX = "shards.json"
 SAVE = {"png": {}, "jpg": {"quality": 95, "subsampling": 0}}

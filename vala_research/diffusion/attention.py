@@ -7,6 +7,8 @@ once a layer, before the lookup; add a policy with `POLICIES[name] = policy`. In
 et al. 2023, Plug-and-play diffusion features, section 3.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +18,10 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vala_research import InputError
-from vala_research.diffusion.backbone import Patch, UNet, chunks, is_self_attention
+from vala_research.diffusion.patching import chunks
 from vala_research.methods.anchors import Anchors
 from vala_research.methods.compression import compression_weights
 
@@ -199,85 +201,9 @@ def attend(
     return attn.to_out[1](attn.to_out[0](out))
 
 
-# Injection of the source's features.
-
-
 @dataclass(frozen=True)
-class Injection:
-    """First fractions of the steps, in [0, 1], in which source features replace the edit's.
+class Keyframes:
+    """Attention to the own frame and to n key frames that `method` chooses from clean latents."""
 
-    attention: queries and keys of the decoder's self-attention, which hold the layout.
-    feature: the residual of one decoder resnet, which holds the shape; the paper uses 0.5 and 0.8.
-    """
-
-    attention: float = 0.5
-    feature: float = 0.8
-
-    def __post_init__(self):
-        for name, fraction in vars(self).items():
-            if not 0 <= fraction <= 1:
-                raise InputError(
-                    f"The injection ({name}) is {fraction!r}: give a fraction of the steps "
-                    "from 0 to 1."
-                )
-
-    @classmethod
-    def of(cls, injection: "float | Injection") -> "Injection":
-        """One number sets both fractions."""
-        return injection if isinstance(injection, Injection) else cls(injection, injection)
-
-    def n_steps(self, n_steps: int) -> tuple[int, int]:
-        """How many first steps inject attention, and the feature."""
-        return round(self.attention * n_steps), round(self.feature * n_steps)
-
-
-def injected_attention_layers(unet: UNet) -> frozenset[str]:
-    """Decoder self-attentions but the coarsest (Stable Diffusion 1.5: layers 4 to 11).
-
-    A decoder of one or two such layers gives them all.
-    """
-    names = [
-        n for n, m in unet.named_modules() if n.startswith("up_blocks.") and is_self_attention(n, m)
-    ]
-    return frozenset(names if len(names) <= 2 else names[1:])
-
-
-def injected_feature_layer(unet: UNet) -> str:
-    """The convolution that makes the residual: up_blocks.1.resnets.1.conv2 in SD 1.5.
-
-    Rule for other depths: block (n - 1) // 2 of n decoder blocks, its second resnet (or its only
-    one).
-    """
-    block = (len(unet.up_blocks) - 1) // 2
-    resnet = min(1, len(unet.up_blocks[block].resnets) - 1)
-    return f"up_blocks.{block}.resnets.{resnet}.conv2"
-
-
-def attention_patches(
-    unet: UNet,
-    attention: str | Policy,
-    n_branches: int,
-    frames_per_chunk: int,
-    injects_attention: bool = False,
-    injects_feature: bool = False,
-) -> list[Patch]:
-    """The patches of one network call; when injecting, the last branch is the source."""
-    policy = get_policy(attention)
-    layers = injected_attention_layers(unet) if injects_attention else frozenset()
-
-    def processor(name: str, attn: Attention) -> SelfAttention:
-        return SelfAttention(policy, name, n_branches, frames_per_chunk, name in layers)
-
-    patches = [Patch(is_self_attention, processor=processor)]
-    if injects_feature:
-        site = injected_feature_layer(unet)
-
-        def source_only(_name: str, _module: nn.Module, forward: Callable) -> Callable:
-            def inject(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-                source = rearrange(x, "(g f) c h w -> g f c h w", g=n_branches)[-1]
-                return forward(source, *args, **kwargs).repeat(n_branches, 1, 1, 1)
-
-            return inject
-
-        patches.append(Patch(lambda name, _: name == site, forward=source_only))
-    return patches
+    method: str
+    n: int

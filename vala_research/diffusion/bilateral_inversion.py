@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vala_research import InputError
-from vala_research.diffusion.backbone import Patch, UNet, is_self_attention
+from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.ddpm_update import ddpm_update, update_levels
+from vala_research.diffusion.patching import Patch, is_self_attention
 from vala_research.diffusion.schedule import Predict, Schedule
 from vala_research.methods.bilateral import BilateralSettings, check_reflection
 

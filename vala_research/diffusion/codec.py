@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
-from vala_research.diffusion.backbone import chunks, vae_factor
+from vala_research.diffusion.backbone import vae_factor
+from vala_research.diffusion.patching import chunks
 
 # Pixels the VAE sees at once: its decoder then works in about 2 GB (fp32), whatever the clip's
 # length.

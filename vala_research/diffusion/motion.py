@@ -11,7 +11,8 @@ from diffusers.utils import logging
 from torch import nn
 
 from vala_research import InputError, miniature_path
-from vala_research.diffusion.backbone import is_temporal, silenced
+from vala_research.diffusion.checkpoint import silenced
+from vala_research.diffusion.patching import is_temporal
 
 
 def load_motion_unet(

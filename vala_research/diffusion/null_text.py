@@ -67,7 +67,7 @@ def optimise_null_text(
     null: Float[Tensor, "n d"],
     text: Float[Tensor, "n d"],
     guidance_scale: float,
-    settings: NullTextSettings = NullTextSettings(),  # noqa: B008 - frozen
+    settings: NullTextSettings = NullTextSettings(),
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> NullText:
     """Embeddings with which guided sampling under `text` follows the trajectory.

@@ -6,13 +6,9 @@ read back. Of other clips the rows hold what can be said without one.
 
 from __future__ import annotations
 
-import contextlib
-import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from os import PathLike
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange
@@ -20,34 +16,19 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vala_research.data.sprites import (
-    World,
-    random_scene,
-    read_attributes,
-    render,
-    split_generator,
-)
-from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Policy
-from vala_research.diffusion.backbone import Backbone
-from vala_research.diffusion.editing import ANCHORS, VideoEditPipeline
+from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Keyframes, Policy
 from vala_research.diffusion.inversion import Inversion
-from vala_research.diffusion.schedule import Schedule, sample
-from vala_research.diffusion.source import Source
+from vala_research.editing.pipeline import ANCHORS
+from vala_research.editing.plan import Plan, inverted_sources
+from vala_research.editing.source import Source
 from vala_research.evaluation import metrics
-from vala_research.evaluation.edit_cases import ClipCase, EditCase, Material
-from vala_research.evaluation.fusion_plans import Plan, inverted_sources
+from vala_research.evaluation.cases import ClipCase, EditCase, Material
+from vala_research.evaluation.memory import forget_peak, peak_mebibytes
 from vala_research.methods.anchors import AnchorSettings, assign_anchors, select_keyframes
+from vala_research.sprites.scene import read_attributes
 
 Measure = Callable[[Float[Tensor, "f c h w"], Material], dict[str, float]]
 ATTRIBUTES = ("shape", "colour", "background", "pattern")
-
-
-@dataclass(frozen=True)
-class Keyframes:
-    """Attention to the own frame and to n key frames that `method` chooses from clean latents."""
-
-    method: str
-    n: int
 
 
 @dataclass(frozen=True)
@@ -91,13 +72,6 @@ class EditSetting:
             return KeyframeAttention(tuple(select_keyframes(features, n, how.method, generator)))
         settings = ANCHORS if how == "anchors" else how
         return AnchorAttention(assign_anchors(features, settings), tuple(z_0.shape[2:]))
-
-
-def quiet_pipeline(model: str | PathLike, dtype: torch.dtype | None = None) -> VideoEditPipeline:
-    """The pipeline of a model on the GPU, where there is one, without progress bars."""
-    pipe = VideoEditPipeline.from_pretrained(str(model), dtype)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run_edits(
@@ -245,95 +219,3 @@ def edit_row(
         row["clip_t"] = metrics.clip_text(frames, case.prompt, clip_scorer)
         row["clip_f"] = metrics.clip_frames(frames, clip_scorer)
     return row
-
-
-def forget_peak() -> None:
-    """Start `peak_mebibytes` anew, where the system can (CUDA, Linux)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_mebibytes() -> float:
-    """Peak memory since `forget_peak`: the device's where there is one, else the resident set."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(x.split()[1]) / 1024 for x in lines if x.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-@torch.no_grad()
-def sample_images(
-    pipe, prompts: list[str], generator: torch.Generator, steps: int = 25, guidance: float = 2.0
-) -> Tensor:
-    """Text to image by deterministic DDIM: one frame a prompt, n 3 h w in [0,1]."""
-    schedule = Schedule.from_scheduler(pipe.scheduler, steps)
-    config, backbone = pipe.unet.config, Backbone(pipe.unet)
-    shape = (1, config.in_channels, config.sample_size, config.sample_size)
-    frames = []
-    for start in tqdm(range(0, len(prompts), 16), "samples"):
-        batch = prompts[start : start + 16]
-        text = pipe.encode_prompt([*batch, *[""] * len(batch)])
-
-        def guided(z: Tensor, t: int, text: Tensor = text) -> Tensor:
-            positive, empty = backbone(torch.cat([z, z]), t, text).chunk(2)
-            return empty + guidance * (positive - empty)
-
-        z = torch.randn(len(batch), *shape, generator=generator).to(pipe.device)
-        z = sample(guided, z, schedule)
-        frames.append(pipe.decode(rearrange(z, "g f c h w -> (g f) c h w")).cpu())
-    return torch.cat(frames)
-
-
-def prompt_accuracy(
-    pipe,
-    world: World,
-    n: int,
-    steps: int = 25,
-    guidance: float = 2.0,
-    held_out: bool = False,
-    split: str = "test",
-) -> dict[str, float]:
-    """Share of prompts of a split whose sample shows each attribute, and all four at once.
-
-    held_out: prompts of the (shape, colour) pairs that training never saw, instead of the others.
-    """
-    pairs = sorted(p for p in world.held_out if p[0] in world.shapes and p[1] in world.colours)
-    scenes = [
-        random_scene(
-            split_generator(split, i), world=replace(world, empty=0.0),
-            pair=pairs[i % len(pairs)] if held_out else None,
-        )
-        for i in range(n)
-    ]  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    frames = sample_images(pipe, [s.caption for s in scenes], generator, steps, guidance)
-    pairs = list(zip(read_attributes(frames), scenes, strict=True))
-    right = {k: sum(r[k] == getattr(s, k) for r, s in pairs) / n for k in ATTRIBUTES}
-    correct = sum(r == s.attributes for r, s in pairs) / n
-    return right | {"all": correct, "n": n, "guidance": guidance, "steps": steps}
-
-
-def reconstruction_quality(
-    pipe, world: World, n_clips: int, n_frames: int = 4, steps: Iterable[int] = (10, 25, 50)
-) -> list[dict]:
-    """PSNR to the VAE round trip and to the source of both inversions at guidance 1."""
-    rows = []
-    for i in range(n_clips):
-        scene = random_scene(split_generator("test", i), world=world)
-        clip = render(scene, n_frames, pipe.unet.config.sample_size * pipe.vae_scale_factor)
-        round_trip = pipe.decode(pipe.encode(clip.frames))
-        for n in steps:
-            for method in ("ddim", "exact"):
-                found = pipe.invert(
-                    clip.frames, scene.caption, n, method, "own", return_inversion=True
-                )
-                frames = pipe.reconstruct(found.latents, scene.caption, n, "own")
-                rows.append(
-                    {"clip": i, "inversion": method, "steps": n, "evaluations": found.n_evaluations}
-                    | metrics.inversion_psnr(frames, clip.frames, round_trip)
-                )
-    return rows

@@ -15,10 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
-from vala_research.data.clips import fit_to_size
-
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+from vala_research.frames import OPENAI_MEAN, OPENAI_STD, fit_to_size
 
 
 @dataclass(frozen=True)

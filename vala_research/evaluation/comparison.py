@@ -17,45 +17,18 @@ import torch
 from tqdm import tqdm
 
 from vala_research import InputError
-from vala_research.data.atomic import written_whole
-from vala_research.evaluation.benchmark import (
-    EditSetting,
-    Keyframes,
-    Measure,
-    quiet_pipeline,
-    run_edits,
-)
+from vala_research.editing.pipeline import quiet_pipeline
+from vala_research.evaluation.benchmark import EditSetting, Measure, run_edits
+from vala_research.evaluation.cases import ClipCase, EditCase
 from vala_research.evaluation.clip_scores import ClipScorer
-from vala_research.evaluation.edit_cases import ClipCase, EditCase
 from vala_research.evaluation.statistics import paired_gain, summarise
-from vala_research.methods.anchors import AnchorSettings
+from vala_research.files import written_whole
 
 # 1: larger is better. Metrics that a set of rows does not have are left out of its table.
 METRICS = {
     "psnr": 1, "success": 1, "warp_error": -1, "warp_error_truth": -1, "clip_f": 1, "clip_t": 1,
     "inversion_psnr": 1, "lpips": -1, "lpips_miniature": -1, "fid": -1, "fid_miniature": -1,
 }  # fmt: skip
-
-
-def policies(n: int = 2, n_tokens: int = 256, **common) -> dict[str, EditSetting]:
-    """The attention policies of the field beside VALA's; n: frames attended to besides the own.
-
-    common: arguments of every EditSetting.
-    """
-    attention = {
-        "own": "own",
-        "first": "first",
-        "sparse_causal": "sparse_causal",
-        "extended": "extended",
-        f"uniform {n} key frames": Keyframes("uniform", n),
-        f"random {n} key frames": Keyframes("random", n),
-        f"k-means {n} key frames": Keyframes("kmeans", n),
-        f"VALA {n} key frames": Keyframes("vala", n),
-        f"VALA {n} site anchors": AnchorSettings(n_anchors=n, granularity="site"),
-        f"VALA {2 * n} site anchors": AnchorSettings(n_anchors=2 * n, granularity="site"),
-        f"VALA {n_tokens} token anchors": AnchorSettings(n_anchors=n_tokens, granularity="token"),
-    }
-    return {name: EditSetting(attention=a, **common) for name, a in attention.items()}
 
 
 def compare(

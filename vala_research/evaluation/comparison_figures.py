@@ -1,18 +1,18 @@
 """A comparison at a glance: what each editor gains on a baseline, and what it costs."""
 
+from __future__ import annotations
+
 import textwrap
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Policy
-from vala_research.diffusion.editing import ANCHORS
-from vala_research.evaluation.benchmark import EditSetting, Keyframes
-from vala_research.evaluation.costs import forward_flops, meta_anchors, meta_unet
+from vala_research.evaluation.comparison import per_clip
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.methods.anchors import AnchorSettings
+from vala_research.evaluation.statistics import summarise
 
 # What a panel is called, and the factor of its numbers.
 TITLES = {
@@ -28,32 +28,6 @@ TITLES = {
     "fid": ("FID to the source, reduction", 1),
     "fid_miniature": ("FID (miniature) x 1000, reduction", 1000),
 }
-
-
-def relative_costs(
-    settings: Mapping[str, EditSetting], n_frames: int = 32, height: int = 64, width: int = 64
-) -> dict[str, float]:
-    """FLOPs of one Stable Diffusion 1.5 forward of the clip over those of editing frame by frame.
-
-    height, width: of the latents; 64 is 512 pixels. Counted without weights (`costs`).
-    """
-    unet = meta_unet()
-
-    def policy(how: str | AnchorSettings | Keyframes) -> str | Policy:
-        if isinstance(how, Keyframes):
-            return KeyframeAttention(tuple(range(how.n)))
-        if isinstance(how, AnchorSettings) or how == "anchors":
-            s = ANCHORS if isinstance(how, str) else how
-            anchors = meta_anchors(n_frames, height * width, s.n_anchors, s.granularity)
-            return AnchorAttention(anchors, (height, width))
-        return how
-
-    counted = {
-        name: forward_flops(unet, policy(s.attention), n_frames, height, width)
-        for name, s in settings.items()
-    }
-    own = forward_flops(unet, "own", n_frames, height, width)
-    return {name: flops / own for name, flops in counted.items()}
 
 
 def gains_figure(
@@ -91,3 +65,35 @@ def gains_figure(
             f"gain on `{baseline}`, same clips (n = {n}), 95% interval; right is better", fontsize=8
         )
     return fig
+
+
+# What an axis is called, and the factor of its numbers.
+AXES = {
+    "psnr": ("PSNR to the true edit, dB", 1),
+    "success": ("attribute success, %", 100),
+    "warp_error": ("E_warp x 1000", 1000),
+    "clip_t": ("CLIP-T", 1),
+    "clip_f": ("CLIP-F", 1),
+}
+
+
+def axis_title(metric: str, rows: pd.DataFrame) -> str:
+    """Of clips from disk nobody knows the true edit: PSNR is to the source."""
+    if metric == "psnr" and "gain" not in rows:
+        return "PSNR to the source, dB"
+    return AXES[metric][0]
+
+
+def within_clips(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
+    """One row a setting and metric: mean over clips, and its 95% interval within clips."""
+    table = []
+    for metric in (m for m in metrics if m in rows):
+        values = per_clip(rows, metric)
+        levels, k = values.mean(axis=1), values.shape[1]
+        spread = values.sub(levels, axis=0) - (values.mean() - levels.mean())
+        widened = values.mean() + spread * np.sqrt(k / max(1, k - 1))
+        for name in values:
+            s = summarise(widened[name].to_numpy())
+            table.append({"setting": name, "metric": metric, "mean": s.mean, "low": s.low,
+                          "high": s.high, "n": s.n})  # fmt: skip
+    return pd.DataFrame(table)

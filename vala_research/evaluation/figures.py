@@ -7,17 +7,13 @@ import csv
 import json
 import os
 import shutil
-import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
-import numpy as np
-import torch.nn.functional as F
 from matplotlib import rc_context, rcParams
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import PlaceHolderLayoutEngine
-from torch import Tensor
 
 from vala_research import InputError
 from vala_research.evaluation.provenance import file_hash, jsonable, record
@@ -135,10 +131,6 @@ def _rows(table) -> tuple[list[str], list[dict]]:
     return columns, rows
 
 
-# An engine that does nothing; None would become the style's own once a pdf has been saved.
-AS_PLACED = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
-
-
 class Picture(Figure):
     """A Figure of exact pixels that notebooks show without pyplot."""
 
@@ -152,78 +144,15 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
-def strip(
-    rows: Mapping[str, Tensor], n_columns: int = 8, title: str | None = None, cell: int = 192
-) -> Picture:
-    """Rows of frames under one another, one column a time: source, edit, true edit, |difference|.
-
-    rows: label -> frames f c h w in [0, 1] of one length (labels may break lines with \\n).
-    n_columns: at most so many frames, evenly spaced, the first and the last among them.
-    cell: pixels of a frame's longer side; small frames grow by a whole factor, each pixel a square.
-
-    Save it with `emit`, or `strip(...).savefig("strip.png", dpi=Picture.pixels_per_inch)`.
-    Raises InputError for no rows, rows of different lengths or shapes other than f c h w.
-    """
-    _check_rows(rows, n_columns)
-    n_frames = len(next(iter(rows.values())))
-    times = np.linspace(0, n_frames - 1, min(n_columns, n_frames)).round().astype(int)
-    images = {label: _enlarged(frames[times], cell) for label, frames in rows.items()}
-    column = max(image.shape[2] for image in images.values())
-    gap, dpi = cell // 32, Picture.pixels_per_inch
-    em = round(8 / 72 * dpi)  # of 8 point type, in pixels
-    left = round(0.6 * em * max(len(line) for label in rows for line in label.split("\n"))) + em
-    w = left + len(times) * (column + gap) + gap
-    lines = _wrapped(title, (w - gap) / (0.66 * em))
-    top = round((1.8 + 1.35 * len(lines)) * em)
-    h = top + sum(image.shape[1] + gap for image in images.values()) + gap
-    with rc_context(STYLE):
-        fig = Picture(figsize=(w / dpi, h / dpi), dpi=dpi, layout=AS_PLACED)
-        fig.text(gap / w, 1 - 0.4 * em / h, "\n".join(lines), va="top", weight="bold", fontsize=8)
-        for k, time in enumerate(times):
-            x, y = left + k * (column + gap) + column / 2, top - 0.5 * em
-            style = {"ha": "center", "fontsize": 7, "color": "#555555"}
-            fig.text(x / w, 1 - y / h, f"frame {time}", **style)
-        y = top
-        for label, image in images.items():
-            middle = 1 - (y + image.shape[1] / 2) / h
-            fig.text((left - 0.6 * em) / w, middle, label, ha="right", va="center", fontsize=8)
-            for k, picture in enumerate(image):
-                _place(fig, picture, left + k * (column + gap), y, w, h)
-            y += image.shape[1] + gap
-    return fig
+PAPER = {"color": "#777777", "linestyle": "--", "linewidth": 1.0}
+BLUE, RED, GREEN = COLOURS[:3]
 
 
-def _place(fig: Figure, picture: np.ndarray, x: int, y: int, w: int, h: int) -> None:
-    """At (x, y) from the top left in whole pixels: the picture is neither resampled nor blurred."""
-    rows, columns = picture.shape[:2]
-    axes = fig.add_axes((x / w, 1 - (y + rows) / h, columns / w, rows / h))
-    axes.imshow(picture, interpolation="none", aspect="auto")
-    axes.set_axis_off()
+def panels(n: int, width: float = 2.35, height: float = 2.3) -> tuple[Picture, Sequence[Axes]]:
+    fig = Picture(figsize=(n * width, height), layout="constrained")
+    return fig, fig.subplots(1, n, squeeze=False)[0]
 
 
-def _wrapped(title: str | None, n_letters: float) -> list[str]:
-    lines = (title or "").split("\n")
-    return [part for line in lines for part in textwrap.wrap(line, max(12, int(n_letters)))]
-
-
-def _enlarged(frames: Tensor, cell: int) -> np.ndarray:
-    """f h w 3 whose longer side is about `cell`: repeated pixels upwards, antialiased downwards."""
-    frames = frames.detach().float().cpu().clamp(0, 1).expand(-1, 3, -1, -1)
-    longer = max(frames.shape[-2:])
-    if longer > cell:
-        size = [max(1, round(side * cell / longer)) for side in frames.shape[-2:]]
-        frames = F.interpolate(frames, size, mode="bicubic", antialias=True).clamp(0, 1)
-    else:
-        factor = max(1, round(cell / longer))
-        frames = frames.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-    return frames.permute(0, 2, 3, 1).numpy()
-
-
-def _check_rows(rows: Mapping[str, Tensor], n_columns: int) -> None:
-    if not rows or n_columns < 1:
-        raise InputError("A strip needs at least one row and one column of frames.")
-    shapes = {label: tuple(frames.shape) for label, frames in rows.items()}
-    if any(len(s) != 4 or s[1] not in (1, 3) or 0 in s for s in shapes.values()):
-        raise InputError(f"The strip's rows have shapes {shapes}: give f c h w with c = 1 or 3.")
-    if len({s[0] for s in shapes.values()}) > 1:
-        raise InputError(f"The strip's rows have shapes {shapes}: give rows of one length.")
+def check_tables(*tables: list[dict]) -> None:
+    if not all(tables):
+        raise InputError("A table is empty: give the numbers that are to be plotted.")

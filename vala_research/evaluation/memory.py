@@ -4,23 +4,25 @@ Two measures of one edit: the peak of all live tensors, exact and the same on ev
 peak of the process, each in a process of its own, since an allocator keeps what others freed.
 """
 
+from __future__ import annotations
+
+import contextlib
 import os
+import resource
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vala_research import InputError
-from vala_research.evaluation.benchmark import forget_peak, peak_mebibytes, quiet_pipeline
-from vala_research.evaluation.figures import COLOURS, STYLE
+from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.methods.anchors import AnchorSettings
 
 MEBIBYTE = 2**20
@@ -136,40 +138,26 @@ def measured_edit(
     }
 
 
-def slopes(rows: Sequence[dict], measure: str) -> list[float]:
-    """MiB a frame between consecutive lengths: equal ones are linear growth."""
-    return [
-        (b[measure] - a[measure]) / (b["frames"] - a["frames"])
-        for a, b in zip(rows, rows[1:], strict=False)
-    ]
-
-
-def memory_figure(rows: Sequence[dict], shows_process: bool = True) -> Figure:
-    """Peak memory against frames: live tensors, and how much the process grew since the first."""
-    with rc_context(STYLE):
-        fig = Figure()
-        axes = fig.add_subplot()
-        names = dict.fromkeys(row["attention"] for row in rows)
-        # Curves that coincide stay visible: each is drawn thinner on the one before.
-        for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
-            line = [row for row in rows if row["attention"] == name]
-            x = [row["frames"] for row in line]
-            live = [row["live"] for row in line]
-            style = dict(linewidth=max(0.8, 4 - i), markersize=max(2, 7 - 1.5 * i))
-            axes.plot(x, live, "o-", color=colour, label=name, **style)
-            if shows_process:
-                grown = [row["peak"] - line[0]["peak"] + live[0] for row in line]
-                axes.plot(x, grown, "_", color=colour, markersize=14)
-        if shows_process:
-            axes.plot([], [], "_", color="grey", markersize=14, label="growth of the process")
-        axes.set(xlabel="frames", ylabel="peak memory, MiB", ylim=(0, None))
-        axes.set_xticks(sorted({row["frames"] for row in rows}))
-        axes.legend()
-    return fig
-
-
 def _measured(settings: dict) -> dict:
     """Load the model and measure one edit."""
     rest = {k: v for k, v in settings.items() if k not in ("model", "dtype")}
     pipe = quiet_pipeline(settings["model"], getattr(torch, settings["dtype"]))
     return measured_edit(pipe, **rest)
+
+
+def forget_peak() -> None:
+    """Start `peak_mebibytes` anew, where the system can (CUDA, Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mebibytes() -> float:
+    """Peak memory since `forget_peak`: the device's where there is one, else the resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(x.split()[1]) / 1024 for x in lines if x.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

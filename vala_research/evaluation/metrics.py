@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, miniature_path
 from vala_research.evaluation.checks import checked, paired
 from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.frechet import fid, fid_miniature_clip
 from vala_research.evaluation.perceptual import lpips, lpips_miniature
-from vala_research.evaluation.pickscore import pickscore, pickscore_miniature
 from vala_research.evaluation.structure import structure_distance, structure_distance_miniature
 
 __all__ = [
@@ -28,6 +27,7 @@ __all__ = [
     "warp", "warp_error",
 ]  # fmt: skip
 ClipSource = str | os.PathLike | ClipScorer  # a folder, a hub id, or one already loaded
+
 
 # --- against a reference: the true edit, the source, or the VAE round trip (say which) ---------
 
@@ -193,7 +193,7 @@ def attribute_success(
     exact on clean frames; another may be given.
     """
     if read_attributes is None:
-        from vala_research.data.sprites import read_attributes
+        from vala_research.sprites.scene import read_attributes
     found = read_attributes(checked(frames))
     if not target or not set(target) <= set(found[0]):
         raise InputError(f"target {target} names no attribute or unknown ones: {set(found[0])}.")
@@ -204,3 +204,36 @@ def _embedded(frames: Tensor, clip) -> tuple[ClipScorer, Tensor]:
     frames = checked(frames)
     scorer = clip if isinstance(clip, ClipScorer) else ClipScorer.from_pretrained(clip)
     return scorer, scorer.images(frames)
+
+
+WEIGHTS, TOKENIZER = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+def pickscore(
+    frames: Float[Tensor, "..."],
+    prompt: str,
+    clip: str | os.PathLike | ClipScorer = WEIGHTS,
+    tokenizer: str | os.PathLike | None = None,
+) -> float:
+    """exp(logit_scale) x mean over frames of cos(image, prompt); larger is better.
+
+    In [-100, 100] where the scale is CLIP's 100; about 20 for photographs, the difference of two
+    edits counts. clip: PickScore_v1 in safetensors, by folder or hub id; tokenizer: its own folder
+    or hub id, by default beside the weights (of the hub's PickScore_v1: its base model's).
+    Raises InputError when there are no such weights.
+    """
+    frames = checked(frames)
+    if not isinstance(clip, ClipScorer):
+        if tokenizer is None and str(clip) == WEIGHTS:
+            tokenizer = TOKENIZER
+        clip = ClipScorer.from_pretrained(clip, tokenizer)
+    cosines = clip.images(frames) @ clip.texts([prompt])[0]
+    return (clip.model.logit_scale.exp().item() * cosines).mean().item()
+
+
+def pickscore_miniature(frames: Float[Tensor, "..."], prompt: str) -> float:
+    """The same formula with the miniature's CLIP, which knows no one's preference; runs anywhere.
+
+    A second CLIP-T on the scale of its logits: no number of it compares with one of `pickscore`.
+    """
+    return pickscore(frames, prompt, miniature_path("clip"))

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError, miniature_path
+from vala_research.diffusion.checkpoint import read_weights, tensor_of
 from vala_research.evaluation.checks import paired
 from vala_research.evaluation.clip_scores import ClipScorer
-from vala_research.evaluation.weights import read_weights, tensor_of
 
 # Per convolution: its number, stride, padding, whether pooling comes before it, whether its
 # rectified output is compared.

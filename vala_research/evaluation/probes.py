@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
-from vala_research.diffusion.adapter import TemporalAdapter, hook_sites
-from vala_research.diffusion.backbone import Backbone, Patch, UNet
+from vala_research.adapter.temporal_adapter import TemporalAdapter, hook_sites
+from vala_research.diffusion.backbone import Backbone, UNet
+from vala_research.diffusion.patching import Patch
 
 NOISES = ("shared", "own")
 Summary = Callable[[Attention, Tensor, Tensor, Tensor], Tensor]  # (layer, x, context, output)
@@ -238,3 +239,9 @@ def _read(view: View, layers: Sequence[str], summary: Summary) -> dict[str, Tens
 
 def _on_grid(x: Float[Tensor, "f d n"], z: Tensor) -> Float[Tensor, "f d h w"]:
     return x.unflatten(-1, grid_of(x.shape[-1], z))
+
+
+def short_name(layer: str) -> str:
+    """up_blocks.2.attentions.1.transformer_blocks.0.attn2 -> up 2.1"""
+    _, block, _, attention, _, depth, *_ = layer.split(".")
+    return f"up {block}.{attention}" + (f".{depth}" if depth != "0" else "")

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vala_research import InputError, miniature_path
-from vala_research.data.clips import fit_to_size
 from vala_research.evaluation.checks import paired
 from vala_research.evaluation.clip_scores import ClipScorer, normalisation
+from vala_research.frames import fit_to_size
 
 DINO = "facebook/dino-vitb8"  # a hub id of the published metric's network
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

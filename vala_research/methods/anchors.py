@@ -106,7 +106,7 @@ class Anchors:
 
 def assign_anchors(
     features: Float[Tensor, "f n d"],
-    settings: AnchorSettings = AnchorSettings(),  # noqa: B008 - frozen
+    settings: AnchorSettings = AnchorSettings(),
     generator: torch.Generator | None = None,
 ) -> Anchors:
     """Fit the anchors of one clip: f frames of n tokens.
@@ -204,7 +204,7 @@ def select_keyframes(
     n: int,
     method: str = "vala",
     generator: torch.Generator | None = None,
-    settings: AnchorSettings = AnchorSettings(256, max_sweeps=5, coreset=4096),  # noqa: B008
+    settings: AnchorSettings = AnchorSettings(256, max_sweeps=5, coreset=4096),
 ) -> list[int]:
     """n distinct frames of a clip, in order.
 

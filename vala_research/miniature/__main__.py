@@ -16,7 +16,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vala_research.data.atomic import written_whole
+from vala_research.files import written_whole
 from vala_research.miniature.configuration import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,

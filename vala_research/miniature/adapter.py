@@ -27,15 +27,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from vala_research.data.sprites import Scene, random_scene, render, split_generator
-from vala_research.diffusion.adapter import TemporalAdapter
-from vala_research.diffusion.adapter_loss import LossSettings
-from vala_research.diffusion.adapter_settings import AdapterSettings
-from vala_research.diffusion.editing import VideoEditPipeline
-from vala_research.diffusion.finetuning import TrainingSettings, train
-from vala_research.evaluation.adapter_curves import losses_of_checkpoints
-from vala_research.evaluation.edit_cases import EDITS, target_scene
-from vala_research.miniature.configuration import SIZE, WORLD
+from vala_research.adapter.loss import LossSettings
+from vala_research.adapter.settings import AdapterSettings
+from vala_research.adapter.temporal_adapter import TemporalAdapter
+from vala_research.adapter.training import TrainingSettings, losses_of_checkpoints, train
+from vala_research.editing.pipeline import VideoEditPipeline
+from vala_research.sprites.edits import EDITS, target_scene
+from vala_research.sprites.render import render
+from vala_research.sprites.scene import SIZE, WORLD, Scene, random_scene, split_generator
 
 ADAPTER = AdapterSettings(
     rank=8, alpha=8, n_shared=0, uses_frame_tokens=False, interval=(0.2, 1.0), scale=1.0

@@ -17,12 +17,17 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from vala_research.data.atomic import written_whole
-from vala_research.data.sprites import random_scene, read_attributes, render, split_generator
-from vala_research.evaluation import benchmark, edit_cases, metrics
+from vala_research.editing import pipeline
+from vala_research.evaluation import benchmark, metrics
+from vala_research.evaluation.cases import edit_cases
 from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.statistics import summarise
-from vala_research.miniature.configuration import SCHEDULE, SIZE, TEXT, UNET, VAE, VISION, WORLD
+from vala_research.files import written_whole
+from vala_research.miniature import abilities
+from vala_research.miniature.configuration import SCHEDULE, TEXT, UNET, VAE, VISION
+from vala_research.sprites import edits
+from vala_research.sprites.render import render
+from vala_research.sprites.scene import SIZE, WORLD, random_scene, read_attributes, split_generator
 
 # The one editing setting used for every edit type; chosen on validation scenes.
 SETTING = benchmark.EditSetting(attention="extended", guidance_scale=2.0, num_inference_steps=25)
@@ -82,15 +87,15 @@ def measure(
     """
     every = settings()
     chosen = {k: every[k] for k in names or every}
-    cases = edit_cases.edit_cases(WORLD, "test", n_clips)
+    cases = edit_cases(WORLD, "test", n_clips)
     groups = [[c for c in cases if c.index // 2 == i] for i in range((n_clips + 1) // 2)]
     n = 1 if torch.cuda.is_available() else os.cpu_count()
     with ProcessPoolExecutor(n, get_context("spawn"), _load, (folder,)) as pool:
         quality = {
             "vae": pool.submit(_on_pipe, vae_quality),
-            "prompts": pool.submit(_on_pipe, benchmark.prompt_accuracy, WORLD, n_prompts),
+            "prompts": pool.submit(_on_pipe, abilities.prompt_accuracy, WORLD, n_prompts),
             "prompts_of_held_out_pairs": pool.submit(
-                _on_pipe, benchmark.prompt_accuracy, WORLD, max(20, n_prompts // 5), held_out=True
+                _on_pipe, abilities.prompt_accuracy, WORLD, max(20, n_prompts // 5), held_out=True
             ),
             "reconstruction": pool.submit(_on_pipe, reconstruction),
         }
@@ -98,7 +103,7 @@ def measure(
         rows = [row for part in tqdm(parts, "edits", len(groups)) for row in part]
         quality = {name: found.result() for name, found in quality.items()}
     rows.sort(
-        key=lambda r: (list(chosen).index(r["setting"]), list(edit_cases.EDITS).index(r["kind"]))
+        key=lambda r: (list(chosen).index(r["setting"]), list(edits.EDITS).index(r["kind"]))
     )
     return quality | {"n_frames": n_frames, "edits": summary(rows)}, rows
 
@@ -108,7 +113,7 @@ def _load(folder: Path) -> None:
     global PIPE, SCORER
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    PIPE = benchmark.quiet_pipeline(folder)
+    PIPE = pipeline.quiet_pipeline(folder)
     SCORER = ClipScorer.from_pretrained(f"{folder}_clip")
 
 
@@ -123,7 +128,7 @@ def _edit(cases: list, chosen: dict, n_frames: int) -> list[dict]:
 def reconstruction(pipe, n_clips: int = 4) -> dict[str, dict[str, float]]:
     """Mean PSNR and network evaluations of each inversion and number of steps."""
     groups: dict[str, list] = {}
-    for row in benchmark.reconstruction_quality(pipe, WORLD, n_clips):
+    for row in abilities.reconstruction_quality(pipe, WORLD, n_clips):
         groups.setdefault(f"{row['inversion']} {row['steps']}", []).append(row)
     keys = ("to_vae", "to_source", "evaluations")
     return {
@@ -142,7 +147,7 @@ def summary(rows: list[dict]) -> list[dict]:
         gain = summarise([r["gain"] for r in group])
         keys = ("psnr", "source_psnr", "success", "warp_error", "clip_f", "seconds", "peak_mib")
         line = {k: sum(r[k] for r in group) / len(group) for k in keys if k in group[0]}
-        edited = edit_cases.EDITS[kind]
+        edited = edits.EDITS[kind]
         # The edit took where every edited attribute is right in most frames.
         line["edited"] = sum(all(r[k] > 0.5 for k in edited) for r in group) / len(group)
         lines.append({"setting": setting, "kind": kind, "n": len(group), **line,

@@ -5,19 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vala_research.data.sprite_captions import vocabulary
-from vala_research.data.sprites import HELD_OUT, World, random_scene, split_generator
+from vala_research.sprites.captions import vocabulary
+from vala_research.sprites.scene import SIZE, WORLD, random_scene, split_generator
 
-SIZE = 64  # pixels
-WORLD = World(
-    shapes=("circle", "square", "triangle", "star", "ring"),
-    colours=("red", "yellow", "green", "cyan", "blue", "purple", "white", "black"),
-    backgrounds=("red", "yellow", "green", "cyan", "blue", "purple", "white", "black"),
-    size=(0.21, 0.28),
-    tilt=0.1,  # nearly upright: what a circle is turned to, a star should be, too
-    turn=0.15,
-    held_out=HELD_OUT,
-)
 VAE = dict(
     down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
     block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=4, norm_num_groups=8,

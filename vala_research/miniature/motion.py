@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vala_research import InputError, miniature_path
-from vala_research.data.atomic import written_whole
-from vala_research.data.sprites import render
-from vala_research.miniature.configuration import SCHEDULE, SIZE, training_scene
+from vala_research.files import written_whole
+from vala_research.miniature.configuration import SCHEDULE, training_scene
 from vala_research.miniature.objectives import Captions
 from vala_research.miniature.training import Stage, train
+from vala_research.sprites.render import render
+from vala_research.sprites.scene import SIZE
 
 N_FRAMES = 16  # at most: the length of the positional encoding
 LENGTHS = (8, 12, 16)  # of the clips in training

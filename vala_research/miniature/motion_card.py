@@ -18,19 +18,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vala_research import miniature_path
-from vala_research.data.atomic import written_whole
-from vala_research.data.sprites import (
-    COLOURS,
+from vala_research.evaluation import metrics
+from vala_research.evaluation.statistics import paired_gain, summarise
+from vala_research.files import written_whole
+from vala_research.sprites.palette import COLOURS, tones
+from vala_research.sprites.render import render
+from vala_research.sprites.scene import (
+    SIZE,
+    WORLD,
     Scene,
     random_scene,
     read_attributes,
-    render,
     split_generator,
-    tones,
 )
-from vala_research.evaluation import metrics
-from vala_research.evaluation.statistics import paired_gain, summarise
-from vala_research.miniature.configuration import SIZE, WORLD
 
 SAMPLING = dict(num_inference_steps=15, guidance_scale=2.5)
 COLUMNS = {  # of a row: the table's heading and the factor it is printed with

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vala_research import InputError
-from vala_research.data.atomic import written_whole
-from vala_research.data.sprite_captions import caption, vocabulary
-from vala_research.data.sprites import render
+from vala_research.files import written_whole
 from vala_research.miniature.configuration import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
     SCHEDULE,
-    SIZE,
     VISION,
     training_scene,
 )
+from vala_research.sprites.captions import caption, vocabulary
+from vala_research.sprites.render import render
+from vala_research.sprites.scene import SIZE
 
 
 class VaeLoss(nn.Module):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from vala_research.data.atomic import written_whole
+from vala_research.files import written_whole
 
 EMA_EVERY = 4  # updates; the average moves too slowly to notice
 

@@ -1,0 +1,163 @@
+"""Comparisons are paired, resumable and honest about direction; every clip is edited alike."""
+
+import pandas as pd
+import pytest
+import torch
+
+from vala_research import InputError, write_clip
+from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Keyframes
+from vala_research.evaluation import benchmark, comparison
+from vala_research.evaluation.benchmark import EditSetting
+from vala_research.evaluation.cases import edit_cases, folder_cases
+from vala_research.evaluation.comparison import compare, comparison_table, per_clip
+from vala_research.experiments.vala.editing_quality import policies
+from vala_research.methods.anchors import AnchorSettings
+from vala_research.sprites.scene import WORLD
+
+SHORT = dict(num_inference_steps=2)
+SETTINGS = {
+    "own": EditSetting("own", **SHORT),
+    "random": EditSetting(Keyframes("random", 2), **SHORT),
+    "site": EditSetting(AnchorSettings(n_anchors=2), **SHORT),
+}
+
+
+def cases(n: int) -> list:
+    return edit_cases(WORLD, "validation", n, ("colour", "shape"))
+
+
+def test_rows_are_kept_and_a_second_run_does_only_what_is_missing(
+    checkpoint, tmp_path, monkeypatch
+):
+    out = tmp_path / "rows.csv"
+    options = dict(n_frames=3, size=32, n_processes=1)
+    own = {"own": SETTINGS["own"]}
+    one = compare(checkpoint, cases(1), own, out, **options)
+    assert len(one) == 2 and list(one.kind) == ["colour", "shape"]
+    edited = []
+    run_edits = benchmark.run_edits
+
+    def counted(pipe, clip_cases, settings, *args, **kwargs):
+        edited.extend((name, c.kind, c.index) for c in clip_cases for name in settings)
+        return run_edits(pipe, clip_cases, settings, *args, **kwargs)
+
+    monkeypatch.setattr(comparison, "run_edits", counted)
+    rows = compare(checkpoint, cases(2), SETTINGS, out, **options)
+    assert len(rows) == 3 * 2 * 2 and len(edited) == 10  # own on the first clip was there
+    assert ("own", "colour", 0) not in edited and ("own", "colour", 1) in edited
+    again = compare(checkpoint, cases(2), SETTINGS, out, **options)
+    assert len(edited) == 10
+    pd.testing.assert_frame_equal(again, rows, check_dtype=False, rtol=1e-9)
+    assert set(rows.setting) == set(pd.read_csv(out).setting)
+    changed = {"own": EditSetting("own", num_inference_steps=3)}
+    with pytest.raises(InputError, match="other settings named own"):
+        compare(checkpoint, cases(1), changed, out, **options)
+
+
+def test_the_true_edits_own_flow_follows_an_outline_that_the_sources_flow_leaves():
+    """The true edit of a shape is not to blame for its new outline; that of a colour keeps the old.
+
+    A clip that keeps the old outline pays for it under the flow of the new one, on the whole.
+    """
+    kept = []
+    for case in edit_cases(WORLD, "validation", 4, ("colour", "shape")):
+        material = case.material(4, 64)
+        right = benchmark.edit_row(material.truth, case, material)
+        assert right["warp_error_truth"] < 2e-3 and right["success"] == 1
+        if case.kind == "colour":
+            assert right["warp_error_truth"] == right["warp_error"]
+        else:
+            assert right["warp_error"] > 2 * right["warp_error_truth"]
+            kept.append(benchmark.edit_row(material.frames, case, material))
+    assert sum(k["warp_error_truth"] for k in kept) > 2 * sum(k["warp_error"] for k in kept)
+    one = cases(1)[0].material(3, 32)
+    bare = type(one)(one.frames, one.flow, one.flow_valid, one.truth)
+    assert "warp_error_truth" not in benchmark.edit_row(one.truth, cases(1)[0], bare)
+
+
+def test_several_processes_make_the_same_rows(checkpoint, tmp_path):
+    own = {"own": SETTINGS["own"]}
+    options = dict(n_frames=2, size=32)
+    alone = compare(checkpoint, cases(2), own, tmp_path / "a.csv", n_processes=1, **options)
+    both = compare(checkpoint, cases(2), own, tmp_path / "b.csv", n_processes=2, **options)
+    numbers = ["psnr", "source_psnr", "warp_error", "success"]
+    pd.testing.assert_frame_equal(alone[numbers], both[numbers], rtol=1e-4)
+
+
+def test_the_policy_of_a_clip_is_found_on_its_latents():
+    z = torch.randn(5, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert EditSetting("own").policy(z) == "own"
+    drawn = [EditSetting(Keyframes("random", 2)).policy(z, seed).keyframes for seed in range(8)]
+    assert len(set(drawn)) > 1 and all(len(set(d)) == 2 for d in drawn)
+    assert drawn[3] == EditSetting(Keyframes("random", 2)).policy(z, 3).keyframes
+    everything = EditSetting(Keyframes("uniform", 9)).policy(z)
+    assert isinstance(everything, KeyframeAttention) and everything.keyframes == (0, 1, 2, 3, 4)
+    for how in ("anchors", AnchorSettings(granularity="token")):
+        found = EditSetting(how).policy(z)
+        assert isinstance(found, AnchorAttention) and found.grid == (4, 4)
+    assert found.anchors.granularity == "token"
+
+
+def test_all_policies_of_the_comparison_are_distinct():
+    made = policies(3, 64, num_inference_steps=7)
+    assert len(made) == 11 and len({repr(s) for s in made.values()}) == 11
+    assert all(s.num_inference_steps == 7 for s in made.values())
+    assert made["VALA 3 site anchors"].attention.n_anchors == 3
+
+
+def made_rows() -> pd.DataFrame:
+    """Two settings, 12 clips of two edits; b's E_warp is .1 lower on every clip."""
+    rows = []
+    for index in range(12):
+        for kind, shift in (("colour", 0.0), ("shape", 0.5)):
+            level = 1 + 0.3 * index + shift
+            rows.append(dict(setting="a", kind=kind, index=index, warp_error=level, psnr=20.0))
+            rows.append(
+                dict(setting="b", kind=kind, index=index, warp_error=level - 0.1, psnr=19.0)
+            )
+    return pd.DataFrame(rows)
+
+
+def test_gains_are_paired_by_clip_and_positive_when_better():
+    """Between clips E_warp varies by 1; the paired difference of .1 is exact all the same."""
+    rows = made_rows()
+    assert per_clip(rows, "warp_error").loc[0, "a"] == pytest.approx(1.25)
+    table = comparison_table(rows, "a").set_index(["metric", "setting"])
+    warp, psnr = table.loc[("warp_error", "b")], table.loc[("psnr", "b")]
+    assert warp.gain == pytest.approx(0.1) and warp.gain_low == pytest.approx(0.1)
+    assert warp.p < 0.01 and warp.n == 12
+    assert psnr.gain == pytest.approx(-1) and psnr.gain_high < 0
+    assert warp.low < warp["mean"] < warp.high
+    with pytest.raises(InputError, match="No rows of 'c'"):
+        comparison_table(rows, "c")
+
+
+def test_clips_of_a_folder_are_edited_without_a_true_edit(checkpoint, tmp_path):
+    frames = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    write_clip(tmp_path / "mine.mp4", frames, 8.0)
+    (tmp_path / "edits.csv").write_text(
+        "clip,source_prompt,prompt,kind\nmine.mp4,a red circle,a blue circle,colour\n"
+        "mine.mp4,a red circle,a red star,shape\n"
+    )
+    found = folder_cases(tmp_path)
+    assert [c.kind for c in found] == ["colour", "shape"] and {c.index for c in found} == {0}
+    rows = compare(checkpoint, found, {"own": SETTINGS["own"]}, tmp_path / "rows.csv", 3, 32,
+                   n_processes=1)  # fmt: skip
+    assert len(rows) == 2 and {"psnr", "warp_error", "inversion_psnr"} <= set(rows)
+    assert not {"gain", "success", "source_psnr"} & set(rows)
+
+
+@pytest.mark.parametrize(
+    ("listing", "message"),
+    [
+        (None, "has no edits.csv"),
+        ("clip,prompt\na.mp4,b\n", "no column source_prompt"),
+        ("clip,source_prompt,prompt\n", "lists no edit"),
+        ("clip,source_prompt,prompt\ngone.mp4,a,b\n", "names gone.mp4"),
+    ],
+)
+def test_a_bad_folder_is_one_sentence(tmp_path, listing, message):
+    if listing is not None:
+        (tmp_path / "edits.csv").write_text(listing)
+    with pytest.raises(InputError, match=message):
+        folder_cases(tmp_path)

@@ -1,0 +1,1 @@
+"""GE-Adapter's temporal adapter."""

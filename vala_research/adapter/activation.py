@@ -1,0 +1,167 @@
+"""An adapter acts on a stretch of the diffusion steps, in inversion and edit alike.
+
+Sampling undoes only the process that was inverted: both ask the network at the same timesteps, and
+find the adapter on or off there together. GE-Adapter (arXiv 2501.04606), Figs. 11 and 14.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vala_research import InputError
+from vala_research.adapter.settings import checked_interval, checked_scale
+from vala_research.adapter.storage import StoredAdapter, read_adapter
+from vala_research.adapter.temporal_adapter import TemporalAdapter
+from vala_research.adapter.vision import VisionEncoder
+from vala_research.diffusion.schedule import Schedule
+
+Interval = Sequence[float]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Where an adapter acts in one edit: from and to these fractions of T, both included.
+
+    interval: of the LoRA; token_interval: of the prompt tokens; at scale 0 neither acts. vision:
+    image tokens of the source frames, which frame tokens are made of.
+    """
+
+    adapter: TemporalAdapter
+    interval: Interval
+    token_interval: Interval
+    scale: float
+    n_timesteps: int
+    vision: Float[Tensor, "f n d"] | None = None
+
+    def holds(self, t: int, interval: Interval) -> bool:
+        """Whether what acts on that interval acts at timestep t."""
+        low, high = interval
+        return self.scale != 0 and low * self.n_timesteps <= t <= high * self.n_timesteps
+
+    def acts_on(self, t: int) -> bool:
+        """Whether anything of the adapter does."""
+        return self.holds(t, self.interval) or self.holds(t, self.token_interval)
+
+
+class AdapterMixin:
+    """What a pipeline with a `unet` needs to host a temporal adapter."""
+
+    adapter: TemporalAdapter | None = None
+    vision_encoder: VisionEncoder | None = None
+
+    def load_adapter(
+        self, folder: str | PathLike, vision_encoder: str | VisionEncoder | None = None
+    ) -> None:
+        """Give the model a temporal adapter, in place of the one it has; later edits use it.
+
+        folder: what `TemporalAdapter.save_pretrained` wrote, or "miniature". vision_encoder: the
+        CLIP model of its frame tokens, if it is to be found under another name than in training.
+        Raises InputError, the adapter that was there then being still in place.
+        """
+        stored = read_adapter(folder, self.unet)
+        encoder = vision_encoder_of(stored, vision_encoder)
+        self.unload_adapter()
+        self.adapter, self.vision_encoder = TemporalAdapter.load(stored, self.unet), encoder
+
+    def unload_adapter(self) -> None:
+        """The model as it was before `load_adapter`."""
+        if self.adapter is not None:
+            self.adapter.detach()
+        self.adapter, self.vision_encoder = None, None
+
+    @property
+    def adapter_networks(self) -> dict[str, nn.Module]:
+        """What the adapter brings beside its LoRA, which is among the UNet's weights."""
+        tokens = self.adapter and self.adapter.tokens
+        vision = self.vision_encoder and self.vision_encoder.model
+        return {k: m for k, m in (("tokens", tokens), ("vision", vision)) if m is not None}
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As every pipeline; refused while an adapter's weights lie among those of the UNet."""
+        if self.adapter is not None:
+            raise InputError(
+                "The model has an adapter loaded: save the adapter with "
+                "pipe.adapter.save_pretrained, and the model after pipe.unload_adapter()."
+            )
+        super().save_pretrained(*args, **kwargs)
+
+
+def activate(
+    adapter: TemporalAdapter | None,
+    schedule: Schedule,
+    interval: Interval | None,
+    scale: float | None,
+    image_tokens: Callable[[], Tensor] | None,
+    inverted: Activation | None = None,
+) -> Activation | None:
+    """Where the adapter acts; None without an adapter.
+
+    interval, scale: None is that of the inversion, or the adapter's own. image_tokens: makes those
+    of the clip, None when no clip is given. inverted: how the given inversion was made.
+    Warns when no step lies in the interval. Raises InputError for arguments without an adapter, an
+    inversion by an adapter that is not loaded, or frame tokens without a clip.
+    """
+    is_given = interval is not None or scale is not None
+    if adapter is None and is_given:
+        raise InputError("No adapter is loaded: call load_adapter before giving its arguments.")
+    if inverted is not None and inverted.adapter is not adapter:
+        if not is_given:
+            raise InputError(
+                "The inversion was made with an adapter that is not loaded now: load it, or "
+                "invert again."
+            )
+        inverted = None
+    if adapter is None:
+        return None
+    settings, like = adapter.settings, inverted or adapter.settings
+    interval = like.interval if interval is None else checked_interval(interval)
+    scale = like.scale if scale is None else checked_scale(scale)
+    found = Activation(
+        adapter, interval, settings.token_interval or interval, scale, len(schedule.alpha_bar)
+    )
+    if scale == 0:
+        return found
+    if not any(found.acts_on(t) for t in schedule.timesteps):
+        warnings.warn(
+            f"The adapter changes nothing: none of the {len(schedule)} steps lies in its interval "
+            f"from {interval[0]:g} to {interval[1]:g}; widen it, or use more steps.",
+            stacklevel=5,  # the caller of the pipeline
+        )
+    elif settings.uses_frame_tokens:
+        vision = inverted.vision if inverted and image_tokens is None else None
+        if vision is None and image_tokens is None:
+            raise InputError(
+                "The adapter makes tokens of the clip's frames, which latents alone do not hold: "
+                "give the video, or the Inversion of invert(..., return_inversion=True)."
+            )
+        return replace(found, vision=image_tokens() if vision is None else vision)
+    return found
+
+
+def vision_encoder_of(
+    stored: StoredAdapter, given: str | VisionEncoder | None
+) -> VisionEncoder | None:
+    """What reads the frames' pictures for an adapter: the given one, or the one it names.
+
+    Raises InputError when there is none, or its tokens are of another width.
+    """
+    if not stored.settings.uses_frame_tokens:
+        return None
+    given = given or stored.vision_encoder
+    if given is None:
+        raise InputError(
+            "The adapter makes tokens of the clip's frames and does not name its vision encoder: "
+            "give vision_encoder, the folder or hub id of a CLIP model."
+        )
+    encoder = given if isinstance(given, VisionEncoder) else VisionEncoder.from_pretrained(given)
+    if encoder.width != stored.d_vision:
+        raise InputError(
+            f"The vision encoder {encoder.name!r} makes tokens of width {encoder.width} and the "
+            f"adapter reads {stored.d_vision}: give the one it was trained with."
+        )
+    return encoder

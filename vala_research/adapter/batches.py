@@ -1,0 +1,131 @@
+"""Batch n of a training is the same in every run and process: clips by number, draws by number."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from vala_research import InputError
+from vala_research.adapter.loss import Batch, LossSettings
+from vala_research.adapter.temporal_adapter import TemporalAdapter
+from vala_research.diffusion.backbone import vae_factor
+from vala_research.diffusion.codec import check_size
+
+
+@dataclass(frozen=True)
+class Control:
+    """A frozen ControlNet, and how its condition (depth, edges, in [0, 1]) is made of frames."""
+
+    controlnet: ControlNetModel
+    condition: Callable[[Float[Tensor, "f 3 h w"]], Float[Tensor, "f 3 h w"]]
+
+
+Vision = Callable[[Float[Tensor, "f 3 h w"]], Float[Tensor, "f m d"]]
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """From samples {"frames": f 3 h w, "caption"} to what the loss reads; nothing here is trained.
+
+    Samples may bring their "noise", f c h w like their latents: see `Batch`.
+    pipe: has `encode` and `encode_prompt`, as VideoEditPipeline. vision: hidden states of an image
+    encoder, for an adapter with frame tokens.
+    """
+
+    pipe: Any
+    vision: Vision | None = None
+    control: Control | None = None
+
+    @torch.no_grad()
+    def batch(self, samples: list[dict], keeps_caption: list[bool]) -> Batch:
+        frames = [s["frames"].to(self.pipe.device) for s in samples]
+        if len({f.shape for f in frames}) > 1:
+            raise InputError(
+                f"The clips {', '.join(str(s.get('name')) for s in samples)} of one batch differ "
+                "in size or length: give the data set one size."
+            )
+        captions = [s["caption"] * k for s, k in zip(samples, keeps_caption, strict=True)]
+        z_0 = torch.stack([self.pipe.encode(f) for f in frames])
+        vision = torch.stack([self.vision(f) for f in frames]) if self.vision else None
+        c = torch.stack([self.control.condition(f) for f in frames]) if self.control else None
+        noise = (
+            torch.stack([s["noise"] for s in samples]).to(z_0) if "noise" in samples[0] else None
+        )
+        if noise is not None and noise.shape != z_0.shape:
+            raise InputError(
+                f"The samples' noise has shape {tuple(noise.shape[1:])} and their latents "
+                f"{tuple(z_0.shape[1:])}: give noise of the latents' shape."
+            )
+        return Batch(z_0, self.pipe.encode_prompt(captions), vision, c, noise)
+
+
+def generator_of(seed: int, number: int) -> torch.Generator:
+    """What is drawn for batch `number` of a training, in whichever process and run."""
+    digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+def numbered_batches(
+    dataset: Any, numbers: range, batch_size: int, n_workers: int = 0
+) -> Iterator[tuple[int, list[dict]]]:
+    """(number, samples) of the batches of these numbers; those before them are left out.
+
+    A data set with numbers is asked for those it has, modulo its length; a stream is read over.
+    """
+    own = torch.Generator()  # the loader would draw from the global one
+    loading = dict(collate_fn=list, num_workers=n_workers, generator=own)
+    if not isinstance(dataset, IterableDataset):
+        length = len(dataset)
+        chosen = [[(k * batch_size + j) % length for j in range(batch_size)] for k in numbers]
+        yield from zip(numbers, DataLoader(dataset, batch_sampler=chosen, **loading), strict=True)
+        return
+    stream = DataLoader(dataset, batch_size=batch_size, drop_last=True, **loading)
+    yield from zip(numbers, islice(stream, numbers.start, None, numbers.step), strict=False)
+    raise InputError("The stream of samples ended before the training: let it repeat its clips.")
+
+
+def check_training(
+    adapter: TemporalAdapter, encoders: Encoders, dataset: Any, settings: LossSettings
+) -> None:
+    """Everything fits together, tried on the first sample; InputError says what does not."""
+    pipe = encoders.pipe
+    if adapter.unet is not pipe.unet:
+        raise InputError("The adapter belongs to another UNet: attach it to the pipeline's.")
+    if not any(p.requires_grad for p in adapter.trainable()):
+        raise InputError("The adapter is frozen: load it with is_trainable=True.")
+    first = next(iter(dataset), None) if not hasattr(dataset, "__len__") or len(dataset) else None
+    if first is None:
+        raise InputError("The data set is empty: give at least one clip.")
+    frames, least = first["frames"], settings.n_frames
+    if len(frames) < least:
+        raise InputError(
+            f"The samples have {len(frames)} frames: the {settings.variant} temporal loss "
+            f"needs at least {least}, so draw longer groups."
+        )
+    check_size(frames, pipe.vae)
+    d_unet, d_text = pipe.unet.config.cross_attention_dim, pipe.text_encoder.config.hidden_size
+    if d_text != d_unet:
+        raise InputError(
+            f"The text encoder's tokens are {d_text} wide and the UNet reads {d_unet}: give the "
+            "text encoder that the UNet was trained with."
+        )
+    if adapter.settings.uses_frame_tokens and encoders.vision is None:
+        raise InputError("The adapter has frame tokens: give an image encoder (`vision`).")
+    if encoders.control is not None:
+        levels = encoders.control.controlnet.config.conditioning_embedding_out_channels
+        made = 2 ** (len(levels) - 1)
+        if made != vae_factor(pipe.vae):
+            raise InputError(
+                f"The ControlNet makes its pictures {made} times smaller and the VAE "
+                f"{vae_factor(pipe.vae)} times: give one that was trained for this model."
+            )
+    with torch.no_grad():
+        batch = encoders.batch([first], [True])
+        adapter.condition(batch.text, None if batch.vision is None else batch.vision[0])

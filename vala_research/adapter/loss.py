@@ -1,0 +1,213 @@
+"""The adapter learns to denoise everywhere, and to be even in time where layout is decided.
+
+Eq. (19), GE-Adapter (arXiv 2501.04606) 3.4: at timesteps t below 0.5 T the diffusion loss with the
+LoRA off, so that it trains the prompt tokens alone; above, both losses with the LoRA on.
+
+    L = lambda_diffusion |eps - eps_theta|^2 + 1[t >= 0.5 T] lambda_temporal L_temporal
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.adapter.temporal_adapter import TemporalAdapter, temporal_features
+from vala_research.diffusion.attention import POLICIES
+from vala_research.diffusion.injection import attention_patches
+from vala_research.diffusion.patching import patched
+from vala_research.methods.temporal import VARIANTS, frame_similarity, temporal_consistency_loss
+
+WEIGHTINGS = ("target", "velocity")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """lambda_diffusion, lambda_temporal: weights of the two losses (released code: 1 and 0.01).
+
+    temporal_from: fraction of T from which the LoRA is on and the temporal loss counts.
+    variant: "triples", all frames of a sample at one timestep t; "released", its first two at t
+    and again at t + 1, with noise of their own. attention: what the frames see of each other.
+    caption_dropout: share of samples trained with an empty caption, for guidance. weighting: of the
+    diffusion loss over timesteps; "target", the error of what the network predicts, alike at all,
+    or "velocity", the error of v (Salimans and Ho 2022), which does not forget the noisy ones.
+    flicker_weight: of `temporal_consistency_loss`, for triples; 0 is the paper's loss.
+
+    Differs from paper: Eq. (19) weighs the diffusion loss by 1, the text after Eq. (20) by 0.01.
+    """
+
+    lambda_diffusion: float = 0.01
+    lambda_temporal: float = 1.0
+    temporal_from: float = 0.5
+    variant: str = "triples"
+    attention: str = "own"
+    caption_dropout: float = 0.0
+    weighting: str = "target"
+    flicker_weight: float = 0.0
+
+    def __post_init__(self):
+        if self.variant not in VARIANTS:
+            raise InputError(
+                f"Unknown variant {self.variant!r}: choose one of {', '.join(VARIANTS)}."
+            )
+        if self.attention not in POLICIES:
+            raise InputError(
+                f"Training under attention {self.attention!r} is not possible: choose one of "
+                f"{', '.join(POLICIES)}."
+            )
+        if self.weighting not in WEIGHTINGS:
+            raise InputError(
+                f"Unknown weighting {self.weighting!r}: choose one of {', '.join(WEIGHTINGS)}."
+            )
+        if min(self.lambda_diffusion, self.lambda_temporal, self.flicker_weight) < 0:
+            raise InputError("A weight of the loss is negative: give 0 or more.")
+        if self.variant == "released" and self.flicker_weight:
+            raise InputError(
+                "flicker_weight mends the loss over triples only: leave it out, or train triples."
+            )
+        for name in ("temporal_from", "caption_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give a fraction from 0 to 1.")
+
+    @property
+    def n_frames(self) -> int:
+        """The least that a sample must have."""
+        return 3 if self.variant == "triples" else 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips as the networks see them; condition: pictures for a ControlNet, in [0, 1].
+
+    noise: to be taken in place of noise drawn anew, such as that of an inversion.
+    """
+
+    z_0: Float[Tensor, "g f c h w"]
+    text: Float[Tensor, "g n d"]
+    vision: Float[Tensor, "g f m d_vision"] | None = None
+    condition: Float[Tensor, "g f 3 y x"] | None = None
+    noise: Float[Tensor, "g f c h w"] | None = None
+
+    def frames(self, index: list[int]) -> "Batch":
+        """Some of the frames of every clip."""
+        others = self.vision, self.condition, self.noise
+        parts = [None if x is None else x[:, index] for x in others]
+        return Batch(self.z_0[:, index], self.text, *parts)
+
+
+@dataclass(frozen=True)
+class Noising:
+    """What is drawn for a batch: timesteps, noise, and which side of `temporal_from` they are on.
+
+    The clips of a batch are on one side, since the LoRA is on or off for all of them.
+    """
+
+    t: Int[Tensor, "g f"]
+    eps: Float[Tensor, "g f c h w"]
+    is_temporal: bool
+
+
+def draw_noising(
+    shape: tuple[int, ...], n_timesteps: int, settings: LossSettings, generator: torch.Generator,
+    always_temporal: bool = False,
+) -> Noising:  # fmt: skip
+    """Timesteps uniform over 0..T-1, one a clip; noise of its own for every frame.
+
+    shape: of the noise, g f c h w; a released sample has frames i, j at t and i, j at t + 1.
+    always_temporal: only timesteps with the LoRA on, for an adapter that has nothing else.
+    """
+    border = min(round(settings.temporal_from * n_timesteps), n_timesteps - 1)
+    side = torch.rand((), generator=generator).item() * n_timesteps >= border
+    is_temporal = always_temporal or side
+    low, high = (border, n_timesteps) if is_temporal else (0, border)
+    t = torch.randint(low, high, (shape[0], 1), generator=generator).expand(shape[:2])
+    if settings.variant == "released":
+        t = (t + torch.tensor([0, 0, 1, 1])).clamp_max(n_timesteps - 1)
+    return Noising(t, torch.randn(shape, generator=generator), is_temporal)
+
+
+def adapter_loss(
+    adapter: TemporalAdapter, scheduler: Any, batch: Batch, noising: Noising,
+    settings: LossSettings, controlnet: ControlNetModel | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """loss (to be minimised), and its parts: diffusion and, on that side, temporal, similarity.
+
+    similarity: mean cosine of neighbouring frames' features; the temporal loss alone cannot tell
+    steady frames from steady flicker. A mean over clips and hook sites, as the temporal loss is.
+    """
+    z_0, device = batch.z_0, batch.z_0.device
+    t = noising.t.to(device)
+    eps = (noising.eps if batch.noise is None else batch.noise).to(z_0)
+    a = scheduler.alphas_cumprod.to(device, torch.float32)[t][..., None, None, None]
+    z_t = a.sqrt() * z_0 + (1 - a).sqrt() * eps
+    rows = _rows(adapter, batch)
+    n_clips, n_frames = z_0.shape[:2]
+    patches = attention_patches(adapter.unet, settings.attention, n_clips, n_frames)
+    with (
+        adapter.active(noising.is_temporal),
+        patched(adapter.unet, *patches),
+        temporal_features(adapter.unet) as features,
+    ):
+        prediction = _predict(adapter.unet, z_t, t, rows, batch.condition, controlnet)
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    error = (prediction - _target(kind, z_0, eps, a)).square()
+    if settings.weighting == "velocity":
+        error = error * _velocity_weight(kind, a)
+    diffusion = error.mean()
+    found = {"loss": settings.lambda_diffusion * diffusion, "diffusion": diffusion}
+    if noising.is_temporal:
+        parts = [_temporal(x, n_clips, settings) for x in features.values()]
+        temporal, similarity = (torch.stack(x).mean() for x in zip(*parts, strict=True))
+        found["loss"] = found["loss"] + settings.lambda_temporal * temporal
+        found |= {"temporal": temporal, "similarity": similarity}
+    return found
+
+
+def _rows(adapter: TemporalAdapter, batch: Batch) -> Float[Tensor, "b l d"]:
+    """One sequence of tokens a frame, of every clip."""
+    n_frames, rows = batch.z_0.shape[1], []
+    for i, text in enumerate(batch.text):
+        vision = None if batch.vision is None else batch.vision[i]
+        rows.append(adapter.condition(text[None], vision)[0].expand(n_frames, -1, -1))
+    return torch.cat(rows)
+
+
+def _predict(unet, z_t, t, rows, condition, controlnet) -> Float[Tensor, "g f c h w"]:
+    n_frames, dtype = z_t.shape[1], unet.conv_in.weight.dtype
+    z, rows, times = z_t.flatten(0, 1).to(dtype), rows.to(dtype), t.flatten()
+    added = {}
+    if controlnet is not None:
+        down, mid = controlnet(z, times, rows, condition.flatten(0, 1).to(dtype), return_dict=False)
+        added = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+    out = unet(z, times, rows, return_dict=False, **added)[0]
+    return out.float().unflatten(0, (-1, n_frames))
+
+
+def _target(kind: str, z_0: Tensor, eps: Tensor, a: Tensor) -> Tensor:
+    """What a network of this prediction type should say; a = alpha_bar_t."""
+    if kind == "v_prediction":
+        return a.sqrt() * eps - (1 - a).sqrt() * z_0
+    return z_0 if kind == "sample" else eps
+
+
+def _velocity_weight(kind: str, a: Tensor) -> Tensor:
+    """From a squared error of the network's target to that of v; at most 100 (eps at low a)."""
+    if kind == "v_prediction":
+        return torch.ones_like(a)
+    return 1 / (1 - a if kind == "sample" else a).clamp_min(0.01)
+
+
+def _temporal(x: Tensor, n_clips: int, settings: LossSettings) -> tuple[Tensor, Tensor]:
+    """(loss, mean similarity) of one site's features, (g f) n d."""
+    clips, is_released = x.unflatten(0, (n_clips, -1)), settings.variant == "released"
+    similar = torch.stack([frame_similarity(c[:2] if is_released else c) for c in clips])
+    if is_released:
+        loss = temporal_consistency_loss(rearrange(clips, "g f n d -> (f g) n d"), "released")
+    else:
+        mended = dict(flicker_weight=settings.flicker_weight)
+        loss = torch.stack([temporal_consistency_loss(c, **mended) for c in clips]).mean()
+    return loss, similar.mean()

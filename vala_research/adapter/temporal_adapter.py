@@ -1,0 +1,224 @@
+"""A few low-rank weights in the attention, and a few tokens a frame, make an image model temporal.
+
+GE-Adapter (arXiv 2501.04606): FTC blocks (3.2, Eqs. (1) to (6)) are LoRA (Hu et al. 2021) in the
+attention projections; TSC (3.3) are `PromptTokens` before the text. The backbone stays frozen.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
+from jaxtyping import Float
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from vala_research import InputError
+from vala_research.adapter.settings import AdapterSettings, lora_config, signature
+from vala_research.adapter.storage import StoredAdapter, read_adapter, write_adapter
+from vala_research.diffusion.backbone import UNet
+from vala_research.diffusion.patching import Patch, is_self_attention, patched
+from vala_research.methods.prompt_tokens import PromptTokens
+
+NAME = "temporal"  # of the LoRA inside the UNet, for peft
+
+
+class TemporalAdapter:
+    """LoRA inside a UNet, and prompt tokens beside it; made by `attach` or `load`.
+
+    vision_encoder: folder or hub id of the CLIP model whose image tokens it reads.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        settings: AdapterSettings,
+        tokens: PromptTokens | None,
+        vision_encoder: str | None = None,
+    ):
+        self.unet, self.settings, self.tokens = unet, settings, tokens
+        self.vision_encoder = vision_encoder
+        self._asked: list[nn.Parameter] = []  # of the UNet, for gradients, before `attach`
+
+    @classmethod
+    def attach(
+        cls,
+        unet: UNet,
+        settings: AdapterSettings = AdapterSettings(),
+        d_vision: int | None = None,
+        generator: torch.Generator | None = None,
+        vision_encoder: str | None = None,
+    ) -> "TemporalAdapter":
+        """Put an untrained LoRA into the UNet, which changes nothing yet, and make the tokens.
+
+        A ~ N(0, 1/rank), B = 0, at least float32. Only these and the tokens require gradients
+        afterwards: the UNet is frozen. d_vision: width of the image encoder's hidden states.
+        Raises InputError when the UNet has a LoRA already, or d_vision is missing.
+        """
+        if any(isinstance(m, LoraLayer) for m in unet.modules()):
+            raise InputError("The UNet has a LoRA already: fuse and unload it, or detach it.")
+        if settings.uses_frame_tokens and d_vision is None:
+            raise InputError(
+                "The width of the image tokens is missing: give d_vision, or settings with "
+                "uses_frame_tokens=False."
+            )
+        asked = [p for p in unet.parameters() if p.requires_grad]
+        unet.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+            unet.add_adapter(lora_config(unet, settings), adapter_name=NAME)
+        tokens = None
+        if settings.has_tokens:
+            width = d_vision if settings.uses_frame_tokens else None
+            d_text = unet.config.cross_attention_dim
+            tokens = PromptTokens(settings.n_shared, width, d_text, settings.pooling, generator)
+            tokens.to(unet.device)
+        adapter = cls(unet, settings, tokens, vision_encoder)
+        adapter._asked = asked
+        device = "cpu" if generator is None else generator.device
+        for name, p in adapter.lora_parameters():
+            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
+            if ".lora_A." in name:
+                noise = torch.randn(p.shape, generator=generator, device=device, dtype=p.dtype)
+                p.data.copy_(noise / settings.rank)
+        return adapter
+
+    def lora_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Names in the UNet and parameters of the LoRA."""
+        return [(n, p) for n, p in self.unet.named_parameters() if f".{NAME}." in n]
+
+    def trainable(self) -> list[nn.Parameter]:
+        """What training changes: the LoRA, then the tokens."""
+        tokens = [] if self.tokens is None else list(self.tokens.parameters())
+        return [p for _, p in self.lora_parameters()] + tokens
+
+    parameters = trainable
+
+    @property
+    def n_parameters(self) -> int:
+        """Of the LoRA and the tokens."""
+        return sum(p.numel() for p in self.trainable())
+
+    def condition(
+        self, text: Float[Tensor, "g n d"], vision: Float[Tensor, "f m d_vision"] | None = None
+    ) -> Float[Tensor, "g rows l d"]:
+        """Tokens before the text of every frame, both guidance branches alike.
+
+        vision: hidden states of the image encoder, which frame tokens need. Frames that all have
+        the same tokens share one row: then rows = 1, else f.
+        """
+        if self.tokens is None:
+            return text[:, None]
+        self.tokens.to(text.device)  # the UNet may have been moved since
+        if not self.settings.uses_frame_tokens:
+            vision = text.new_zeros(1, 1, 1)
+        elif vision is None:
+            raise InputError("This adapter has frame tokens: give the frames' image tokens.")
+        rows = [self.tokens(vision, row.expand(len(vision), -1, -1)) for row in text]
+        return torch.stack(rows)
+
+    @contextmanager
+    def active(self, is_active: bool, scale: float = 1.0) -> Iterator[None]:
+        """The LoRA, times `scale`, or the UNet without it; as before on leaving.
+
+        Nested, an outer False wins and scales multiply.
+        """
+        if not is_active:
+            bare = Patch(_is_lora, forward=lambda _, module, __: module.base_layer.forward)
+            with patched(self.unet, bare):
+                yield
+            return
+        layers = [m for m in self.unet.modules() if _is_lora("", m)]
+        before = [m.scaling[NAME] for m in layers]
+        try:
+            for module, value in zip(layers, before, strict=True):
+                module.scaling[NAME] = value * scale
+            yield
+        finally:
+            for module, value in zip(layers, before, strict=True):
+                module.scaling[NAME] = value
+
+    def detach(self) -> None:
+        """Take the LoRA out of the UNet, whose own weights were never changed, only frozen."""
+        self.unet.unload_lora()
+        for p in self._asked:
+            p.requires_grad_(True)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """A folder for `load`; its LoRA is one for any pipeline's `load_lora_weights`."""
+        config = self.unet.peft_config[NAME]
+        peft = {
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "target_modules": sorted(config.target_modules),
+        }
+        description = {
+            "settings": asdict(self.settings),
+            "backbone": signature(self.unet),
+            "vision_encoder": self.vision_encoder,
+        }
+        lora = {_stored_name(name): p for name, p in self.lora_parameters()}
+        tokens = {} if self.tokens is None else self.tokens.state_dict()
+        write_adapter(folder, description, lora, tokens, peft)
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike | StoredAdapter, unet: UNet, is_trainable: bool = False
+    ) -> "TemporalAdapter":
+        """What `save_pretrained` wrote, in this UNet; in its precision unless it is to be trained.
+
+        folder: "miniature" is the adapter of the miniature. Raises InputError before anything is
+        changed: no adapter there, a pickle, an adapter of another backbone.
+        """
+        stored = folder if isinstance(folder, StoredAdapter) else read_adapter(folder, unet)
+        adapter = cls.attach(
+            unet, stored.settings, stored.d_vision, torch.Generator(), stored.vision_encoder
+        )
+        for name, p in adapter.lora_parameters():
+            p.data.copy_(stored.lora[_stored_name(name)])
+            if not is_trainable:
+                p.data = p.data.to(unet.dtype)
+        if adapter.tokens is not None:
+            adapter.tokens.load_state_dict(stored.tokens)
+        for p in adapter.trainable():
+            p.requires_grad_(is_trainable)
+        return adapter
+
+
+def _stored_name(name: str) -> str:
+    """On disk the adapter has no name: each pipeline gives it its own."""
+    return name.replace(f".{NAME}.", ".")
+
+
+def _is_lora(_name: str, module: nn.Module) -> bool:
+    return isinstance(module, LoraLayer) and NAME in module.scaling
+
+
+# Features that the temporal loss reads.
+
+
+def hook_sites(unet: UNet) -> list[str]:
+    """Decoder self-attentions but the first: in Stable Diffusion 1.5 the eight of the paper.
+
+    up_blocks[1].attentions.{1,2}, [2].{0,1,2}, [3].{0,1,2}; of a single one, that one.
+    """
+    names = [
+        n for n, m in unet.named_modules() if n.startswith("up_blocks.") and is_self_attention(n, m)
+    ]
+    return names[1:] or names
+
+
+@contextmanager
+def temporal_features(unet: UNet) -> Iterator[dict[str, Tensor]]:
+    """Outputs of self-attention at the hook sites, (g f) n d by name, as of the last forward."""
+    sites, features = set(hook_sites(unet)), {}
+
+    def keep(name: str, _module: nn.Module, forward):
+        def kept(*args, **kwargs) -> Tensor:
+            features[name] = forward(*args, **kwargs)
+            return features[name]
+
+        return kept
+
+    with patched(unet, Patch(lambda name, _: name in sites, forward=keep)):
+        yield features

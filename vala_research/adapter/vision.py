@@ -1,0 +1,60 @@
+"""A frame as a row of tokens: the hidden states of a CLIP vision encoder (Radford et al. 2021).
+
+What frame-specific prompt tokens are made of: GE-Adapter (arXiv 2501.04606) 3.3.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vala_research.diffusion.checkpoint import load_vision_tower
+from vala_research.diffusion.patching import chunks
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pixels that every CLIP was trained on
+STD = (0.26862954, 0.26130258, 0.27577711)
+FRAMES_PER_CALL = 64
+
+
+@dataclass(frozen=True)
+class VisionEncoder:
+    """The vision half of a CLIP model, and the name it is found by."""
+
+    model: nn.Module
+    name: str
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str) -> "VisionEncoder":
+        """By name: "miniature", a folder, or a hub id such as "openai/clip-vit-base-patch32"."""
+        return cls(load_vision_tower(name_or_path), str(name_or_path))
+
+    @property
+    def width(self) -> int:
+        """d of the tokens: 768 for ViT-B/32, 128 for the miniature's."""
+        return self.model.config.hidden_size
+
+    @torch.no_grad()
+    def tokens(self, frames: Float[Tensor, "f 3 h w"]) -> Float[Tensor, "f n d"]:
+        """Last hidden states, class token first; frames in [0, 1], on whose device it happens.
+
+        A frame is scaled to cover the encoder's square and cropped at the centre.
+        """
+        model = self.model.to(frames.device)
+        pixels = self._fitted(frames.to(model.dtype))
+        mean, std = (torch.tensor(v).to(pixels)[:, None, None] for v in (MEAN, STD))
+        return torch.cat(
+            [
+                model(pixel_values=(pixels[part] - mean) / std).last_hidden_state
+                for part in chunks(len(frames), FRAMES_PER_CALL)
+            ]
+        )
+
+    def _fitted(self, frames: Tensor) -> Tensor:
+        side, (h, w) = self.model.config.image_size, frames.shape[-2:]
+        cover = [max(side, round(n * side / min(h, w))) for n in (h, w)]
+        if cover != [h, w]:
+            frames = F.interpolate(frames, cover, mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = (cover[0] - side) // 2, (cover[1] - side) // 2
+        return frames[..., top : top + side, left : left + side]

@@ -1,0 +1,1 @@
+"""The command line `vala`: one file per command."""

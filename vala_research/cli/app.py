@@ -1,0 +1,66 @@
+"""The command line: `vala edit | invert | train | shards | info | quickstart`, thin calls.
+
+What can fail is tried first (names, clip, outputs, model); only then the long work starts, after a
+line that says what it will take. Exit status: 2 for bad input, 1 for a failed run.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import typer
+from typer.core import TyperGroup
+
+from vala_research import InputError
+from vala_research.cli.edit import edit, quickstart
+from vala_research.cli.info import info
+from vala_research.cli.invert import invert
+from vala_research.cli.report import stop
+from vala_research.cli.shards import shards
+from vala_research.cli.train import train
+
+
+class Commands(TyperGroup):
+    """Turns what went wrong into one sentence on stderr and an exit status."""
+
+    def invoke(self, ctx):
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except (InputError, FloatingPointError) as error:
+                stop(error, 2)
+            except (MemoryError, OSError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "memory" not in str(error):
+                    raise
+                if isinstance(error, OSError):
+                    stop(error, 1)
+                stop("Out of memory: give fewer --frames, a smaller --size or a half --dtype.", 1)
+            except Exception as error:  # an option that is missing or of the wrong kind
+                if not hasattr(error, "format_message"):
+                    raise
+                stop(error.format_message(), 2)
+
+
+def _show_warning(message, category, *_args, **_kwargs) -> None:
+    if issubclass(category, UserWarning):
+        typer.echo(f"warning: {message}", err=True)
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Text-driven video editing with image diffusion models.",
+)
+
+
+for command in (edit, quickstart, invert, shards, train, info):
+    app.command()(command)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="vala")

@@ -1,0 +1,225 @@
+"""Find a checkpoint and check it before any weight is read. Safetensors only."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vala_research import InputError, miniature_path
+
+PARTS = {
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "unet": ("UNet2DConditionModel",),
+    "scheduler": (),
+}
+WITH_WEIGHTS = ("vae", "text_encoder", "unet")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+# Finding a checkpoint.
+
+
+def resolve_checkpoint(name_or_path: str, **hub: Any) -> str:
+    """The local folder of a checkpoint: "miniature", a folder, or a hub id (downloaded if need be).
+
+    hub: `revision`, `cache_dir`, `token`, `variant`, `local_files_only`, as diffusers understands
+    them.
+    Raises InputError when it is not a complete Stable Diffusion 1.x/2.x checkpoint in safetensors.
+    """
+    name = str(name_or_path)
+    folder = Path(miniature_path() if name == "miniature" else name)
+    if folder.is_file():
+        raise InputError(
+            f"The model {name!r} is a file: give the folder that holds model_index.json."
+        )
+    if not folder.is_dir():
+        if name == "miniature":
+            raise InputError(
+                "The miniature's weights are missing from this installation: install it again, "
+                "or train them with python -m vala_research.miniature."
+            )
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise InputError(
+                f"Unknown model {name!r}: give 'miniature', an existing folder that holds "
+                "model_index.json, or a hub id such as "
+                "'stable-diffusion-v1-5/stable-diffusion-v1-5'."
+            )
+        folder = Path(_download(name, **hub))
+    _check_index(folder / "model_index.json", name)
+    for part in PARTS:
+        _check_part(folder / part, name)
+    return str(folder)
+
+
+@contextmanager
+def silenced(logging: ModuleType) -> Iterator[None]:
+    """No warnings within the block; logging: `diffusers.utils.logging` or that of transformers."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def load_vision_tower(name_or_path: str) -> nn.Module:
+    """The vision half of a CLIP model, frozen, float32: "miniature", a folder, or a hub id.
+
+    Weights in safetensors only. Raises InputError when there is none of that name.
+    """
+    from transformers import CLIPVisionModel
+    from transformers.utils import logging
+
+    name = str(name_or_path)
+    folder = miniature_path("clip") if name == "miniature" else name
+    try:
+        with silenced(logging):  # the text half, if there, is rightly left out
+            model = CLIPVisionModel.from_pretrained(
+                folder, use_safetensors=True, dtype=torch.float32
+            )
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"The vision encoder {name!r} cannot be loaded: give a folder or hub id of a CLIP "
+            "model with safetensors weights."
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def _download(name: str, **hub: Any) -> str:
+    """Fetch a hub checkpoint after its index has shown that it is of the right class."""
+    from diffusers import StableDiffusionPipeline
+    from huggingface_hub import errors as e
+    from huggingface_hub import hf_hub_download
+
+    few = {
+        k: v for k, v in hub.items() if k in ("revision", "cache_dir", "token", "local_files_only")
+    }
+    try:
+        _check_index(Path(hf_hub_download(name, "model_index.json", **few)), name)
+        return StableDiffusionPipeline.download(
+            name, safety_checker=None, feature_extractor=None, use_safetensors=True, **hub
+        )
+    except InputError:
+        raise
+    except (
+        e.LocalEntryNotFoundError,
+        e.OfflineModeIsEnabled,
+        ConnectionError,
+        TimeoutError,
+    ) as error:
+        raise InputError(
+            f"The model {name!r} is not on this machine and the hub cannot be reached: connect "
+            "to the "
+            "network, or download it elsewhere and give its folder, or use 'miniature'."
+        ) from error
+    except (e.RepositoryNotFoundError, e.HFValidationError) as error:
+        raise InputError(
+            f"The hub has no model {name!r} open to you: check the spelling, or log in if it "
+            "is gated."
+        ) from error
+    except (e.EntryNotFoundError, e.HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(
+            f"The model {name!r} cannot be downloaded as a Stable Diffusion checkpoint in "
+            "safetensors "
+            f"({str(error).strip().splitlines()[0]}): choose one whose repository holds "
+            "model_index.json and .safetensors weights."
+        ) from error
+
+
+def _check_index(index: Path, name: str) -> None:
+    """Refuse another class of checkpoint by what its index says, before any weight is read."""
+    try:
+        parts = json.loads(index.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"The folder {name!r} holds no model_index.json: give a folder in the diffusers layout."
+        ) from None
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"The model_index.json of {name!r} cannot be read: fetch it again."
+        ) from error
+    found = parts.get("_class_name", "unknown")
+    for part, classes in PARTS.items():
+        entry = parts.get(part)
+        cls = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if cls is None or (classes and cls not in classes) or parts.get("text_encoder_2"):
+            raise InputError(
+                f"The checkpoint {name!r} is a {found}, whose {part} is {cls or 'missing'}: "
+                "give one of Stable Diffusion 1.x or 2.x (StableDiffusionPipeline)."
+            )
+
+
+def _check_part(folder: Path, name: str) -> None:
+    """A part of the checkpoint is there, and its weights are safetensors."""
+    files: Iterable[Path] = list(folder.iterdir()) if folder.is_dir() else []
+    if not files:
+        raise InputError(f"The checkpoint {name!r} lacks its {folder.name} folder: fetch it again.")
+    if folder.name not in WITH_WEIGHTS or any(f.suffix == ".safetensors" for f in files):
+        return
+    if any(f.suffix in PICKLES for f in files):
+        raise InputError(
+            f"The {folder.name} of {name!r} has pickled weights only, which can run code when "
+            "opened: "
+            "convert them to safetensors, or choose a checkpoint that ships safetensors."
+        )
+    raise InputError(f"The {folder.name} of {name!r} has no weights: fetch its .safetensors file.")
+
+
+def read_weights(name_or_path: str | os.PathLike, file: str, purpose: str) -> dict[str, Tensor]:
+    """The tensors of `file` in a folder, or in a hub repository (downloaded if need be).
+
+    Raises InputError when there is no such file, or a pickle only.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = _found(str(name_or_path), file, purpose)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not readable as safetensors: fetch or convert it.") from error
+
+
+def _found(name: str, file: str, purpose: str) -> Path:
+    folder = Path(name)
+    if (folder / file).is_file():
+        return folder / file
+    if not folder.exists() and name.count("/") == 1:
+        return _downloaded(name, file, purpose)
+    from vala_research.diffusion.checkpoint import PICKLES
+
+    near = sorted(folder.glob("*")) if folder.is_dir() else [folder]
+    if pickles := [path for path in near if path.is_file() and path.suffix in PICKLES]:
+        raise InputError(
+            f"{pickles[0]} is a pickle, which can run code when opened: convert it to"
+            f" safetensors, and give the folder of {file}."
+        )
+    raise InputError(f"{name} holds no {file}, {purpose}: give a folder or hub id that does.")
+
+
+def _downloaded(name: str, file: str, purpose: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise InputError(
+            f"{file} of {name!r}, {purpose}, is neither on this machine nor to be had from the hub:"
+            " check the id and the network, or give a folder that holds it."
+        ) from error
+
+
+def tensor_of(weights: dict[str, Tensor], name: str, of: str) -> Tensor:
+    """One tensor, or a sentence about what the file should hold."""
+    if name not in weights:
+        raise InputError(f"The weights lack {name!r}: give those of {of}.")
+    return weights[name].float()

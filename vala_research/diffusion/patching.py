@@ -1,0 +1,129 @@
+"""Reversible changes to a UNet: attention processors, wrapped modules, chunks of frames."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from vala_research import InputError
+
+# Modules of video models that look along time, by their names in diffusers.
+TEMPORAL = ("motion_modules", "temp_attentions", "temp_convs", "transformer_in")
+
+
+# Patching a UNet.
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A change to every module that `select(name, module)` picks.
+
+    processor: `(name, attention) -> attention processor`, or
+    forward: `(name, module, original_forward) -> new forward`.
+    """
+
+    select: Callable[[str, nn.Module], bool]
+    processor: Callable[[str, Attention], Any] | None = None
+    forward: Callable[[str, nn.Module, Callable], Callable] | None = None
+
+
+@contextmanager
+def patched(unet: nn.Module, *patches: Patch) -> Iterator[int]:
+    """Change a UNet for the length of a `with` block; yields how many modules were changed.
+
+    Restores on leaving, exceptions included; nests, the inner block wrapping what the outer one
+    set.
+    Raises LookupError when a patch picks no module, since it would silently do nothing.
+    """
+    with ExitStack() as undo:
+        modules, count = list(unet.named_modules()), 0
+        for patch in patches:
+            targets = [(n, m) for n, m in modules if patch.select(n, m)]
+            if not targets:
+                raise LookupError(f"A patch found no module to change in {type(unet).__name__}.")
+            for name, module in targets:
+                undo.callback(_apply(patch, name, module))
+            count += len(targets)
+        yield count
+
+
+def _apply(patch: Patch, name: str, module: nn.Module) -> Callable[[], None]:
+    """Apply one patch to one module; returns what undoes it."""
+    if patch.processor is not None:
+        old = module.get_processor()
+        module.set_processor(patch.processor(name, module))
+        return lambda: module.set_processor(old)
+    was_wrapped, old = "forward" in module.__dict__, module.forward
+    module.forward = patch.forward(name, module, old)
+    return lambda: (
+        setattr(module, "forward", old) if was_wrapped else module.__dict__.pop("forward")
+    )
+
+
+def is_temporal(name: str) -> bool:
+    """Part of what makes a video model of an image model: it sees all frames at once."""
+    return any(part in TEMPORAL for part in name.split("."))
+
+
+def is_self_attention(name: str, module: nn.Module) -> bool:
+    """Spatial self-attention: neither cross-attention nor a video model's attention in time."""
+    return (
+        isinstance(module, Attention)
+        and name.rpartition(".")[2] == "attn1"
+        and not is_temporal(name)
+        and not module.is_cross_attention
+    )
+
+
+def is_heavy_per_frame(name: str, module: nn.Module) -> bool:
+    """Modules that see one frame at a time and whose working memory dwarfs their output."""
+    if is_temporal(name):
+        return False
+    if isinstance(module, Attention):
+        return name.rpartition(".")[2] == "attn2"
+    if isinstance(module, Downsample2D | Upsample2D):
+        return ".resnets." not in name
+    return isinstance(module, ResnetBlock2D | FeedForward)
+
+
+def chunks(n_frames: int, size: int) -> list[slice]:
+    """Consecutive slices of at most `size` frames."""
+    if size < 1:
+        raise InputError(f"frames_per_chunk is {size}: give 1 or more, or None to choose it.")
+    return [slice(i, min(i + size, n_frames)) for i in range(0, n_frames, size)]
+
+
+def chunking(n_branches: int, frames_per_chunk: int) -> Patch:
+    """Loop the heavy per-frame modules over frames; a chunk holds all guidance branches."""
+
+    def wrap(_name: str, _module: nn.Module, forward: Callable) -> Callable:
+        def looped(*args: Any, **kwargs: Any) -> Tensor:
+            # The first tensor is the module's input; some UNets pass it by keyword.
+            x = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+            n_frames, out = len(x) // n_branches, None
+
+            def part(value: Any, frames: slice) -> Any:
+                if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(x):
+                    return value
+                return value.unflatten(0, (n_branches, n_frames))[:, frames].flatten(0, 1)
+
+            for frames in chunks(n_frames, frames_per_chunk):
+                y = forward(
+                    *(part(a, frames) for a in args),
+                    **{k: part(v, frames) for k, v in kwargs.items()},
+                ).unflatten(0, (n_branches, -1))
+                if out is None:  # g f ..., now that the shape of a chunk is known
+                    out = y.new_empty(n_branches, n_frames, *y.shape[2:])
+                out[:, frames] = y
+            return out.flatten(0, 1)
+
+        return looped
+
+    return Patch(is_heavy_per_frame, forward=wrap)

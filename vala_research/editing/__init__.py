@@ -1,0 +1,1 @@
+"""The pipeline that edits a clip."""

@@ -1,0 +1,144 @@
+"""What a call is given is refused before any work is done, never after."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.diffusion.attention import AnchorAttention
+from vala_research.diffusion.backbone import vae_factor
+from vala_research.diffusion.codec import OUTPUT_TYPES, check_guidance
+from vala_research.diffusion.inversion import Inversion
+from vala_research.diffusion.motion import max_frames
+from vala_research.diffusion.schedule import Schedule
+from vala_research.editing.source import Source
+
+
+def check_call(
+    guidance_scale: float,
+    output_type: str,
+    generator: Any,
+    asked: Sequence[str],
+    offered: Sequence[str],
+) -> None:
+    """asked: tensors the callback wants, of those offered."""
+    check_guidance(guidance_scale)
+    if output_type not in OUTPUT_TYPES:
+        raise InputError(
+            f"Unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}."
+        )
+    if isinstance(generator, list) and len(generator) != 1:
+        raise InputError(
+            f"generator is a list of {len(generator)}: a call edits one clip, give one generator."
+        )
+    unknown = [name for name in asked if name not in offered]
+    if unknown:
+        raise InputError(
+            f"The callback asks for {', '.join(unknown)}: choose from {', '.join(offered)}."
+        )
+
+
+def check_latents(latents: Tensor, n_channels: int) -> Float[Tensor, "f c h w"]:
+    """Latents of one clip, with or without a batch axis of one."""
+    z = latents[0] if latents.ndim == 5 and len(latents) == 1 else latents
+    if z.ndim != 4 or z.shape[1] != n_channels or 0 in z.shape:
+        raise InputError(
+            f"The latents have shape {tuple(latents.shape)}: give those of one clip, "
+            f"frames x {n_channels} x height x width."
+        )
+    return z
+
+
+def check_steps(latents: Inversion, schedule: Schedule) -> None:
+    """An inversion that knows its steps is used with as many."""
+    if latents.null_text is not None:
+        n_steps = len(latents.null_text.embeddings)
+    else:
+        n_steps = len(latents.trajectory) - 1 if latents.trajectory else len(schedule)
+    if n_steps != len(schedule):
+        raise InputError(
+            f"The inversion given as latents has {n_steps} steps and the "
+            f"edit has {len(schedule)}: use the same num_inference_steps for both."
+        )
+
+
+def check_source(source: Source, index: int, vae: Any, shape: Sequence[int]) -> None:
+    """Refuse a source that cannot share the latents of shape f c h w, before any step.
+
+    vae: the pipeline's, with which the source's own is compared, if it has one.
+    """
+    name, unet = f"Source {index} ({type(source.unet).__name__})", source.unet
+    n_frames, n_channels, h, w = shape
+    config = unet.config
+    for what, found in (("reads", config.in_channels), ("makes", config.out_channels)):
+        if found != n_channels:
+            raise InputError(
+                f"{name} {what} latents of {found} channels and the pipeline's have {n_channels}: "
+                "fuse models of one latent space."
+            )
+    if source.vae is not None:
+        _check_vae(source.vae, vae, name)
+    text_width = source.text_encoder.config.hidden_size
+    if config.cross_attention_dim != text_width:
+        raise InputError(
+            f"{name} reads text of width {config.cross_attention_dim} and gets {text_width}: give "
+            "the source its own tokenizer and text_encoder."
+        )
+    _check_windows(source, name, n_frames)
+    if source.latents is not None and tuple(source.latents.latents.shape) != tuple(shape):
+        raise InputError(
+            f"{name} has latents of shape {tuple(source.latents.latents.shape)} and the clip's are "
+            f"{tuple(shape)}: invert this clip."
+        )
+    if source.controlnet is not None:
+        size = (n_frames, 3, h * vae_factor(vae), w * vae_factor(vae))
+        found = None if source.control is None else tuple(source.control.shape)
+        if found != size:
+            raise InputError(
+                f"{name} has a ControlNet and control pictures of shape {found}: give {size}."
+            )
+
+
+def _check_vae(vae: Any, own: Any, name: str) -> None:
+    """Two latent spaces are taken for one when their scale, shift and resolution agree."""
+    if vae_factor(vae) != vae_factor(own):
+        raise InputError(
+            f"{name} has latents {vae_factor(vae)} times smaller than the frames and the "
+            f"pipeline's are {vae_factor(own)} times: fuse models of one spatial size."
+        )
+    for key in ("scaling_factor", "shift_factor", "latent_channels"):
+        theirs, ours = (getattr(v.config, key, None) or 0 for v in (vae, own))
+        if theirs != ours:
+            raise InputError(
+                f"{name} has a VAE of {key} {theirs} and the pipeline's is {ours}: fuse models of "
+                "one latent space."
+            )
+
+
+def _check_windows(source: Source, name: str, n_frames: int) -> None:
+    limit, window = max_frames(source.unet), source.window
+    if window is not None and not (window > 0 and 0 <= source.overlap < window):
+        raise InputError(
+            f"{name} has a window of {window} frames with overlap {source.overlap}: give a "
+            "positive window and an overlap smaller than it."
+        )
+    seen = min(n_frames, window or n_frames)
+    if limit is not None and seen > limit:
+        raise InputError(
+            f"{name} is given {seen} frames and its positional encoding reaches {limit}: give the "
+            f"source window={limit}, or a shorter clip."
+        )
+    if seen == n_frames:
+        return
+    if source.attention == "anchors" or isinstance(source.attention, AnchorAttention):
+        raise InputError(
+            f"{name} sees windows of {window} frames, and anchors are those of the whole clip: "
+            "give the source another attention, such as 'own'."
+        )
+    if source.adapter is not None and source.adapter.settings.uses_frame_tokens:
+        raise InputError(
+            f"{name} sees windows of {window} frames, and its adapter makes tokens of all frames: "
+            "leave the window or the adapter out."
+        )

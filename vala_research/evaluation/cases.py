@@ -1,0 +1,161 @@
+"""What is to be edited: sprite clips whose true edit is known, or one's own clips and prompts."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.data.clips import read_clip
+from vala_research.evaluation.metrics import estimate_flow
+from vala_research.evaluation.probes import View, views_of
+from vala_research.sprites.edits import EDITS, target_scene
+from vala_research.sprites.render import render
+from vala_research.sprites.scene import Scene, World, random_scene, split_generator
+
+
+@dataclass(frozen=True)
+class Material:
+    """Frames of a case and the flow between them (true or estimated); the true edit, if known.
+
+    The true edit's own flow differs from the source's where an edit moves the outline.
+    """
+
+    frames: Float[Tensor, "f c h w"]
+    flow: Float[Tensor, "p 2 h w"]
+    flow_valid: Float[Tensor, "p 1 h w"] | Bool[Tensor, "p 1 h w"]
+    truth: Float[Tensor, "f c h w"] | None = None
+    truth_flow: Float[Tensor, "p 2 h w"] | None = None
+    truth_flow_valid: Float[Tensor, "p 1 h w"] | Bool[Tensor, "p 1 h w"] | None = None
+
+
+@dataclass(frozen=True)
+class EditCase:
+    """One sprite clip and one edit of it; the target scene's rendering is the true edit."""
+
+    kind: str
+    index: int
+    source: Scene
+    target: Scene
+
+    @property
+    def source_prompt(self) -> str:
+        return self.source.caption
+
+    @property
+    def prompt(self) -> str:
+        return self.target.caption
+
+    @property
+    def attributes(self) -> dict[str, str | None]:
+        """What should be read in every frame of the edit."""
+        return self.target.attributes
+
+    def material(self, n_frames: int, size: int) -> Material:
+        clip, truth = (render(scene, n_frames, size) for scene in (self.source, self.target))
+        return Material(
+            clip.frames, clip.flow, clip.flow_valid,
+            truth.frames, truth.flow, truth.flow_valid,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClipCase:
+    """One clip from disk and one edit of it, whose right answer nobody knows."""
+
+    kind: str
+    index: int
+    path: Path
+    source_prompt: str
+    prompt: str
+    attributes: None = None
+
+    def material(self, n_frames: int, size: int) -> Material:
+        frames = read_clip(self.path, n_frames, size=size).frames
+        return Material(frames, *estimate_flow(frames))
+
+
+def edit_cases(
+    world: World, split: str, n: int, kinds: Iterable[str] = tuple(EDITS)
+) -> list[EditCase]:
+    """`n` cases of each kind; target values are drawn anew, within the world's rules."""
+    cases = []
+    for kind in kinds:
+        if kind not in EDITS:
+            raise InputError(f"Unknown edit {kind!r}: choose one of {', '.join(EDITS)}.")
+        for index in range(n):
+            generator = split_generator(split, 10_000_000 + index)
+            source = random_scene(generator, world=replace(world, empty=0.0))
+            cases.append(
+                EditCase(kind, index, source, target_scene(source, kind, world, generator))
+            )
+    return cases
+
+
+def folder_cases(folder: str | Path) -> list[ClipCase]:
+    """The edits that `edits.csv` in a folder of clips lists: clip, source_prompt, prompt[, kind].
+
+    Several lines may edit one clip. Raises InputError naming a missing file, column or clip.
+    """
+    listing = Path(folder) / "edits.csv"
+    if not listing.is_file():
+        raise InputError(
+            f"{folder} has no edits.csv: list the clips there, with the columns clip, "
+            "source_prompt and prompt (and kind, if you like)."
+        )
+    with listing.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    if not lines:
+        raise InputError(f"{listing} lists no edit: add a line for each.")
+    if missing := {"clip", "source_prompt", "prompt"} - set(lines[0]):
+        raise InputError(f"{listing} has no column {', '.join(sorted(missing))}: add it.")
+    clips = list(dict.fromkeys(line["clip"] for line in lines))
+    if absent := [clip for clip in clips if not (listing.parent / clip).exists()]:
+        raise InputError(f"{listing} names {', '.join(absent)}, which {folder} does not hold.")
+    return [
+        ClipCase(line.get("kind") or "edit", clips.index(line["clip"]),
+                 listing.parent / line["clip"], line["source_prompt"], line["prompt"])
+        for line in lines
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A clip, its caption, the words of it whose map is looked at, where they truly are if known.
+
+    seed: of its noise, the same with and without the adapter.
+    """
+
+    frames: Float[Tensor, "f 3 y x"]
+    prompt: str
+    words: str
+    mask: Float[Tensor, "f 1 y x"] | None = None
+    seed: int = 0
+
+    def views(self, pipe: Any, t: int, noise: str = "own") -> dict[str, View]:
+        """`views_of` this clip."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return views_of(pipe, self.frames, self.prompt, t, generator, noise)
+
+
+def sprite_cases(
+    n: int, world: World, n_frames: int = 2, size: int = 64, words: str = "shape"
+) -> list[Case]:
+    """Test clips of the sprite world with an object; words: the attribute whose word is looked at.
+
+    Frames are adjacent ones of a clip of 16.
+    """
+    cases = []
+    for i in range(n):
+        scene = random_scene(split_generator("test", i), world=replace(world, empty=0.0))
+        clip = render(scene, 16, size)
+        word = scene.attributes[words]
+        cases.append(Case(clip.frames[:n_frames], scene.caption, word, clip.mask[:n_frames], i))
+    return cases

@@ -1,0 +1,195 @@
+"""FLOPs of whole edits, counted on networks without weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from vala_research import InputError
+from vala_research.diffusion.attention import Policy
+from vala_research.diffusion.backbone import UNet
+from vala_research.diffusion.injection import attention_patches
+from vala_research.diffusion.motion import load_motion_unet
+from vala_research.diffusion.patching import chunking, patched
+from vala_research.editing.fusion import Fusion
+from vala_research.editing.pipeline import VideoEditPipeline
+from vala_research.editing.source import Source
+from vala_research.evaluation.memory import LiveTensors
+from vala_research.methods.anchors import Anchors
+
+STABLE_DIFFUSION_1_5 = dict(
+    sample_size=64, in_channels=4, out_channels=4, layers_per_block=2, cross_attention_dim=768,
+    attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280),
+    down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+)  # fmt: skip
+
+
+def meta_unet(config: Mapping = STABLE_DIFFUSION_1_5) -> UNet2DConditionModel:
+    """A UNet of that configuration without weights: nothing is downloaded, nothing is computed."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(**config).eval().requires_grad_(False)
+
+
+def meta_anchors(n_frames: int, n_sites: int, n_anchors: int, granularity: str) -> Anchors:
+    """Anchors of shapes alone: what attending to them costs does not depend on their values."""
+    f, n, k, d = n_frames, n_sites, n_anchors, 4
+    sizes = dict(
+        responsibilities=(f, n, k), directions=(k, d), concentrations=(k,), weights=(k,),
+        summaries=(f, k, d),
+    )  # fmt: skip
+    tensors = {name: torch.empty(size, device="meta") for name, size in sizes.items()}
+    return Anchors(**tensors, objective=[], granularity=granularity)
+
+
+def forward_flops(
+    unet: UNet,
+    attention: str | Policy,
+    n_frames: int,
+    height: int,
+    width: int,
+    n_branches: int = 1,
+    frames_per_chunk: int | None = None,
+    n_text: int = 77,
+) -> int:
+    """FLOPs of one UNet forward of all frames and branches, at height x width latent sites.
+
+    Counts what the policy makes of keys and values as well: copies cost nothing, compression does.
+    Raises InputError for a UNet with weights: on the CPU, torch's counter misses the attention.
+    """
+    if unet.device.type != "meta":
+        raise InputError(f"The UNet is on {unet.device}: count on the meta device, by meta_unet.")
+    size = n_frames if frames_per_chunk is None else frames_per_chunk
+    patches = attention_patches(unet, attention, n_branches, size)
+    if size < n_frames:
+        patches.append(chunking(n_branches, size))
+    z = torch.empty(n_branches * n_frames, unet.config.in_channels, height, width, device="meta")
+    text = torch.empty(len(z), n_text, unet.config.cross_attention_dim, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, patched(unet, *patches):
+        unet(z, 0, text, return_dict=False)
+    return counter.get_total_flops()
+
+
+# The rest of Stable Diffusion 1.5, and AnimateDiff's second version (v1-5-2) by MotionAdapter's own
+# defaults.
+VAE_1_5 = dict(
+    block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
+    down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+)  # fmt: skip
+TEXT_1_5 = dict(
+    vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+    num_attention_heads=12, max_position_embeddings=77,
+)  # fmt: skip
+PROMPTS = ("a blue circle", "a red circle")
+
+
+def weightless(
+    pipe: VideoEditPipeline, fusions: Mapping[str, Fusion]
+) -> tuple[VideoEditPipeline, dict[str, Fusion]]:
+    """The pipeline and its fusions without weights; what networks share they go on sharing."""
+    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    unets = [s.unet for fusion in fusions.values() for s in fusion.sources if s.unet is not None]
+    memo: dict[int, Any] = {}
+    for module in (*modules, *unets):
+        for tensor in (*module.parameters(), *module.buffers()):
+            memo[id(tensor)] = _empty(tensor)
+    parts = copy.deepcopy(pipe.components, memo)
+    found = VideoEditPipeline(**parts)
+    found.set_progress_bar_config(disable=True)
+
+    def bare(source: Source) -> Source:
+        return replace(source, unet=copy.deepcopy(source.unet, memo))
+
+    return found, {
+        name: replace(fusion, sources=[bare(s) for s in fusion.sources])
+        for name, fusion in fusions.items()
+    }
+
+
+def _empty(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def stable_diffusion(
+    unet: Mapping = STABLE_DIFFUSION_1_5, vae: Mapping = VAE_1_5, text: Mapping = TEXT_1_5,
+    motion: Mapping | None = None, dtype: torch.dtype = torch.float16,
+) -> tuple:  # fmt: skip
+    """A pipeline and its video model of these configurations, weightless.
+
+    motion: of the MotionAdapter; None is AnimateDiff's. Words are read by the miniature's
+    tokenizer: all prompts are padded to one length.
+    """
+    small = VideoEditPipeline.from_pretrained("miniature")
+    tokenizer = copy.deepcopy(small.tokenizer)
+    tokenizer.model_max_length = text["max_position_embeddings"]
+    with torch.device("meta"):
+        image = meta_unet(unet).to(dtype)
+        coder = AutoencoderKL(**vae).to(dtype)
+        reader = CLIPTextModel(CLIPTextConfig(**text)).to(dtype)
+        video = load_motion_unet(image, MotionAdapter(**motion or {}).to(dtype))
+    pipe = VideoEditPipeline(coder, reader, tokenizer, image, small.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, video
+
+
+class Weightless(TorchDispatchMode):
+    """Code that asks a tensor of the meta device for a value goes on: numbers are 0, answers yes.
+
+    What is asked on the way of an edit is whether all is finite, and between which numbers.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return True if args[0].dtype is torch.bool else 0.0
+        return func(*args, **(kwargs or {}))
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention on the meta device is one operation that keeps no scores, as its kernels do."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query, key, value = args[:3]  # a mask changes neither count nor shape
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+
+
+def counted_edit(
+    pipe: VideoEditPipeline, fusion: Fusion | None, n_frames: int, size: int, steps: int
+) -> tuple[int, int]:
+    """FLOPs of one edit by a weightless pipeline, and the peak bytes of its live tensors.
+
+    FLOPs are two for each multiply-add of convolutions, linear layers and attention. No scratch
+    memory inside an operation is seen, and no weights.
+    """
+    clip = torch.empty(n_frames, 3, size, size, device=pipe.device)
+    with ExitStack() as modes, torch.no_grad():
+        live = modes.enter_context(LiveTensors())
+        counter = modes.enter_context(FlopCounterMode(display=False))
+        for mode in (Weightless(), FusedAttention()):
+            modes.enter_context(mode)
+        pipe(
+            clip, *PROMPTS, num_inference_steps=steps, attention="own", fusion=fusion,
+            output_type="pt",
+        )  # fmt: skip
+    return counter.get_total_flops(), live.peak
+
+
+def stored_bytes(*modules: nn.Module) -> int:
+    """Bytes of all parameters and buffers, those that are shared once."""
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())

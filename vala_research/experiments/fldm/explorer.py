@@ -1,0 +1,136 @@
+"""A panel over fusions of one clip: schedule, ratio and tau are moved, the edit is there at once.
+
+All edits were made beforehand (`fusion_grid`); the panel looks them up.
+"""
+
+from __future__ import annotations
+
+import html
+import time
+from io import BytesIO
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vala_research import InputError
+from vala_research.evaluation.comparison import METRICS
+from vala_research.evaluation.comparison_figures import AXES
+from vala_research.evaluation.figures import COLOURS, STYLE
+from vala_research.experiments.fldm.grid import FusionGrid, Point
+from vala_research.methods.fusion import FusionSchedule
+
+PLOTTED = ("warp_error", "clip_t")  # consistency, alignment
+
+
+def explore_fusion(grid: FusionGrid):
+    """An ipywidgets panel: schedule, a and tau by hand; clip and metrics looked up and redrawn.
+
+    The clip is a strip of frames, or moves. Raises InputError without ipywidgets.
+    """
+    try:
+        import ipywidgets as widgets
+    except ImportError as error:
+        raise InputError(
+            "The explorer needs ipywidgets, which is not installed: pip install ipywidgets."
+        ) from error
+    kinds, values, taus = (list(dict.fromkeys(axis)) for axis in zip(*grid.edit_of, strict=True))
+    style = {"description_width": "11em"}
+    look = dict(style=style, continuous_update=True, layout=widgets.Layout(width="36em"))
+    kind = widgets.ToggleButtons(options=kinds, description="schedule", style=style)
+    a = widgets.SelectionSlider(
+        options=values, value=values[len(values) // 2], description="video model's share a", **look
+    )
+    tau = widgets.SelectionSlider(options=taus, description="tau (share of the steps)", **look)
+    shown = widgets.ToggleButtons(options=["strip", "animation"], description="show", style=style)
+    text, clip = widgets.HTML(), widgets.Image(format="png")
+    plot = widgets.Image(format="png")
+
+    def redraw(_=None) -> None:
+        start = time.perf_counter()
+        try:
+            point = (kind.value, a.value, tau.value)
+            clip.format, clip.value = picture(grid, point, shown.value == "animation")
+            plot.value = metrics_plot(grid, point)
+            text.value = summary(grid, point, time.perf_counter() - start)
+        except Exception as error:  # whatever it is, it is shown: nobody sees it raised
+            clip.value = plot.value = b""  # an old clip under new settings would be a lie
+            text.value = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
+
+    for control in (kind, a, tau, shown):
+        control.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox([kind, a, tau, shown, text, clip, plot])
+
+
+def summary(grid: FusionGrid, point: Point, seconds: float) -> str:
+    """The two metrics, what else is known, and the time that the redraw took."""
+    row = grid.rows[grid.edit_of[point]]
+    names = {"success": ("attribute success, %:", 100), "clip_t": ("CLIP-T", 1),
+             "warp_error": ("E_warp x 1000:", 1000), "clip_f": ("CLIP-F", 1)}  # fmt: skip
+
+    def told(*metrics: str) -> str:
+        found = [(*names[m], row[m]) for m in metrics if m in row]
+        return ", ".join(f"{name} {factor * value:.4g}" for name, factor, value in found)
+
+    known = "the true edit" if grid.truth is not None else "the source"
+    return "<br>".join([
+        f"<b>{html.escape(grid.prompt)}</b>",
+        f"text alignment: {told('success', 'clip_t')}",
+        f"temporal consistency: {told('warp_error', 'clip_f')}",
+        f"PSNR to {known}: {row['psnr']:.2f} dB",
+        f"rows: source, edit{', true edit' * (grid.truth is not None)}; redrawn in {seconds:.2f} s",
+    ])  # fmt: skip
+
+
+def picture(grid: FusionGrid, point: Point, moves: bool, side: int = 96) -> tuple[str, bytes]:
+    """Format and bytes: source, edit, true edit; rows of frames, or side by side and moving."""
+    clips = [grid.source, grid.frames[grid.edit_of[point]]]
+    clips += [] if grid.truth is None else [grid.truth]
+    factor = max(1, round(side / grid.source.shape[-1]))
+    large = torch.stack(clips).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    large = F.pad(large, (2, 2, 2, 2), value=255)  # r f c h w
+    data = BytesIO()
+    if not moves:
+        Image.fromarray(rearrange(large, "r f c h w -> (r h) (f w) c").numpy()).save(data, "png")
+        return "png", data.getvalue()
+    first, *rest = (
+        Image.fromarray(x.numpy()) for x in rearrange(large, "r f c h w -> f h (r w) c")
+    )
+    first.save(data, "gif", save_all=True, append_images=rest, duration=125, loop=0)
+    return "gif", data.getvalue()
+
+
+def metrics_plot(grid: FusionGrid, point: Point) -> bytes:
+    """This edit among all of the grid, and the weights that made it; PNG."""
+    across, up = (m if m in grid.rows[0] else "psnr" for m in PLOTTED)
+    x, y = ([AXES[m][1] * row[m] for row in grid.rows] for m in (across, up))
+    i = grid.edit_of[point]
+    kind, a, tau = point
+    schedule = FusionSchedule(kind, (a, 1 - a), tau)
+    weights = [schedule.weights(step, grid.n_steps) for step in range(grid.n_steps)]
+    fused = [(step, w[0]) for step, w in enumerate(weights) if w is not None]
+    # Placed by hand: the layout engine would take most of the redraw.
+    with rc_context(STYLE | {"figure.constrained_layout.use": False}):
+        fig = Figure(figsize=(7.2, 2.3))
+        left, right = fig.subplots(1, 2)
+        fig.subplots_adjust(left=0.1, right=0.98, bottom=0.22, top=0.88, wspace=0.25)
+        left.plot(x, y, "o", color="#BBBBBB", markersize=3)
+        left.plot(x[i], y[i], "o", color=COLOURS[1], markersize=7)
+        left.set(
+            xlabel=AXES[across][0],
+            ylabel=AXES[up][0],
+            title="this edit among all, right and up is better",
+        )
+        if METRICS[across] < 0:
+            left.invert_xaxis()
+        right.axvspan(-0.5, schedule.first_step(grid.n_steps) - 0.5, color="#EEEEEE", linewidth=0)
+        right.plot([x for x, _ in fused], [w for _, w in fused], "o-", color=COLOURS[1])
+        right.set(xlabel="step (grey: not mixed yet)", ylim=(-0.05, 1.05),
+                  xlim=(-0.5, grid.n_steps - 0.5), title="weight of the video model")  # fmt: skip
+        data = BytesIO()
+        fig.savefig(data, format="png", dpi=100)
+    return data.getvalue()

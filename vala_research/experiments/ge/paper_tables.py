@@ -1,0 +1,54 @@
+"""GE-Adapter's own tables (arXiv 2501.04606), to be printed beside ours, with their conflicts.
+
+On MSR-VTT, by networks and hosts of other code: to be read beside our numbers, never against them.
+"""
+
+
+
+
+Numbers = tuple[float | None, ...]
+
+# The host here that is nearest to a method of the paper; the others have no such host yet.
+NEAREST = {"Text2Video": "first", "Text2Video-Zero": "first", "Vid2Vid": "extended"}
+ADAPTER = "LPIPS", "CLIP", "FID"  # Table 1: method -> without and with the adapter
+TABLE_1 = {
+    "Text2Video-Zero": ((0.402, 28.82, None), (0.319, 31.38, None)),
+    "TokenFlow": ((0.135, 28.90, 166.72), (0.129, 29.15, 143.21)),
+    "Vid2Vid": ((0.303, 31.94, 149.40), (0.253, 32.78, 154.30)),
+    "VidToMe": ((0.123, 29.93, 146.27), (0.122, 29.94, 143.33)),
+}
+FILTER = "FID", "CLIP", "LPIPS"  # Table 2: method -> bilateral inversion off and on
+TABLE_2 = {
+    "TokenFlow": ((135.66, 29.17, 0.142), (122.52, 29.35, 0.136)),
+    "Vid2Vid": ((387.76, 20.08, 0.210), (320.80, 25.84, 0.166)),
+    "VidToMe": ((357.25, 25.00, 0.126), (143.72, 28.12, 0.114)),
+    "Text2Video": ((None, 29.10, 0.347), (None, 30.07, 0.244)),
+}
+CONFLICTS = """Where the paper's tables conflict, both without adapter and filter:
+TokenFlow  FID 166.72, CLIP 28.90 in Table 1; 135.66, 29.17 in Table 2.
+Vid2Vid    FID 149.40, CLIP 31.94 in Table 1; 387.76, 20.08 in Table 2.
+VidToMe    FID 146.27, CLIP 29.93 in Table 1; 357.25, 25.00 in Table 2.
+The text on Table 1 quotes VidToMe from Table 2 (CLIP 25.00 to 28.12, LPIPS 0.126 to 0.114).
+With the adapter Vid2Vid's FID worsens (149.40 to 154.30, Table 1)."""
+
+
+def adapter_rows() -> list[dict]:
+    """Table 1, one row a method and side, beside the host here that is nearest."""
+    return _rows(TABLE_1, ADAPTER, "adapter", ("without", "with"))
+
+
+def filter_rows() -> list[dict]:
+    """Table 2, likewise."""
+    return _rows(TABLE_2, FILTER, "filter", ("off", "on"))
+
+
+def _rows(
+    table: dict[str, tuple[Numbers, Numbers]], columns: tuple[str, ...], what: str,
+    sides: tuple[str, str],
+) -> list[dict]:  # fmt: skip
+    return [
+        {"host of the paper": method, "nearest here": NEAREST.get(method, "none"), what: side}
+        | dict(zip(columns, numbers, strict=True))
+        for method, both in table.items()
+        for side, numbers in zip(sides, both, strict=True)
+    ]

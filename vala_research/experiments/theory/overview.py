@@ -1,0 +1,79 @@
+"""Picture for a paper: what became of every statement, a line each."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyBboxPatch, Rectangle
+
+from vala_research import InputError
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.sheet import AS_PLACED
+
+VERDICT_COLOURS = {
+    "holds": COLOURS[2], "holds with hypothesis": COLOURS[5], "false": COLOURS[1],
+    "vacuous": "#8C8C8C",
+}  # fmt: skip
+SHORT = {"holds with hypothesis": "with hypothesis"}
+WIDTH, LINE, HEAD = 7.2, 0.27, 0.3  # inches
+LEFT = {"statement": 0.05, "claim": 0.9, "verdict": 3.12, "tightness": 4.09, "counter": 4.84}
+BAR = 0.45  # inches of a tightness of 1
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def verdict_figure(rows: Sequence[Mapping]) -> Picture:
+    """Statement, the paper's claim, verdict, tightness of what is true instead, counterexample.
+
+    rows: objects of `python -m theory --json`, in the order shown. Tightness is the worst case
+    found over the bound: 1 is attained, and a full bar. A verdict that did not reproduce says so.
+    """
+    if not rows:
+        raise InputError("There are no verdicts: give the rows of python -m theory --json.")
+    if unknown := {row["verdict"] for row in rows} - set(VERDICT_COLOURS):
+        raise InputError(f"Unknown verdicts {sorted(unknown)}: give those of theory.verdict.")
+    height = HEAD + LINE * len(rows) + 0.05
+    with rc_context(STYLE):
+        fig = Picture(figsize=(WIDTH, height), layout=AS_PLACED)
+        ax = fig.add_axes((0, 0, 1, 1))
+        ax.set(xlim=(0, WIDTH), ylim=(height, 0))
+        ax.set_axis_off()
+        titles = ("", "the paper", "verdict", "tightness", "where the paper's breaks")
+        for x, title in zip(LEFT.values(), titles, strict=True):
+            ax.text(x, HEAD - 0.1, title, weight="bold", fontsize=7.5, va="center")
+        for i, row in enumerate(rows):
+            if i % 2 == 0:
+                band = Rectangle((0, HEAD + i * LINE), WIDTH, LINE, fc="#F5F5F5", lw=0)
+                ax.add_patch(band)
+            _line(ax, HEAD + (i + 0.5) * LINE, row)
+    return fig
+
+
+def _line(ax: Axes, y: float, row: Mapping) -> None:
+    style = {"va": "center", "fontsize": 6, "parse_math": False, "linespacing": 1.1}
+    ax.text(LEFT["statement"], y, row["statement"], weight="bold", **style | {"fontsize": 6.5})
+    ax.text(LEFT["claim"], y, _wrapped(row["claim"], 49), **style)
+    colour, words = VERDICT_COLOURS[row["verdict"]], SHORT.get(row["verdict"], row["verdict"])
+    shape = {"boxstyle": "round,pad=0,rounding_size=0.05", "fc": colour, "lw": 0}
+    ax.add_patch(FancyBboxPatch((LEFT["verdict"], y - 0.07), 0.85, 0.14, **shape))
+    if not row["reproduced"]:
+        words = "not reproduced"
+    ax.text(LEFT["verdict"] + 0.425, y, words, ha="center", color="white", weight="bold", **style)
+    _bar(ax, y, row["tightness"], colour)
+    ax.text(LEFT["tightness"] + BAR + 0.04, y, f"{row['tightness']:.2f}", **style)
+    point, _, numbers = (row["counterexample"] or "").rpartition(": ")
+    broken = f"{point}: {numbers.replace(' ', NO_BREAK)}" if point else numbers
+    ax.text(LEFT["counter"], y, _wrapped(broken, 51), **style)
+
+
+def _bar(ax: Axes, y: float, tightness: float, colour: str) -> None:
+    """A full bar is attained; a tightness above 1, a bound that broke, overflows in black."""
+    x, h = LEFT["tightness"], 0.1
+    ax.add_patch(Rectangle((x, y - h / 2), BAR, h, fc="white", ec="#999999", lw=0.5))
+    filled = BAR * min(max(tightness, 0.0), 1.0)
+    shade = "#444444" if tightness <= 1 + 1e-6 else "black"
+    ax.add_patch(Rectangle((x, y - h / 2), filled, h, fc=shade, lw=0))
+
+
+def _wrapped(text: str, n: int) -> str:
+    return "\n".join(textwrap.wrap(text, n, max_lines=2, placeholder=" ..."))

@@ -1,0 +1,1 @@
+"""The sprite world: clips whose true edit is known."""

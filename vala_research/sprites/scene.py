@@ -1,0 +1,183 @@
+"""The sprite world: captioned clips of an object moving over a background, whose edits are known.
+
+No paper clip has a right answer; here `render(scene.edited(colour="blue"))` *is* the true edit.
+Shapes are signed distance fields, so any size is anti-aliased; every frame is drawn at once.
+Colours are flat RGB in [0,1]; a pattern alternates a background colour with its darker shade.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.sprites.palette import COLOURS, HELD_OUT, PATTERNS, PERIOD, SHAPES, contrasts
+
+
+@dataclass(frozen=True)
+class World:
+    """The values a random scene draws from; `size` bounds the object's radius in frame widths."""
+
+    shapes: tuple[str, ...] = SHAPES
+    colours: tuple[str, ...] = tuple(COLOURS)
+    backgrounds: tuple[str, ...] = tuple(COLOURS)
+    patterns: tuple[str, ...] = PATTERNS
+    size: tuple[float, float] = (0.19, 0.27)
+    tilt: float = 0.35  # radians at most, at the first frame
+    turn: float = 0.5  # radians at most, from the first frame to the last
+    empty: float = 0.03  # share of scenes without an object
+    held_out: frozenset[tuple[str, str]] = frozenset()  # (shape, colour) pairs never drawn
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A smooth path in frame widths: a line bent by `bend`, a turn, a growth, a slow pan."""
+
+    start: tuple[float, float] = (0.35, 0.4)
+    end: tuple[float, float] = (0.65, 0.6)
+    bend: float = 0.0
+    angle: tuple[float, float] = (0.0, 0.0)  # radians, first and last
+    size: tuple[float, float] = (0.22, 0.22)  # radius, first and last
+    phase: tuple[float, float] = (0.0, 0.0)  # of the background pattern
+    pan: tuple[float, float] = (0.0, 0.0)  # of the background over the clip
+
+    def at(self, u: Float[Tensor, " f"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Centre (f 2), angle (f) and radius (f) at times `u` in [0,1]."""
+        start, end = torch.tensor(self.start), torch.tensor(self.end)
+        along = end - start
+        normal = torch.stack([-along[1], along[0]])
+        u_ = u[:, None]
+        centre = start + u_ * along + self.bend * torch.sin(math.pi * u_) * normal
+        mix = lambda pair: pair[0] + (pair[1] - pair[0]) * u  # noqa: E731
+        return centre, mix(self.angle), mix(self.size)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One shot, optionally with a smaller second object behind, optionally cut to further shots."""
+
+    shape: str | None = "circle"
+    colour: str | None = "red"
+    background: str = "blue"
+    pattern: str = "plain"
+    motion: Motion = Motion()
+    second: tuple[str, str, Motion] | None = None  # shape, colour, motion
+    then: tuple[Scene, ...] = ()  # the shots after hard cuts, of equal length
+    wording: int = 0  # which paraphrase the caption uses
+
+    def __post_init__(self):
+        if (self.shape is None) != (self.colour is None):
+            raise InputError("A scene has both a shape and a colour, or neither: give both.")
+        for key, value in self.attributes.items():
+            known = {"shape": SHAPES, "pattern": PATTERNS}.get(key, tuple(COLOURS))
+            if value is not None and value not in known:
+                names = ", ".join(known)
+                raise InputError(f"Unknown sprite {key} {value!r}: choose one of {names}.")
+
+    @property
+    def attributes(self) -> dict[str, str | None]:
+        """What `read_attributes` should find in every frame of this shot."""
+        return {k: getattr(self, k) for k in ("shape", "colour", "background", "pattern")}
+
+    @property
+    def caption(self) -> str:
+        from vala_research.sprites.captions import caption
+
+        return caption(self)
+
+    def edited(self, **changes: str | None) -> Scene:
+        """The counterfactual: same motion, with `shape`, `colour`, `background`, `pattern` changed.
+
+        Changes apply to every shot; `shape` and `colour` leave an empty shot empty.
+        """
+        unknown = set(changes) - set(self.attributes)
+        if unknown:
+            raise InputError(f"Cannot edit {sorted(unknown)}: edit {', '.join(self.attributes)}.")
+        changes = {k: v for k, v in changes.items() if v is not None}
+        then = tuple(scene.edited(**changes) for scene in self.then)
+        if self.shape is None:
+            changes = {k: v for k, v in changes.items() if k in ("background", "pattern")}
+        return replace(self, then=then, **changes)
+
+
+def split_generator(split: str, index: int) -> torch.Generator:
+    """Random source of scene `index` of a split; no two splits share a seed."""
+    splits = ("train", "validation", "test")
+    if split not in splits:
+        raise InputError(f"Unknown split {split!r}: choose one of {', '.join(splits)}.")
+    return torch.Generator().manual_seed(3 * index + splits.index(split))
+
+
+def random_scene(
+    generator: torch.Generator,
+    n_cuts: int = 0,
+    *,
+    world: World = World(),
+    second_object: bool = False,
+    pair: tuple[str, str] | None = None,
+) -> Scene:
+    """A scene drawn from `world`; `pair` fixes the (shape, colour), `n_cuts` adds shots."""
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * torch.rand((), generator=generator).item()
+
+    def choice(values):
+        return values[torch.randint(len(values), (), generator=generator).item()]
+
+    def motion() -> Motion:
+        point = lambda: (uniform(0.32, 0.68), uniform(0.32, 0.68))  # noqa: E731
+        size = uniform(*world.size)
+        angle = uniform(-world.tilt, world.tilt)
+        return Motion(
+            start=point(), end=point(), bend=uniform(-0.4, 0.4),
+            angle=(angle, angle + uniform(-world.turn, world.turn)),
+            size=(size, min(max(size * uniform(0.85, 1.15), world.size[0]), world.size[1])),
+            phase=(uniform(0, PERIOD), uniform(0, PERIOD)),
+            pan=(uniform(-0.12, 0.12), uniform(-0.12, 0.12)),
+        )  # fmt: skip
+
+    def draw_pair(background: str, taken: tuple = (None, None)) -> tuple[str, str]:
+        while True:
+            shape, colour = choice(world.shapes), choice(world.colours)
+            new = (shape, colour) not in world.held_out and shape != taken[0] and colour != taken[1]
+            if new and contrasts(colour, background):
+                return shape, colour
+
+    background = choice(world.backgrounds)
+    while pair and not contrasts(pair[1], background):
+        background = choice(world.backgrounds)
+    empty = not pair and uniform(0, 1) < world.empty
+    shape, colour = (None, None) if empty else pair or draw_pair(background)
+    path, second = motion(), None
+    if second_object and shape is not None:
+        other = motion()
+        small = replace(other, size=(0.6 * path.size[0], 0.6 * path.size[1]))
+        second = (*draw_pair(background, (shape, colour)), small)
+    return Scene(
+        shape, colour, background, choice(world.patterns), path, second,
+        tuple(random_scene(generator, world=world) for _ in range(n_cuts)),
+        wording=torch.randint(1 << 16, (), generator=generator).item(),
+    )  # fmt: skip
+
+
+def read_attributes(frames: Float[Tensor, "f 3 h w"]) -> list[dict[str, str | None]]:
+    """Shape, colour, background colour and pattern of every frame, read from its pixels."""
+    from vala_research.sprites.reader import read_attributes as read
+
+    return read(frames)
+
+
+SIZE = 64  # pixels
+WORLD = World(
+    shapes=("circle", "square", "triangle", "star", "ring"),
+    colours=("red", "yellow", "green", "cyan", "blue", "purple", "white", "black"),
+    backgrounds=("red", "yellow", "green", "cyan", "blue", "purple", "white", "black"),
+    size=(0.21, 0.28),
+    tilt=0.1,  # nearly upright: what a circle is turned to, a star should be, too
+    turn=0.15,
+    held_out=HELD_OUT,
+)
