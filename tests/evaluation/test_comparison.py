@@ -1,5 +1,7 @@
 """Comparisons are paired, resumable and honest about direction; every clip is edited alike."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -9,7 +11,7 @@ from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention
 from vala_research.evaluation import benchmark, comparison
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.cases import edit_cases, folder_cases
-from vala_research.evaluation.comparison import compare, comparison_table, per_clip
+from vala_research.evaluation.comparison import Run, compare, comparison_table, per_clip
 from vala_research.experiments.vala.editing_quality import policies
 from vala_research.methods.anchors import AnchorSettings
 from vala_research.sprites.scene import WORLD
@@ -30,9 +32,9 @@ def test_rows_are_kept_and_a_second_run_does_only_what_is_missing(
     checkpoint, tmp_path, monkeypatch
 ):
     out = tmp_path / "rows.csv"
-    options = dict(n_frames=3, size=32, n_processes=1)
+    run = Run(checkpoint, n_frames=3, size=32, n_processes=1)
     own = {"own": SETTINGS["own"]}
-    one = compare(checkpoint, cases(1), own, out, **options)
+    one = compare(cases(1), own, out, run)
     assert len(one) == 2 and list(one.kind) == ["colour", "shape"]
     edited = []
     run_edits = benchmark.run_edits
@@ -42,16 +44,16 @@ def test_rows_are_kept_and_a_second_run_does_only_what_is_missing(
         return run_edits(pipe, clip_cases, settings, *args, **kwargs)
 
     monkeypatch.setattr(comparison, "run_edits", counted)
-    rows = compare(checkpoint, cases(2), SETTINGS, out, **options)
+    rows = compare(cases(2), SETTINGS, out, run)
     assert len(rows) == 3 * 2 * 2 and len(edited) == 10  # own on the first clip was there
     assert ("own", "colour", 0) not in edited and ("own", "colour", 1) in edited
-    again = compare(checkpoint, cases(2), SETTINGS, out, **options)
+    again = compare(cases(2), SETTINGS, out, run)
     assert len(edited) == 10
     pd.testing.assert_frame_equal(again, rows, check_dtype=False, rtol=1e-9)
     assert set(rows.setting) == set(pd.read_csv(out).setting)
     changed = {"own": EditSetting("own", num_inference_steps=3)}
     with pytest.raises(InputError, match="other settings named own"):
-        compare(checkpoint, cases(1), changed, out, **options)
+        compare(cases(1), changed, out, run)
 
 
 def test_the_true_edits_own_flow_follows_an_outline_that_the_sources_flow_leaves():
@@ -77,9 +79,9 @@ def test_the_true_edits_own_flow_follows_an_outline_that_the_sources_flow_leaves
 
 def test_several_processes_make_the_same_rows(checkpoint, tmp_path):
     own = {"own": SETTINGS["own"]}
-    options = dict(n_frames=2, size=32)
-    alone = compare(checkpoint, cases(2), own, tmp_path / "a.csv", n_processes=1, **options)
-    both = compare(checkpoint, cases(2), own, tmp_path / "b.csv", n_processes=2, **options)
+    run = Run(checkpoint, n_frames=2, size=32, n_processes=1)
+    alone = compare(cases(2), own, tmp_path / "a.csv", run)
+    both = compare(cases(2), own, tmp_path / "b.csv", replace(run, n_processes=2))
     numbers = ["psnr", "source_psnr", "warp_error", "success"]
     pd.testing.assert_frame_equal(alone[numbers], both[numbers], rtol=1e-4)
 
@@ -141,8 +143,8 @@ def test_clips_of_a_folder_are_edited_without_a_true_edit(checkpoint, tmp_path):
     )
     found = folder_cases(tmp_path)
     assert [c.kind for c in found] == ["colour", "shape"] and {c.index for c in found} == {0}
-    rows = compare(checkpoint, found, {"own": SETTINGS["own"]}, tmp_path / "rows.csv", 3, 32,
-                   n_processes=1)  # fmt: skip
+    run = Run(checkpoint, n_frames=3, size=32, n_processes=1)
+    rows = compare(found, {"own": SETTINGS["own"]}, tmp_path / "rows.csv", run)
     assert len(rows) == 2 and {"psnr", "warp_error", "inversion_psnr"} <= set(rows)
     assert not {"gain", "success", "source_psnr"} & set(rows)
 

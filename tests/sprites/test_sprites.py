@@ -10,15 +10,9 @@ from vala_research import InputError
 from vala_research.evaluation.metrics import psnr, warp_error
 from vala_research.sprites import captions
 from vala_research.sprites.palette import COLOURS, HELD_OUT, PATTERNS, SHAPES, contrasts
+from vala_research.sprites.reader import read_attributes
 from vala_research.sprites.render import render
-from vala_research.sprites.scene import (
-    Motion,
-    Scene,
-    World,
-    random_scene,
-    read_attributes,
-    split_generator,
-)
+from vala_research.sprites.scene import Motion, Scene, World, random_scene, split_generator
 from vala_research.sprites.shapes import shape_distance
 
 

@@ -25,7 +25,7 @@ from vala_research.evaluation import metrics
 from vala_research.evaluation.cases import ClipCase, EditCase, Material
 from vala_research.evaluation.memory import forget_peak, peak_mebibytes
 from vala_research.methods.anchors import AnchorSettings, assign_anchors, select_keyframes
-from vala_research.sprites.scene import read_attributes
+from vala_research.sprites.reader import read_attributes
 
 Measure = Callable[[Float[Tensor, "f c h w"], Material], dict[str, float]]
 ATTRIBUTES = ("shape", "colour", "background", "pattern")

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,33 +25,69 @@ from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.statistics import paired_gain, summarise
 from vala_research.files import written_whole
 
-# 1: larger is better. Metrics that a set of rows does not have are left out of its table.
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is called, printed and compared.
+
+    axis: its name on an axis, with the unit of `factor` times the value. sign: 1 when larger is
+    better, -1 when smaller is.
+    """
+
+    name: str
+    axis: str
+    factor: float = 1
+    sign: int = 1
+
+
 METRICS = {
-    "psnr": 1, "success": 1, "warp_error": -1, "warp_error_truth": -1, "clip_f": 1, "clip_t": 1,
-    "inversion_psnr": 1, "lpips": -1, "lpips_miniature": -1, "fid": -1, "fid_miniature": -1,
-}  # fmt: skip
+    "psnr": Metric("PSNR", "PSNR to the true edit, dB"),
+    "success": Metric("success", "attribute success, %", 100),
+    "warp_error": Metric("E_warp", "E_warp x 1000", 1000, -1),
+    "warp_error_truth": Metric("E_warp", "E_warp x 1000, true edit's flow", 1000, -1),
+    "clip_f": Metric("CLIP-F", "CLIP-F"),
+    "clip_t": Metric("CLIP-T", "CLIP-T"),
+    "inversion_psnr": Metric("reconstruction", "reconstruction, dB"),
+    "lpips": Metric("LPIPS", "LPIPS of neighbours", 1, -1),
+    "lpips_miniature": Metric("LPIPS (miniature)", "LPIPS (miniature) x 1000", 1000, -1),
+    "fid": Metric("FID", "FID to the source", 1, -1),
+    "fid_miniature": Metric("FID (miniature)", "FID (miniature) x 1000", 1000, -1),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all edits of a comparison share.
+
+    model: "miniature", a folder or a hub id. n_frames, size: of each clip; size is the side in
+    pixels. clip_model: folder or hub id of the CLIPModel that scores (None: no CLIP columns).
+    dtype: of the networks. n_processes: None is one per core, or one on a GPU.
+    """
+
+    model: str | Path = "miniature"
+    n_frames: int = 8
+    size: int = 64
+    clip_model: str | None = None
+    dtype: torch.dtype | None = None
+    n_processes: int | None = None
 
 
 def compare(
-    model: str | Path,
     cases: Iterable[EditCase | ClipCase],
     settings: dict[str, EditSetting],
     output: str | Path,
-    n_frames: int = 8,
-    size: int = 64,
-    clip_model: str | None = None,
-    dtype: torch.dtype | None = None,
-    n_processes: int | None = None,
+    run: Run = Run(),
     measure: Measure | None = None,
 ) -> pd.DataFrame:
-    """Rows of `run_edits`, kept in `output` (csv) clip by clip: a run that was cut off goes on.
+    """Make the rows of `run_edits`, kept in `output` (csv) clip by clip; a cut-off run resumes.
 
-    clip_model: folder or hub id of the CLIPModel that scores (None: no CLIP columns). n_processes:
-    None is one a core, or one on a GPU. measure: makes further columns, see `run_edits`. Raises
-    InputError when `output` holds rows of other settings under the same names.
+    measure: makes further columns, see `run_edits`. Metrics that the rows lack are left out of
+    their tables. Raises InputError when `output` holds rows of other settings under these names.
     """
     output, settings = Path(output), dict(settings)
-    described = {name: f"{model} {n_frames} x {size} px {s!r}" for name, s in settings.items()}
+    described = {
+        name: f"{run.model} {run.n_frames} x {run.size} px {s!r}" for name, s in settings.items()
+    }
     rows = _known_rows(output, described)
     done = {(r["setting"], r["kind"], r["index"]) for r in rows}
     clips: dict[int, list] = {}
@@ -60,10 +97,11 @@ def compare(
     for clip in clips.values():
         names = [n for n in settings if any((n, c.kind, c.index) not in done for c in clip)]
         if names:
-            jobs.append((clip, {name: settings[name] for name in names}, n_frames, size, measure))
+            asked = {name: settings[name] for name in names}
+            jobs.append((clip, asked, run.n_frames, run.size, measure))
             rows = [r for r in rows if r["index"] != clip[0].index or r["setting"] not in names]
-    arguments = (str(model), clip_model, dtype)
-    for part in _on_every_core(jobs, arguments, n_processes):
+    loading = (str(run.model), run.clip_model, run.dtype)
+    for part in _on_every_core(jobs, loading, run.n_processes):
         rows += part
         _keep(output, rows, described)
     names, kinds = (
@@ -161,7 +199,7 @@ def comparison_table(
             line = {"setting": name, "metric": metric, "mean": s.mean, "low": s.low,
                     "high": s.high, "n": s.n}  # fmt: skip
             if name != baseline:
-                sign = METRICS.get(metric, 1)
+                sign = METRICS[metric].sign if metric in METRICS else 1
                 g = paired_gain(*(sign * values[x].to_numpy() for x in (name, baseline)))
                 line |= {"gain": g.mean, "gain_low": g.low, "gain_high": g.high, "p": g.p_value}
             table.append(line)

@@ -10,24 +10,9 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from vala_research.evaluation.comparison import per_clip
+from vala_research.evaluation.comparison import METRICS, per_clip
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import summarise
-
-# What a panel is called, and the factor of its numbers.
-TITLES = {
-    "psnr": ("PSNR to the true edit, dB", 1),
-    "success": ("attribute success, %", 100),
-    "warp_error": ("E_warp x 1000, reduction", 1000),
-    "warp_error_truth": ("E_warp x 1000, true edit's flow, reduction", 1000),
-    "clip_f": ("CLIP-F", 1),
-    "clip_t": ("CLIP-T", 1),
-    "inversion_psnr": ("reconstruction, dB", 1),
-    "lpips": ("LPIPS of neighbours, reduction", 1),
-    "lpips_miniature": ("LPIPS (miniature) x 1000, reduction", 1000),
-    "fid": ("FID to the source, reduction", 1),
-    "fid_miniature": ("FID (miniature) x 1000, reduction", 1000),
-}
 
 
 def gains_figure(
@@ -48,7 +33,9 @@ def gains_figure(
         fig = Picture(figsize=(7.0, 0.55 + 0.19 * len(names) + 0.25 * (len(metrics) > 3)))
         axes = fig.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for ax, metric in zip(axes, metrics, strict=True):
-            title, factor = TITLES[metric]
+            shown = METRICS[metric]
+            factor = shown.factor
+            title = shown.axis + ", reduction" * (shown.sign < 0)
             rows = gains[gains.metric == metric].set_index("setting").loc[names]
             for y, (name, row) in enumerate(rows.iterrows()):
                 colour = COLOURS[1] if "VALA" in name else COLOURS[0]
@@ -67,21 +54,11 @@ def gains_figure(
     return fig
 
 
-# What an axis is called, and the factor of its numbers.
-AXES = {
-    "psnr": ("PSNR to the true edit, dB", 1),
-    "success": ("attribute success, %", 100),
-    "warp_error": ("E_warp x 1000", 1000),
-    "clip_t": ("CLIP-T", 1),
-    "clip_f": ("CLIP-F", 1),
-}
-
-
 def axis_title(metric: str, rows: pd.DataFrame) -> str:
     """Of clips from disk nobody knows the true edit: PSNR is to the source."""
     if metric == "psnr" and "gain" not in rows:
         return "PSNR to the source, dB"
-    return AXES[metric][0]
+    return METRICS[metric].axis
 
 
 def within_clips(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:

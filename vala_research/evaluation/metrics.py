@@ -193,7 +193,7 @@ def attribute_success(
     exact on clean frames; another may be given.
     """
     if read_attributes is None:
-        from vala_research.sprites.scene import read_attributes
+        from vala_research.sprites.reader import read_attributes
     found = read_attributes(checked(frames))
     if not target or not set(target) <= set(found[0]):
         raise InputError(f"target {target} names no attribute or unknown ones: {set(found[0])}.")

@@ -1,4 +1,4 @@
-"""Claims and their verdicts: paired gains on the same clips, with intervals and tests.
+"""Claims and their verdicts: a sentence, what was measured, an interval, and what follows.
 
 A verdict is read from the numbers, never written down beforehand.
 """
@@ -6,7 +6,8 @@ A verdict is read from the numbers, never written down beforehand.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import nan
 
 import numpy as np
 import pandas as pd
@@ -15,83 +16,124 @@ from vala_research import InputError
 from vala_research.evaluation.comparison import METRICS, per_clip
 from vala_research.evaluation.statistics import Gain, paired_gain
 
+CONFIRMED, CONTRADICTED, OPEN = "confirmed", "contradicted", "not established"
+FEWEST = 6  # clips: with fewer no two-sided sign-flip test can reach p < .05
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence and what the rows say of it.
+
+    sentence: what is claimed. measured: the quantity, with its unit. value: its mean over n clips;
+    low, high: the 95% interval; p: of no difference (NaN where a fact has none).
+    is_asserted: a notebook fails when this claim is not confirmed.
+    """
+
+    sentence: str
+    measured: str
+    value: float
+    low: float = nan
+    high: float = nan
+    p: float = nan
+    n: int = 0
+    verdict: str = OPEN
+    is_asserted: bool = False
+
+    @classmethod
+    def of_gain(
+        cls, sentence: str, measured: str, gain: Gain, is_asserted: bool = False
+    ) -> Claim:
+        """The claim that a paired gain is positive, judged by its interval and its exact test."""
+        return cls(
+            sentence, measured, gain.mean, gain.low, gain.high, gain.p_value, gain.n,
+            verdict(gain), is_asserted,
+        )  # fmt: skip
+
+    @classmethod
+    def of_fact(
+        cls, sentence: str, measured: str, value: float, holds: bool, n: int = 0
+    ) -> Claim:
+        """A claim that is plainly true or false of the rows, such as a count or an order."""
+        judged = CONFIRMED if holds else CONTRADICTED
+        return cls(sentence, measured, float(value), n=n, verdict=judged, is_asserted=True)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """That the setting `better` beats the setting `than` in each of these metrics."""
+
+    sentence: str
+    better: str
+    than: str
+    metrics: Sequence[str]
+
+
+def verdict(gain: Gain) -> str:
+    """Verdict on "the gain is positive": by the ends of its 95% interval and the exact test.
+
+    Both must agree: where few clips differ at all, a bootstrap interval is too narrow.
+    """
+    if gain.n < FEWEST or gain.p_value >= 0.05 or gain.low <= 0 <= gain.high:
+        return OPEN
+    return CONFIRMED if gain.low > 0 else CONTRADICTED
+
+
+def tested(rows: pd.DataFrame, hypotheses: Iterable[Hypothesis]) -> list[Claim]:
+    """One claim per hypothesis and metric: the paired gain over clips, positive is better.
+
+    Metrics that the rows lack are left out. Intervals are not corrected for their number.
+    """
+    claims = []
+    for hypothesis in hypotheses:
+        for metric in (m for m in hypothesis.metrics if m in rows):
+            values = METRICS[metric].sign * per_clip(rows, metric)
+            check_settings(values, (hypothesis.better, hypothesis.than))
+            gain = paired_gain(
+                values[hypothesis.better].to_numpy(), values[hypothesis.than].to_numpy()
+            )
+            claims.append(Claim.of_gain(hypothesis.sentence, METRICS[metric].name, gain))
+    return claims
+
+
+def claims_table(claims: Iterable[Claim]) -> pd.DataFrame:
+    """One row per claim."""
+    return pd.DataFrame([asdict(claim) for claim in claims])
+
+
+def assert_claims(claims: Iterable[Claim]) -> None:
+    """Print every claim with its verdict; raise AssertionError if an asserted one fails."""
+    claims = list(claims)
+    for claim in claims:
+        has_interval = not np.isnan(claim.low)
+        interval = f" [{claim.low:.4g}, {claim.high:.4g}]" if has_interval else ""
+        count = f", n = {claim.n}" if claim.n else ""
+        number = f"{claim.measured} {claim.value:.4g}{interval}{count}"
+        print(f"{claim.verdict}: {claim.sentence} ({number})")
+    failed = [c.sentence for c in claims if c.is_asserted and c.verdict != CONFIRMED]
+    assert not failed, f"not confirmed by the rows: {'; '.join(failed)}"
+
 
 def held_out_gain(
     values: pd.DataFrame, candidates: Sequence[str], baselines: Sequence[str]
 ) -> Gain:
-    """What the best candidate gains on the best baseline, each chosen without the clip it is
-    measured on, so that choosing the largest of many means earns nothing by itself.
+    """Gain of the best candidate on the best baseline, both chosen without the measured clip.
 
-    values: one row a clip, one column a setting, larger is better. Raises InputError for one clip.
+    So choosing the largest of many means earns nothing by itself. values: one row per clip, one
+    column per setting, larger is better. Raises InputError for one clip.
     """
     check_settings(values, [*candidates, *baselines])
     if len(values) < 2:
         raise InputError("One clip leaves none to choose a setting on: give two or more.")
     others = (values.sum() - values) / (len(values) - 1)
 
-    def chosen(names: Sequence[str]) -> np.ndarray:
+    def best_of(names: Sequence[str]) -> np.ndarray:
         best = others[list(names)].to_numpy().argmax(1)
         return values[list(names)].to_numpy()[np.arange(len(values)), best]
 
-    return paired_gain(chosen(candidates), chosen(baselines))
-
-
-NAMES = {
-    "psnr": "PSNR", "success": "success", "warp_error": "E_warp", "clip_t": "CLIP-T",
-    "clip_f": "CLIP-F",
-}  # fmt: skip
-
-
-# --- claims and verdicts ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Claim:
-    """That `better` beats `than` in each of these metrics, on the same clips."""
-
-    text: str
-    better: str
-    than: str
-    metrics: Sequence[str]
-
-
-FEWEST = 6  # clips: with fewer no two-sided sign-flip test can reach p < .05
-
-
-def verdict(gain: Gain) -> str:
-    """Of a claim that something is positive: by the ends of its 95% interval and the exact test.
-
-    Both: where few clips differ at all, as attribute success does, a bootstrap is too sure.
-    """
-    if gain.n < FEWEST:
-        return "too few clips"
-    if gain.p_value >= 0.05 or gain.low <= 0 <= gain.high:
-        return "not confirmed"
-    return "confirmed" if gain.low > 0 else "contradicted"
-
-
-def judged(claim: str, metric: str, gain: Gain) -> dict:
-    """A row of a table of verdicts."""
-    return {"claim": claim, "metric": NAMES.get(metric, metric), "gain": gain.mean,
-            "low": gain.low, "high": gain.high, "p": gain.p_value, "n": gain.n,
-            "verdict": verdict(gain)}  # fmt: skip
-
-
-def claims_table(rows: pd.DataFrame, claims: Iterable[Claim]) -> pd.DataFrame:
-    """One row a claim and metric: the paired gain (positive is better), its interval, the verdict.
-
-    Metrics that the rows do not have are left out; intervals are not corrected for their number.
-    """
-    table = []
-    for claim in claims:
-        for metric in (m for m in claim.metrics if m in rows):
-            values = METRICS[metric] * per_clip(rows, metric)
-            check_settings(values, (claim.better, claim.than))
-            gain = paired_gain(values[claim.better].to_numpy(), values[claim.than].to_numpy())
-            table.append(judged(claim.text, metric, gain))
-    return pd.DataFrame(table)
+    return paired_gain(best_of(candidates), best_of(baselines))
 
 
 def check_settings(values: pd.DataFrame, names: Iterable[str]) -> None:
+    """Refuse names of settings that a table by clip does not have."""
     if missing := [name for name in names if name not in values]:
         raise InputError(f"No rows of {missing[0]!r}: choose one of {', '.join(map(str, values))}.")

@@ -14,8 +14,9 @@ from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.schedule import Schedule, sample
 from vala_research.evaluation import metrics
 from vala_research.evaluation.benchmark import ATTRIBUTES
+from vala_research.sprites.reader import read_attributes
 from vala_research.sprites.render import render
-from vala_research.sprites.scene import World, random_scene, read_attributes, split_generator
+from vala_research.sprites.scene import World, random_scene, split_generator
 
 
 @torch.no_grad()

@@ -26,8 +26,9 @@ from vala_research.files import written_whole
 from vala_research.miniature import abilities
 from vala_research.miniature.configuration import SCHEDULE, TEXT, UNET, VAE, VISION
 from vala_research.sprites import edits
+from vala_research.sprites.reader import read_attributes
 from vala_research.sprites.render import render
-from vala_research.sprites.scene import SIZE, WORLD, random_scene, read_attributes, split_generator
+from vala_research.sprites.scene import SIZE, WORLD, random_scene, split_generator
 
 # The one editing setting used for every edit type; chosen on validation scenes.
 SETTING = benchmark.EditSetting(attention="extended", guidance_scale=2.0, num_inference_steps=25)

@@ -22,15 +22,9 @@ from vala_research.evaluation import metrics
 from vala_research.evaluation.statistics import paired_gain, summarise
 from vala_research.files import written_whole
 from vala_research.sprites.palette import COLOURS, tones
+from vala_research.sprites.reader import read_attributes
 from vala_research.sprites.render import render
-from vala_research.sprites.scene import (
-    SIZE,
-    WORLD,
-    Scene,
-    random_scene,
-    read_attributes,
-    split_generator,
-)
+from vala_research.sprites.scene import SIZE, WORLD, Scene, random_scene, split_generator
 
 SAMPLING = dict(num_inference_steps=15, guidance_scale=2.5)
 COLUMNS = {  # of a row: the table's heading and the factor it is printed with

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import re
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import Any
 
 from vala_research import InputError
 from vala_research.sprites.palette import COLOURS, PATTERNS, SHAPES
-
-if TYPE_CHECKING:
-    from vala_research.sprites.scene import Scene
-
 
 OPENINGS = ("", "a picture of ", "a clip of ")
 WITH_OBJECT = (
@@ -30,8 +26,8 @@ def _with_article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def caption(scene: Scene) -> str:
-    """A sentence for `scene`; `scene.wording` picks the paraphrase. Shots are joined by 'then'."""
+def caption(scene: Any) -> str:
+    """A sentence for a Scene, whose `wording` picks the paraphrase; shots are joined by "then"."""
     wordings = _WORDINGS[scene.shape is None]
     opening, ground_form, form = wordings[scene.wording % len(wordings)]
     ground = ground_form.format(pattern=scene.pattern, background=scene.background)

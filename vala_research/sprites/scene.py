@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
+from vala_research.sprites.captions import caption
 from vala_research.sprites.palette import COLOURS, HELD_OUT, PATTERNS, PERIOD, SHAPES, contrasts
 
 
@@ -85,8 +86,6 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        from vala_research.sprites.captions import caption
-
         return caption(self)
 
     def edited(self, **changes: str | None) -> Scene:
@@ -162,13 +161,6 @@ def random_scene(
         tuple(random_scene(generator, world=world) for _ in range(n_cuts)),
         wording=torch.randint(1 << 16, (), generator=generator).item(),
     )  # fmt: skip
-
-
-def read_attributes(frames: Float[Tensor, "f 3 h w"]) -> list[dict[str, str | None]]:
-    """Shape, colour, background colour and pattern of every frame, read from its pixels."""
-    from vala_research.sprites.reader import read_attributes as read
-
-    return read(frames)
 
 
 SIZE = 64  # pixels

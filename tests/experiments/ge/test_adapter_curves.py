@@ -23,8 +23,9 @@ from vala_research.miniature.adapter import (
     SpriteGroups,
     build_adapter,
 )
+from vala_research.sprites.reader import read_attributes
 from vala_research.sprites.render import render
-from vala_research.sprites.scene import WORLD, read_attributes
+from vala_research.sprites.scene import WORLD
 
 
 def test_similarity_of_steps_is_that_of_the_latents(pipe):

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import METRICS, per_clip
-from vala_research.evaluation.comparison_figures import AXES, axis_title, within_clips
+from vala_research.evaluation.comparison_figures import axis_title, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import paired_gain
-from vala_research.evaluation.verdicts import NAMES, held_out_gain, judged
+from vala_research.evaluation.verdicts import held_out_gain, judged
 from vala_research.experiments.fldm.fusion import CONSISTENCY, PAIRS, mark_directions
 from vala_research.experiments.fldm.settings import FRAMEWISE, IMAGE, VIDEO, constant, single_models
 
@@ -24,7 +24,7 @@ def held_out_table(
     rows: pd.DataFrame, metrics: Iterable[str], candidates: Sequence[str], baselines: Sequence[str]
 ) -> pd.DataFrame:
     """One row a metric: whether some mixture beats the better single model (`held_out_gain`)."""
-    found = {m: METRICS[m] * per_clip(rows, m) for m in metrics if m in rows}
+    found = {m: METRICS[m].sign * per_clip(rows, m) for m in metrics if m in rows}
     gains = {m: held_out_gain(values, candidates, baselines) for m, values in found.items()}
     text = "a mixture beats the better single model"
     return pd.DataFrame([judged(text, metric, gain) for metric, gain in gains.items()])
@@ -48,7 +48,7 @@ def alpha_figure(
         fig = Picture(figsize=(2.35 * columns, 4.0))
         axes = fig.subplots(2, columns).ravel()
         for ax, metric in zip(axes, metrics, strict=False):
-            _curve(ax, table.loc[metric] * AXES[metric][1])
+            _curve(ax, table.loc[metric] * METRICS[metric].factor)
             ax.set(title=axis_title(metric, rows), xlabel="video model's share a")
         if set(path) <= set(rows):
             _path(axes[len(metrics)], table, path, rows)
@@ -73,7 +73,7 @@ def _curve(ax: Axes, table: pd.DataFrame) -> None:
 
 
 def _path(ax: Axes, table: pd.DataFrame, path: tuple[str, str], rows: pd.DataFrame) -> None:
-    x, y = (AXES[m][1] * ratios(table.loc[m][["mean"]].T).T.sort_index()["mean"] for m in path)
+    x, y = (METRICS[m].factor * ratios(table.loc[m][["mean"]].T).T.sort_index()["mean"] for m in path)
     ax.plot(x, y, "o-", color=COLOURS[2])
     ax.margins(0.2)
     for i, (colour, marker) in ((0, (COLOURS[0], "s")), (-1, (COLOURS[1], "D"))):
@@ -104,12 +104,12 @@ def trend_table(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     """
     table = []
     for metric in (m for m in metrics if m in rows):
-        values = METRICS[metric] * ratios(per_clip(rows, metric))
+        values = METRICS[metric].sign * ratios(per_clip(rows, metric))
         slopes = np.polyfit(values.columns.to_numpy(float), values.to_numpy().T, 1)[0]
         sign, text = (1, "gains") if metric in CONSISTENCY else (-1, "loses")
         gain = paired_gain(sign * slopes, np.zeros_like(slopes))
         table.append(
-            judged(f"{NAMES[metric]} {text} as the video model's share grows", metric, gain)
+            judged(f"{METRICS[metric].name} {text} as the video model's share grows", metric, gain)
         )
     return pd.DataFrame(table)
 

@@ -18,7 +18,6 @@ from PIL import Image
 
 from vala_research import InputError
 from vala_research.evaluation.comparison import METRICS
-from vala_research.evaluation.comparison_figures import AXES
 from vala_research.evaluation.figures import COLOURS, STYLE
 from vala_research.experiments.fldm.grid import FusionGrid, Point
 from vala_research.methods.fusion import FusionSchedule
@@ -107,7 +106,7 @@ def picture(grid: FusionGrid, point: Point, moves: bool, side: int = 96) -> tupl
 def metrics_plot(grid: FusionGrid, point: Point) -> bytes:
     """This edit among all of the grid, and the weights that made it; PNG."""
     across, up = (m if m in grid.rows[0] else "psnr" for m in PLOTTED)
-    x, y = ([AXES[m][1] * row[m] for row in grid.rows] for m in (across, up))
+    x, y = ([METRICS[m].factor * row[m] for row in grid.rows] for m in (across, up))
     i = grid.edit_of[point]
     kind, a, tau = point
     schedule = FusionSchedule(kind, (a, 1 - a), tau)
@@ -121,11 +120,11 @@ def metrics_plot(grid: FusionGrid, point: Point) -> bytes:
         left.plot(x, y, "o", color="#BBBBBB", markersize=3)
         left.plot(x[i], y[i], "o", color=COLOURS[1], markersize=7)
         left.set(
-            xlabel=AXES[across][0],
-            ylabel=AXES[up][0],
+            xlabel=METRICS[across].axis,
+            ylabel=METRICS[up].axis,
             title="this edit among all, right and up is better",
         )
-        if METRICS[across] < 0:
+        if METRICS[across].sign < 0:
             left.invert_xaxis()
         right.axvspan(-0.5, schedule.first_step(grid.n_steps) - 0.5, color="#EEEEEE", linewidth=0)
         right.plot([x for x, _ in fused], [w for _, w in fused], "o-", color=COLOURS[1])

@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import METRICS, per_clip
-from vala_research.evaluation.comparison_figures import AXES, axis_title, within_clips
+from vala_research.evaluation.comparison_figures import axis_title, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.verdicts import Claim
+from vala_research.evaluation.verdicts import Hypothesis
 from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
     FUSED,
@@ -48,8 +48,8 @@ def pareto_figure(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS) 
         for ax, (across, up) in zip(fig.subplots(1, len(pairs), squeeze=False)[0], pairs,
                                     strict=True):  # fmt: skip
             for name, look in looks(names).items():
-                _cross(ax, table.loc[across].loc[name] * AXES[across][1],
-                       table.loc[up].loc[name] * AXES[up][1], label=name, **look)  # fmt: skip
+                _cross(ax, table.loc[across].loc[name] * METRICS[across].factor,
+                       table.loc[up].loc[name] * METRICS[up].factor, label=name, **look)  # fmt: skip
             front(ax, rows, across, up)
             mark_directions(ax, across, up, rows)
         handles, labels = ax.get_legend_handles_labels()
@@ -97,14 +97,14 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 def front(ax: Axes, rows: pd.DataFrame, across: str, up: str) -> None:
     """The means that are not beaten in both directions, joined by a grey line."""
     x, y = (per_clip(rows, m).mean().to_numpy() for m in (across, up))
-    best = pareto_front(list(zip(METRICS[across] * x, METRICS[up] * y, strict=True)))
+    best = pareto_front(list(zip(METRICS[across].sign * x, METRICS[up].sign * y, strict=True)))
     best.sort(key=lambda i: x[i])
-    ax.plot(AXES[across][1] * x[best], AXES[up][1] * y[best], color="#BBBBBB", zorder=0)
+    ax.plot(METRICS[across].factor * x[best], METRICS[up].factor * y[best], color="#BBBBBB", zorder=0)
 
 
 def mark_directions(ax: Axes, across: str, up: str, rows: pd.DataFrame) -> None:
     ax.set(xlabel=axis_title(across, rows), ylabel=axis_title(up, rows))
-    if METRICS[across] < 0:
+    if METRICS[across].sign < 0:
         ax.invert_xaxis()
         ax.set_xlabel(f"{axis_title(across, rows)} (falls to the right)")
 
@@ -128,12 +128,12 @@ def fusion_settings(motion: str = "miniature", **common) -> dict[str, EditSettin
 
 
 COMPLEMENTARY = (
-    Claim("the image model follows the text better than the video model", IMAGE, VIDEO, ALIGNMENT),
-    Claim("the video model is steadier than the image model", VIDEO, IMAGE, CONSISTENCY),
-    Claim("fused follows the text better than the video model", FUSED, VIDEO, ALIGNMENT),
-    Claim("fused is steadier than the image model", FUSED, IMAGE, CONSISTENCY),
-    Claim("fused follows the text better than the image model", FUSED, IMAGE, ALIGNMENT),
-    Claim("fused is steadier than the video model", FUSED, VIDEO, CONSISTENCY),
-    Claim("fused is a better edit than the image model", FUSED, IMAGE, ("psnr",)),
-    Claim("fused is a better edit than the video model", FUSED, VIDEO, ("psnr",)),
+    Hypothesis("the image model follows the text better than the video model", IMAGE, VIDEO, ALIGNMENT),
+    Hypothesis("the video model is steadier than the image model", VIDEO, IMAGE, CONSISTENCY),
+    Hypothesis("fused follows the text better than the video model", FUSED, VIDEO, ALIGNMENT),
+    Hypothesis("fused is steadier than the image model", FUSED, IMAGE, CONSISTENCY),
+    Hypothesis("fused follows the text better than the image model", FUSED, IMAGE, ALIGNMENT),
+    Hypothesis("fused is steadier than the video model", FUSED, VIDEO, CONSISTENCY),
+    Hypothesis("fused is a better edit than the image model", FUSED, IMAGE, ("psnr",)),
+    Hypothesis("fused is a better edit than the video model", FUSED, VIDEO, ("psnr",)),
 )

@@ -19,7 +19,7 @@ from vala_research import InputError
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting, run_edits
 from vala_research.evaluation.cases import ClipCase, EditCase
-from vala_research.evaluation.comparison_figures import AXES
+from vala_research.evaluation.comparison import METRICS
 from vala_research.evaluation.figures import STYLE, Picture
 from vala_research.experiments.fldm.settings import FRAMEWISE
 from vala_research.files import written_whole
@@ -148,5 +148,5 @@ def sheet(grid: FusionGrid, kind: str, frame: int | None = None) -> Picture:
 def captions(row: dict) -> str:
     """The two metrics of an edit in a few letters."""
     return "\n".join(
-        f"{AXES[m][0]} {AXES[m][1] * row[m]:.3g}" for m in ("clip_t", "warp_error") if m in row
+        f"{METRICS[m].axis} {METRICS[m].factor * row[m]:.3g}" for m in ("clip_t", "warp_error") if m in row
     )

@@ -21,12 +21,12 @@ from vala_research.editing.plan import Plan
 from vala_research.editing.source import shares_of, windows_of
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.cases import ClipCase, EditCase, Material
-from vala_research.evaluation.comparison import compare, per_clip
-from vala_research.evaluation.comparison_figures import AXES, axis_title, within_clips
+from vala_research.evaluation.comparison import METRICS, compare, per_clip
+from vala_research.evaluation.comparison_figures import axis_title, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.metrics import warp_error
 from vala_research.evaluation.statistics import paired_gain, summarise
-from vala_research.evaluation.verdicts import Claim, claims_table, judged
+from vala_research.evaluation.verdicts import Hypothesis, claims_table, judged
 from vala_research.experiments.fldm.settings import FRAMEWISE, FUSED, IMAGE, VIDEO
 from vala_research.methods.fusion import FusionSchedule
 
@@ -123,7 +123,7 @@ def length_claims(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for n, part in rows.groupby("frames"):
         if {FUSED, IMAGE} <= set(part.setting):
-            claim = Claim("fused beats the image model", FUSED, IMAGE, METRICS_OF_LENGTH)
+            claim = Hypothesis("fused beats the image model", FUSED, IMAGE, METRICS_OF_LENGTH)
             found += [{"frames": n} | row for row in claims_table(part, [claim]).to_dict("records")]
         for name in (VIDEO, FUSED):
             excess = seam_excess(part, name)
@@ -161,7 +161,7 @@ def length_figure(rows: pd.DataFrame, memory: Iterable[Mapping]) -> Picture:
                      for n, part in rows.groupby("frames")}  # fmt: skip
             for name in LOOKS:
                 of = {n: t.loc[name] for n, t in found.items() if name in t.index}
-                _line(ax, {n: AXES[metric][1] * ends for n, ends in of.items()}, name)
+                _line(ax, {n: METRICS[metric].factor * ends for n, ends in of.items()}, name)
             ax.set_title(axis_title(metric, rows))
             ax.set_yscale("log" if metric == "warp_error" else "linear")
         _seam_panel(axes[3], rows)

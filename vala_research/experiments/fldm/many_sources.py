@@ -18,10 +18,11 @@ from vala_research.editing.pipeline import ANCHORS
 from vala_research.editing.plan import Plan
 from vala_research.editing.source import Source
 from vala_research.evaluation.benchmark import EditSetting
-from vala_research.evaluation.comparison_figures import AXES, axis_title, within_clips
+from vala_research.evaluation.comparison import METRICS
+from vala_research.evaluation.comparison_figures import axis_title, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.flops import meta_anchors, weightless
-from vala_research.evaluation.verdicts import Claim, claims_table
+from vala_research.evaluation.verdicts import Hypothesis, claims_table
 from vala_research.experiments.fldm.cost import cost_rows
 from vala_research.experiments.fldm.settings import IMAGE, NEVER, VIDEO, single_models
 from vala_research.methods.fusion import FusionSchedule
@@ -90,7 +91,7 @@ def source_claims(
 ) -> pd.DataFrame:
     """Verdicts on whether one more source gains on one fewer, under each rule and metric."""
     claims = [
-        Claim(f"{more} sources beat {few}, {rule} weights", source_name(more, rule),
+        Hypothesis(f"{more} sources beat {few}, {rule} weights", source_name(more, rule),
               source_name(few, rule), (metric,))
         for metric in ("psnr", "success", "warp_error", "clip_t")
         for rule in rules
@@ -121,7 +122,7 @@ def sources_figure(
                 for m, name in line.items():
                     _dot(ax, x[m], table, metric, name, COLOURS[2 + i], "ov"[i])
                 means = [
-                    AXES[metric][1] * table.loc[metric, name]["mean"] for name in line.values()
+                    METRICS[metric].factor * table.loc[metric, name]["mean"] for name in line.values()
                 ]
                 ax.plot(list(x.values()), means, color=COLOURS[2 + i], marker="ov"[i], label=rule)
             ax.set(title=axis_title(metric, rows), xlabel="sources", xticks=sorted({1, *line}))
@@ -147,7 +148,7 @@ def _by_rule(rows: pd.DataFrame) -> dict[str, dict[int, str]]:
 
 def _dot(ax, x: float, table: pd.DataFrame, metric: str, name: str, colour: str, marker: str):
     """A setting's mean and interval."""
-    row, factor = table.loc[metric, name], AXES[metric][1]
+    row, factor = table.loc[metric, name], METRICS[metric].factor
     ax.plot([x, x], [factor * row.low, factor * row.high], color=colour, linewidth=1)
     label = name if name in (IMAGE, VIDEO) else None
     ax.plot(x, factor * row["mean"], marker, color=colour, label=label, linestyle="none")

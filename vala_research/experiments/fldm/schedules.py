@@ -15,10 +15,10 @@ from vala_research import InputError
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import METRICS, per_clip
-from vala_research.evaluation.comparison_figures import AXES, axis_title
+from vala_research.evaluation.comparison_figures import axis_title
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import Gain, paired_gain
-from vala_research.evaluation.verdicts import NAMES, check_settings, judged
+from vala_research.evaluation.verdicts import check_settings, judged
 from vala_research.experiments.fldm.settings import FRAMEWISE
 from vala_research.methods.fusion import KINDS, FusionSchedule
 
@@ -30,7 +30,7 @@ def per_kind_table(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     """
     table = []
     for metric in (m for m in metrics if m in rows):
-        values = METRICS[metric] * rows.pivot_table(metric, "index", ["kind", "setting"])
+        values = METRICS[metric].sign * rows.pivot_table(metric, "index", ["kind", "setting"])
         gain = _gain_of_choosing(values)
         table.append(judged("a schedule for each kind of edit beats one for all", metric, gain))
     return pd.DataFrame(table)
@@ -88,14 +88,14 @@ def winners_table(
     table = []
     for metric in (m for m in metrics if m in rows):
         for kind in dict.fromkeys(rows.kind):
-            values = METRICS[metric] * per_clip(rows[rows.kind == kind], metric)
+            values = METRICS[metric].sign * per_clip(rows[rows.kind == kind], metric)
             check_settings(values, (baseline,))
             best = values.mean().idxmax()
             tied = int(np.isclose(values.mean(), values[best].mean(), rtol=1e-9).sum())
             gain = paired_gain(values[best].to_numpy(), values[baseline].to_numpy())
             p = min(1.0, gain.p_value * (values.shape[1] - 1))
-            table.append({"kind": kind, "metric": NAMES[metric], "best": best, "tied": tied,
-                          "value": METRICS[metric] * values[best].mean(), "gain": gain.mean,
+            table.append({"kind": kind, "metric": METRICS[metric].name, "best": best, "tied": tied,
+                          "value": METRICS[metric].sign * values[best].mean(), "gain": gain.mean,
                           "low": gain.low, "high": gain.high, "p": p, "n": gain.n})  # fmt: skip
     return pd.DataFrame(table)
 
@@ -126,7 +126,7 @@ def schedules_figure(
                     means.to_frame().T, [schedule_name(k, t) for k in kinds for t in taus]
                 )
                 grid = np.array([[means[schedule_name(k, t)] for t in taus] for k in kinds])
-                _map(ax, grid * AXES[metric][1], METRICS[metric], next(established))
+                _map(ax, grid * METRICS[metric].factor, METRICS[metric].sign, next(established))
                 places = {schedule_name(k, t): (j, i) for i, k in enumerate(kinds)
                           for j, t in enumerate(taus)}  # fmt: skip
                 _frame(ax, *places[baseline], linestyle=":")

@@ -1,0 +1,120 @@
+"""The contract of every experiment: presets of settings, and one way to publish what was found.
+
+An experiment module offers `Settings`, `run(settings, output)`, `table(rows)`, `figure(rows)` and
+`claims(rows)`, so that notebooks, batches, figures and tests treat all experiments alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from vala_research import InputError, miniature_path
+from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
+from vala_research.evaluation.comparison import Run, compare
+from vala_research.evaluation.figures import emit
+from vala_research.evaluation.verdicts import Claim, claims_table
+from vala_research.sprites.scene import WORLD
+
+STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+MOTION_MODULES = "guoyww/animatediff-motion-adapter-v1-5-2"  # for Stable Diffusion 1.5
+CLIP = "openai/clip-vit-base-patch32"
+WATERMARK = "smoke preset: the procedure, no evidence"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Base of every `Settings`: its fields are the parameters of the notebook.
+
+    PRESETS: by name, the values that differ from the fields' defaults.
+    """
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"smoke": {}}
+
+    preset: str = "smoke"
+
+    @classmethod
+    def of(cls, preset: str, **given: Any):
+        """The settings of a preset; every value given, other than None, replaces its own."""
+        if preset not in cls.PRESETS:
+            names = ", ".join(cls.PRESETS)
+            raise InputError(f"Unknown preset {preset!r}: choose one of {names}.")
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(given) - known):
+            names = ", ".join(sorted(known))
+            raise InputError(f"Unknown parameter {unknown[0]!r}: choose from {names}.")
+        values = {name: value for name, value in given.items() if value is not None}
+        return cls(**cls.PRESETS[preset] | values, preset=preset)
+
+    @classmethod
+    def from_notebook(cls, names: Mapping[str, Any]):
+        """The settings that a notebook's parameters give; names: its `globals()`."""
+        own = {field.name for field in fields(cls)} - {"preset"}
+        return cls.of(names["preset"], **{k: v for k, v in names.items() if k in own})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditPreset(Preset):
+    """Base of the settings of experiments that edit clips."""
+
+    model: str = "miniature"  # or a folder or a hub id
+    clips: str = ""  # a folder of clips with edits.csv; "": sprite clips
+    clip_model: str = miniature_path("clip")  # CLIPModel that scores: a folder or a hub id
+    n_clips: int = 2  # sprite clips of the test split
+    kinds: str = "colour"  # kinds of edit, with commas
+    n_frames: int = 4  # frames per clip
+    size: int = 64  # side of the square frames, in pixels
+    steps: int = 6  # diffusion steps each way
+    guidance: float = 2.0  # 7.5 is usual for Stable Diffusion
+    n_processes: int = 1  # 0: one per core, or one on a GPU
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Half precision for published models on a GPU, else the default."""
+        is_half = self.preset == "paper" and torch.cuda.is_available()
+        return torch.float16 if is_half else None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Arguments that every `EditSetting` of the experiment shares."""
+        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+
+    def cases(self) -> list[EditCase | ClipCase]:
+        """The edits: those of the folder, or of sprite clips of the test split."""
+        if self.clips:
+            return folder_cases(self.clips)
+        return edit_cases(WORLD, "test", self.n_clips, self.kinds.split(","))
+
+    def compare(self, edit_settings: dict, output: str | Path, **options: Any) -> pd.DataFrame:
+        """`comparison.compare` on these cases, kept in `output`/rows.csv; resumes from it."""
+        run = Run(
+            self.model, self.n_frames, self.size, self.clip_model, self.dtype,
+            self.n_processes or None,
+        )  # fmt: skip
+        return compare(self.cases(), edit_settings, Path(output) / "rows.csv", run, **options)
+
+
+def publish(
+    notebook: str, settings: Preset, figure: Figure, plotted: Any, claims: Iterable[Claim],
+    output: str | Path, **origin: Any,
+) -> dict[str, Path]:  # fmt: skip
+    """Write figure, plotted numbers and origin by `emit`, and the claims beside them as csv.
+
+    notebook: such as "20_fldm_fusion"; the files are called "fldm_fusion". A figure of the smoke
+    preset carries a watermark. origin: further arguments of `emit`.
+    """
+    name = notebook.partition("_")[2]
+    if settings.preset == "smoke":
+        figure.text(0.5, 0.5, WATERMARK, rotation=20, ha="center", va="center", fontsize=14,
+                    color="#00000033", zorder=10)  # fmt: skip
+    paths = emit(name, figure, plotted, asdict(settings), output, notebook=notebook, **origin)
+    if table := list(claims):
+        paths["claims"] = Path(output) / f"{name}_claims.csv"
+        claims_table(table).to_csv(paths["claims"], index=False)
+    return paths
