@@ -182,6 +182,17 @@ def test_every_link_of_a_page_leads_somewhere(path):
         assert not anchor or anchor in anchors(page), target
 
 
+def test_modules_and_notebooks_that_the_readme_names_exist():
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
+    for row in rows:
+        folder = ""
+        for name in re.findall(r"`([\w/]+\.py)`", row):  # a bare name lies beside the one before
+            folder = name.rpartition("/")[0] or folder
+            assert (ROOT / "vala_research" / folder / Path(name).name).exists(), name
+    named = {n for row in rows for n in re.findall(r"`(\d\d_\w+)`", row)}
+    assert named and named <= {path.stem for path in NOTEBOOKS}
+
+
 def test_no_machine_paths():
     home = re.compile(r"(?<![\w.])/(home|root|Users|work)/\w+")
     text = {".py", ".toml", ".yml", ".yaml", ".md", ".txt", ".cff", ".ipynb", ".json"}
