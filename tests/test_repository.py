@@ -30,6 +30,8 @@ IMPORTED_AS = {
 }  # fmt: skip
 PYTHON_FILES = sorted(p for d in ("vala_research", "theory") for p in (ROOT / d).rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CARDS = sorted((ROOT / "vala_research/assets").glob("*/README.md"))
+PAGES = [ROOT / "README.md", ROOT / "notebooks/README.md", ROOT / "theory/README.md", *CARDS]
 
 
 def project() -> dict:
@@ -163,6 +165,32 @@ def test_notebooks_are_thin_and_stripped(path):
     assert not [s for s in code if re.search(r"^\s*(def|class) ", s, re.M)]
     assert sum("parameters" in c["metadata"].get("tags", []) for c in cells) == 1
     assert not [c for c in cells if c.get("outputs") or c.get("execution_count")]
+
+
+def anchors(page: Path) -> set[str]:
+    """Names by which a link reaches the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(path):
+    for target in re.findall(r"\]\(([\w./#-]+)\)", path.read_text()):
+        name, _, anchor = target.partition("#")
+        page = path.parent / name if name else path
+        assert page.exists(), target
+        assert not anchor or anchor in anchors(page), target
+
+
+def test_modules_and_notebooks_that_the_readme_names_exist():
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
+    for row in rows:
+        folder = ""
+        for name in re.findall(r"`([\w/]+\.py)`", row):  # a bare name lies beside the one before
+            folder = name.rpartition("/")[0] or folder
+            assert (ROOT / "vala_research" / folder / Path(name).name).exists(), name
+    named = {n for row in rows for n in re.findall(r"`(\d\d_\w+)`", row)}
+    assert named and named <= {path.stem for path in NOTEBOOKS}
 
 
 def test_no_machine_paths():
