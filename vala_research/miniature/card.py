@@ -221,7 +221,7 @@ def write_card(folder: Path, quality: dict, log: list[dict], hardware: str) -> N
 CARD = """# The miniature
 
 A Stable-Diffusion-class checkpoint (AutoencoderKL, UNet2DConditionModel, CLIPTextModel, DDIM) that
-this project trained on its own sprite world, `vala_research.data.sprites`, with
+this project trained on its own sprite world, `vala_research.sprites`, with
 `python -m vala_research.miniature`. It knows sprites only, {size} x {size} pixels:
 
 * shapes {shapes}, turned by at most {degrees:.0f} degrees
