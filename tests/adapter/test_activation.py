@@ -146,9 +146,7 @@ def test_chunks_injection_and_null_text_go_with_it(host, video, folders):
         whole, chunked = (edit(host, video, frames_per_chunk=n, **STRONG, **more) for n in (3, 1))
         torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-4)
     few = NullTextSettings(n_iterations=1, early_stop=0.0)
-    found = host.invert(
-        video, SOURCE, N_STEPS, "null_text", null_text_settings=few, return_inversion=True, **STRONG
-    )
+    found = host.invert(video, SOURCE, N_STEPS, few, return_inversion=True, **STRONG)
     assert found.null_text.embeddings.shape[1] == N_TOKENS  # the tokens are the adapter's own
     plain = host.invert(video, SOURCE, N_STEPS, return_inversion=True, **STRONG)
     bound, results = host.encode(video), []

@@ -109,13 +109,13 @@ def test_what_does_not_fit_is_named():
 def test_an_edit_finds_its_anchors_or_takes_them(tiny, video):
     arguments = dict(source_prompt="a red circle", num_inference_steps=3, output_type="pt")
     call = lambda **more: tiny(video, "a blue square", **arguments, **more).frames[0]  # noqa: E731
-    found = call(attention="anchors", anchors=SETTINGS)
+    found = call(attention=SETTINGS)
     own = call(attention="own")
     assert distance(found, own) > 1e-6
     features = tiny.encode(video).flatten(2).mT
-    given = call(attention="anchors", anchors=assign_anchors(features, SETTINGS))
+    given = call(attention=assign_anchors(features, SETTINGS))
     assert torch.equal(found, given)
-    token = call(attention="anchors", anchors=replace(SETTINGS, granularity="token"))
+    token = call(attention=replace(SETTINGS, granularity="token"))
     assert distance(found, token) > 1e-6
     assert torch.isfinite(call(attention="anchors", injection=0.7)).all()
 
@@ -124,16 +124,15 @@ def test_an_inversion_remembers_its_anchors(tiny, video):
     """Exact inversion under anchors returns to the round trip, by the anchors it was made with."""
     strict = ExactSettings(max_iterations=60)
     inverted = tiny.invert(
-        video, "a red circle", 3, "exact", "anchors", SETTINGS, exact_settings=strict,
-        return_inversion=True,
-    )  # fmt: skip
+        video, "a red circle", 3, strict, SETTINGS, return_inversion=True
+    )
     assert inverted.anchors is not None
     back = tiny.reconstruct(inverted, "a red circle", 3, "anchors")
     trip = tiny.decode(tiny.encode(video))
     assert (back - trip).square().mean() < 1e-6  # 60 dB
     other = tiny.reconstruct(inverted, "a red circle", 3, "own")
     assert (other - trip).square().mean() > 10 * (back - trip).square().mean()
-    again = tiny.reconstruct(inverted.latents, "a red circle", 3, "anchors", inverted.anchors)
+    again = tiny.reconstruct(inverted.latents, "a red circle", 3, inverted.anchors)
     assert torch.equal(again, back)
 
 
@@ -145,12 +144,10 @@ def test_given_latents_are_edited_as_they_were_inverted(tiny, video):
     ).frames[0]  # fmt: skip
     for attention in ("own", "extended", "anchors"):
         found = tiny.invert(video, "a red circle", 3, "ddim", attention, return_inversion=True)
-        explicit = {"attention": attention} | (
-            {"anchors": found.anchors} if attention == "anchors" else {}
-        )
-        assert torch.equal(edit(found), edit(found, **explicit))
+        explicit = found.anchors if attention == "anchors" else attention
+        assert torch.equal(edit(found), edit(found, attention=explicit))
     bare = tiny.invert(video, "a red circle", 3)
     assert torch.equal(edit(bare), edit(bare, attention="extended"))
-    assert distance(edit(bare), edit(bare, anchors=SETTINGS)) > 1e-6
+    assert distance(edit(bare), edit(bare, attention=SETTINGS)) > 1e-6
     whole = tiny(video, "a blue square", "a red circle", num_inference_steps=3, output_type="pt")
     assert torch.equal(whole.frames[0], edit(found))  # of a clip, anchors are the default

@@ -1,7 +1,6 @@
 """Inversion from smoothed latents: what is filtered, when, where, and what it may not be asked."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from vala_research.diffusion.bilateral_inversion import (
     fractions,
     frame_filter,
 )
-from vala_research.diffusion.inversion import invert
+from vala_research.diffusion.inversion import get_inversion, invert
 from vala_research.diffusion.patching import patched
 from vala_research.diffusion.schedule import Schedule, sample
 from vala_research.methods.bilateral import BilateralSettings, bilateral_filter_frames
@@ -43,7 +42,7 @@ def test_each_step_starts_from_the_filtered_latent(n_steps, kernel_size):
     """Written out: filter, ask the network there, renoise from there; any steps, any window."""
     schedule, z = schedule_of(n_steps), noise(2, 4, 8, 8)
     settings = BilateralInversion(kernel_size, schedule=lambda fraction: 1 - fraction / 2)
-    found = invert(tilted, z, schedule, "bilateral", bilateral_settings=settings)
+    found = invert(tilted, z, schedule, settings)
     levels = [z]
     for i, step in enumerate(reversed(list(schedule))):
         smooth = settings(levels[0], i / max(1, n_steps - 1))
@@ -62,10 +61,10 @@ def test_a_schedule_of_zero_is_plain_inversion():
     schedule, z = schedule_of(5), noise(2, 4, 8, 8)
     plain = invert(tilted, z, schedule)
     never = BilateralInversion(schedule=lambda _: 0.0)
-    same = invert(tilted, z, schedule, "bilateral", bilateral_settings=never)
+    same = invert(tilted, z, schedule, never)
     assert torch.equal(plain.latents, same.latents)
     last = BilateralInversion(schedule=lambda fraction: float(fraction == 1))
-    late = invert(tilted, z, schedule, "bilateral", bilateral_settings=last)
+    late = invert(tilted, z, schedule, last)
     for level, (a, b) in enumerate(zip(late.trajectory, plain.trajectory, strict=True)):
         assert torch.equal(a, b) == (level > 0)  # only the noisiest, which is the first, differs
 
@@ -109,15 +108,15 @@ def test_frame_filter_changes_what_the_attention_returns_and_nothing_stays():
 def test_pipeline_inverts_with_either_place(tiny, video, attention):
     run = lambda method, **kwargs: tiny.invert(video, SOURCE, N_STEPS, method, attention, **kwargs)  # noqa: E731
     plain, default = run("ddim"), run("bilateral")
-    frames = run("bilateral", bilateral_settings=BilateralInversion(3, place="frames"))
+    frames = run(BilateralInversion(3, place="frames"))
     zero = BilateralInversion(3, place="frames", schedule=lambda _: 0.0)
-    never = run("bilateral", bilateral_settings=zero)
+    never = run(zero)
     assert torch.equal(plain, never)
     assert not torch.equal(plain, default) and not torch.equal(plain, frames)
     assert torch.equal(run("ddim"), plain)  # the network is as it was
     in_chunks = BilateralInversion(3, place="frames")
     for chunk in (1, 2):
-        again = run("bilateral", frames_per_chunk=chunk, bilateral_settings=in_chunks)
+        again = run(in_chunks, frames_per_chunk=chunk)
         assert torch.allclose(again, frames, atol=1e-5)
 
 
@@ -125,9 +124,8 @@ def test_an_edit_takes_its_settings(tiny, video):
     call = dict(source_prompt=SOURCE, num_inference_steps=N_STEPS, output_type="pt")
     edit = lambda **kwargs: tiny(video, "a blue square", **call, **kwargs).frames  # noqa: E731
     settings = BilateralInversion(3, sigma_intensity=2.0)
-    once = edit(inversion="bilateral", bilateral_settings=settings)
-    found = tiny.invert(video, SOURCE, N_STEPS, "bilateral", "anchors", return_inversion=True,
-                        bilateral_settings=settings)  # fmt: skip
+    once = edit(inversion=settings)
+    found = tiny.invert(video, SOURCE, N_STEPS, settings, "anchors", return_inversion=True)
     parts = tiny(None, "a blue square", latents=found, **call).frames
     assert torch.allclose(once, parts, atol=1e-5)
     assert not torch.allclose(once, edit(inversion="bilateral"), atol=1e-3)
@@ -190,16 +188,13 @@ def test_bad_settings_are_refused_before_the_network_is_asked(tiny, video, setti
     unet.forward = never
     try:
         with pytest.raises(InputError, match=message):
-            tiny.invert(video, SOURCE, N_STEPS, "bilateral", bilateral_settings=settings())
+            tiny.invert(video, SOURCE, N_STEPS, settings())
         with pytest.raises(InputError, match=message):
-            tiny(video, "a blue square", inversion="bilateral", bilateral_settings=settings())
+            tiny(video, "a blue square", inversion=settings())
     finally:
         del unet.forward
 
 
-def test_settings_of_the_filter_alone_are_not_enough(tiny, video):
-    from vala_research.diffusion.bilateral_inversion import check_bilateral
-
-    with pytest.raises(InputError, match="is a SimpleNamespace: give a BilateralInversion"):
-        check_bilateral("bilateral", SimpleNamespace(), schedule_of(2))
-    assert check_bilateral("ddim", SimpleNamespace(), schedule_of(2)) is None
+def test_settings_of_the_filter_alone_are_not_enough():
+    with pytest.raises(InputError, match="Unknown inversion BilateralSettings.*settings of one"):
+        get_inversion(BilateralSettings())

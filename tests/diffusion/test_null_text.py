@@ -13,11 +13,12 @@ from vala_research.diffusion.schedule import Schedule
 
 SOURCE, N_STEPS, SCALE = "a red circle", 3, 4.0
 LONG = NullTextSettings(n_iterations=8, learning_rate=0.1, early_stop=0.0)
+NEVER = NullTextSettings(n_iterations=0)
 
 
 def invert(pipe, video, **kwargs):
-    settings = {"null_text_settings": LONG, "guidance_scale": SCALE, "return_inversion": True}
-    return pipe.invert(video, SOURCE, N_STEPS, "null_text", **{**settings, **kwargs})
+    settings = {"inversion": LONG, "guidance_scale": SCALE, "return_inversion": True}
+    return pipe.invert(video, SOURCE, N_STEPS, **{**settings, **kwargs})
 
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -55,15 +56,12 @@ def test_guided_reconstruction_follows_the_inversion(tiny, video, attention):
     # Reconstruction is the edit whose prompt is the source's.
     same = tiny(None, SOURCE, SOURCE, latents=found, **call).frames[0]
     assert torch.allclose(same, mended, atol=1e-5)
-    untouched = invert(
-        tiny, video, attention=attention, null_text_settings=NullTextSettings(n_iterations=0)
-    )
+    untouched = invert(tiny, video, attention=attention, inversion=NEVER)
     plain = tiny(None, SOURCE, SOURCE, latents=replace(untouched, null_text=None), **call).frames[0]
     assert torch.allclose(plain, tiny.reconstruct(untouched, SOURCE, N_STEPS, attention), atol=1e-5)
     assert error(mended, clip) < 0.8 * error(plain, clip)
     # At once or in two calls; the embeddings act on other prompts too.
-    once = tiny(video, "a blue square", SOURCE, inversion="null_text", null_text_settings=LONG,
-                **call).frames[0]  # fmt: skip
+    once = tiny(video, "a blue square", SOURCE, inversion=LONG, **call).frames[0]
     edited = tiny(None, "a blue square", SOURCE, latents=found, **call).frames[0]
     other = tiny(None, "a blue square", SOURCE, latents=found.latents, **call).frames[0]
     assert torch.allclose(once, edited, atol=1e-5) and error(edited, other) > 1e-8
@@ -109,7 +107,7 @@ def test_counts_are_the_passes_that_are_made(tiny, video, monkeypatch):
 def test_bad_input(tiny, video):
     with pytest.raises(InputError, match="-1 iterations.*0 or more"):
         NullTextSettings(n_iterations=-1)
-    found = invert(tiny, video, null_text_settings=NullTextSettings(n_iterations=0))
+    found = invert(tiny, video, inversion=NEVER)
     with pytest.raises(InputError, match="3 steps.*edit has 2"):
         tiny.reconstruct(found, SOURCE, 2)
     with pytest.raises(InputError, match="guidance_scale"):

@@ -43,10 +43,8 @@ def edit(pipe, video, prompt=TARGET, **kwargs) -> torch.Tensor:
 def test_exact_inversion_reconstructs_the_vae_round_trip(tiny, video, attention):
     bound = tiny.decode(tiny.encode(video))
     results = {}
-    settings = {"ddim": {}, "exact": {}, "quick": {"exact_settings": QUICK}}
-    for name, more in settings.items():
-        inversion = "exact" if more else name
-        z = tiny.invert(video, SOURCE, N_STEPS, inversion, attention, **more)
+    for name, inversion in {"ddim": "ddim", "exact": "exact", "quick": QUICK}.items():
+        z = tiny.invert(video, SOURCE, N_STEPS, inversion, attention)
         results[name] = psnr(tiny.reconstruct(z, SOURCE, N_STEPS, attention), bound)
     # fp32 with a tolerance of 1e-6 a step reaches about 120 dB, `QUICK` aims at 60; plain DDIM at
     # 3 steps is far off.
@@ -129,8 +127,8 @@ def test_estimate_counts_the_evaluations_that_are_made(tiny, video, monkeypatch)
     assert tiny.estimate(3, 16, 24, N_STEPS, inversion="exact").n_evaluations > sum(made)
     never = NullTextSettings(n_iterations=2, early_stop=0.0)
     made.clear()
-    edit(tiny, video, inversion="null_text", null_text_settings=never)
-    estimate = tiny.estimate(3, 16, 24, N_STEPS, inversion="null_text", null_text_settings=never)
+    edit(tiny, video, inversion=never)
+    estimate = tiny.estimate(3, 16, 24, N_STEPS, inversion=never)
     assert estimate.n_evaluations == sum(made)
 
 
@@ -313,20 +311,16 @@ def test_inversion_of_other_steps_is_refused(tiny, video):
 
 
 def test_an_edit_uses_the_anchors_of_its_inversion(tiny, video, monkeypatch):
-    found = tiny.invert(
-        video, SOURCE, N_STEPS, attention="anchors", anchors=AnchorSettings(n_anchors=2),
-        return_inversion=True,
-    )  # fmt: skip
+    two = AnchorSettings(n_anchors=2)
+    found = tiny.invert(video, SOURCE, N_STEPS, attention=two, return_inversion=True)
     alone = edit(tiny, None, latents=found, attention="anchors")
     one = AnchorSettings(n_anchors=1)
-    by_settings = edit(tiny, video, latents=found, attention="anchors", anchors=one)
+    by_settings = edit(tiny, video, latents=found, attention=one)
     assert not torch.allclose(alone, by_settings)
     given = assign_anchors(tiny.encode(video).flatten(2).mT, one)
-    assert torch.equal(
-        by_settings, edit(tiny, video, latents=found, attention="anchors", anchors=given)
-    )
+    assert torch.equal(by_settings, edit(tiny, video, latents=found, attention=given))
     # Another clip beside the inversion is not even encoded.
-    monkeypatch.setattr(VideoEditPipeline, "encode", lambda *_: pytest.fail("encoded the clip"))
+    monkeypatch.setattr(VideoEditPipeline, "_encode", lambda *_: pytest.fail("encoded the clip"))
     assert torch.equal(alone, edit(tiny, 1 - video, latents=found, attention="anchors"))
 
 
@@ -378,6 +372,6 @@ def test_miniature_inverts_exactly(pipe):
     scene[0, 0, 20:44, 16:40] = scene[1, 0, 20:44, 20:44] = 0.9
     bound = pipe.decode(pipe.encode(scene))
     prompt = ""
-    z = pipe.invert(scene, prompt, 10, "exact", exact_settings=ExactSettings(max_iterations=60))
+    z = pipe.invert(scene, prompt, 10, ExactSettings(max_iterations=60))
     # Plain DDIM reaches about 40 dB, so a looser gate would test nothing.
     assert psnr(pipe.reconstruct(z, prompt, 10), bound) >= 60

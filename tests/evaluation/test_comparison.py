@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from vala_research import InputError, write_clip
-from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Keyframes
+from vala_research.diffusion.attention import (
+    AnchorAttention,
+    KeyframeAttention,
+    Keyframes,
+    policy_of_clip,
+)
 from vala_research.evaluation import benchmark, comparison
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.cases import edit_cases, folder_cases
@@ -88,14 +93,15 @@ def test_several_processes_make_the_same_rows(checkpoint, tmp_path):
 
 def test_the_policy_of_a_clip_is_found_on_its_latents():
     z = torch.randn(5, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert EditSetting("own").policy(z) == "own"
-    drawn = [EditSetting(Keyframes("random", 2)).policy(z, seed).keyframes for seed in range(8)]
+    assert policy_of_clip("own", z) == "own"
+    draw = lambda seed: policy_of_clip(Keyframes("random", 2), z, torch.manual_seed(seed)).keyframes  # noqa: E731
+    drawn = [draw(seed) for seed in range(8)]
     assert len(set(drawn)) > 1 and all(len(set(d)) == 2 for d in drawn)
-    assert drawn[3] == EditSetting(Keyframes("random", 2)).policy(z, 3).keyframes
-    everything = EditSetting(Keyframes("uniform", 9)).policy(z)
+    assert drawn[3] == draw(3)
+    everything = policy_of_clip(Keyframes("uniform", 9), z)
     assert isinstance(everything, KeyframeAttention) and everything.keyframes == (0, 1, 2, 3, 4)
     for how in ("anchors", AnchorSettings(granularity="token")):
-        found = EditSetting(how).policy(z)
+        found = policy_of_clip(how, z)
         assert isinstance(found, AnchorAttention) and found.grid == (4, 4)
     assert found.anchors.granularity == "token"
 

@@ -18,9 +18,9 @@ def check_names(settings: dict[str, Any]) -> None:
     from vala_research.diffusion.attention import get_policy
     from vala_research.diffusion.codec import check_guidance
     from vala_research.diffusion.injection import Injection
-    from vala_research.diffusion.inversion import get_method
+    from vala_research.diffusion.inversion import get_inversion
 
-    get_policy(settings["attention"]), get_method(settings["inversion"])
+    get_policy(settings["attention"]), get_inversion(settings["inversion"])
     check_guidance(settings.get("guidance_scale", 1.0))
     Injection.of(settings.get("injection", 0.0))
     checked_interval(settings.get("adapter_interval") or (0, 1))

@@ -1,10 +1,9 @@
-"""Frames of a clip agree when they attend to each other: what each frame sees is a policy.
+"""Attention policies: which frames and anchors each frame of a clip attends to.
 
-A policy receives one layer's keys and values `f n d` (one guidance branch) and returns a lookup:
-given a slice of frames, the keys and values those frames attend to, `r m d`, where r is the number
-of frames in the slice, or 1 when they all share them (then nothing is copied). Heavy work is done
-once a layer, before the lookup; add a policy with `POLICIES[name] = policy`. Injection: Tumanyan
-et al. 2023, Plug-and-play diffusion features, section 3.
+A policy receives the keys and values `f n d` of one layer and one guidance branch. It returns a
+lookup: slice of frames -> keys and values `r m d` that these frames attend to. r is the number of
+frames in the slice, or 1 when all of them share the keys (then nothing is copied). Heavy work is
+done once per layer, before the lookup. Add a policy with `POLICIES[name] = policy`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from vala_research import InputError
 from vala_research.diffusion.patching import chunks
-from vala_research.methods.anchors import Anchors
+from vala_research.methods.anchors import Anchors, AnchorSettings, assign_anchors, select_keyframes
 from vala_research.methods.compression import compression_weights
 
 Lookup = Callable[[slice], tuple[Tensor, Tensor]]
@@ -44,7 +43,7 @@ def sparse_causal(
 ) -> Lookup:
     """Each frame attends to the first and the previous (Wu et al. 2023, Tune-A-Video, 4.1).
 
-    The first frame sees itself twice, which is to see itself once.
+    The first frame sees itself twice, which equals once.
     """
 
     def gather(x: Tensor, frames: slice) -> Tensor:
@@ -126,27 +125,74 @@ def own_and(
 
 
 POLICIES: dict[str, Policy] = {
-    "own": own,
-    "first": first,
-    "sparse_causal": sparse_causal,
-    "extended": extended,
-}
+    "own": own, "first": first, "sparse_causal": sparse_causal, "extended": extended,
+}  # fmt: skip
 
 
-def get_policy(attention: str | Policy) -> Policy:
-    """A policy by its name, or the policy itself; InputError lists the valid names."""
+ANCHORS = AnchorSettings(n_anchors=2)  # "anchors": 1.3 times the cost of editing frame by frame
+
+
+@dataclass(frozen=True)
+class Keyframes:
+    """How to find a policy: own frame, and n key frames that `method` chooses on the clip.
+
+    method: as in `select_keyframes`.
+    """
+
+    method: str
+    n: int
+
+
+# What an argument `attention` takes.
+Attending = str | Policy | AnchorSettings | Anchors | Keyframes
+
+
+def get_policy(attention: Attending) -> Policy:
+    """A policy by its name, or the policy itself.
+
+    What belongs to one clip becomes a policy in `policy_of_clip`; until then, calling it fails.
+    Raises InputError, which lists the valid names.
+    """
     if callable(attention):
         return attention
-    if attention == "anchors":
-        return anchors_of_no_clip
+    if depends_on_clip(attention):
+        return policy_of_no_clip
     if attention not in POLICIES:
         names = ", ".join([*POLICIES, "anchors"])
         raise InputError(f"Unknown attention {attention!r}: choose one of {names}.")
     return POLICIES[attention]
 
 
-def anchors_of_no_clip(keys: Tensor, values: Tensor, layer: str) -> Lookup:
-    """What "anchors" stands for until `VideoEditPipeline` has seen the clip."""
+def depends_on_clip(attention: Attending) -> bool:
+    """Whether the attention is found on one clip and fits that clip alone."""
+    of_clip = AnchorSettings | Anchors | Keyframes | AnchorAttention | KeyframeAttention
+    return isinstance(attention, of_clip) or attention == "anchors"
+
+
+def policy_of_clip(
+    attention: Attending, z_0: Float[Tensor, "f c h w"], generator: torch.Generator | None = None
+) -> str | Policy:
+    """The policy of one clip, whose anchors or key frames are found on its clean latents z_0.
+
+    generator: of what is drawn (random key frames). Names of other policies stay names.
+    """
+    features = rearrange(z_0, "f c h w -> f (h w) c")
+    if isinstance(attention, Keyframes):
+        n = min(attention.n, len(z_0))
+        keyframes = select_keyframes(features, n, attention.method, generator)
+        return KeyframeAttention(tuple(keyframes))
+
+    if isinstance(attention, str) and attention == "anchors":
+        attention = ANCHORS
+    if isinstance(attention, AnchorSettings):
+        attention = assign_anchors(features, attention)
+    if isinstance(attention, Anchors):
+        return AnchorAttention(attention, tuple(z_0.shape[2:]))
+    return attention
+
+
+def policy_of_no_clip(keys: Tensor, values: Tensor, layer: str) -> Lookup:
+    """What stands for a clip's policy until the clip is known."""
     raise InputError(
         "The attention 'anchors' belongs to one clip: give AnchorAttention(anchors, grid), "
         "or leave it to VideoEditPipeline."
@@ -201,9 +247,3 @@ def attend(
     return attn.to_out[1](attn.to_out[0](out))
 
 
-@dataclass(frozen=True)
-class Keyframes:
-    """Attention to the own frame and to n key frames that `method` chooses from clean latents."""
-
-    method: str
-    n: int

@@ -108,22 +108,11 @@ def frame_filter(unet: UNet, settings: BilateralInversion, fraction: float = 0.0
     return Patch(lambda name, _: name in sites, forward=wrap)
 
 
-def check_bilateral(method: str, settings: Any, schedule: Schedule) -> None:
-    """Refuse what bilateral inversion could not use; other methods read no settings of it."""
-    if method != "bilateral":
-        return
-    if not isinstance(settings, BilateralInversion):
-        raise InputError(
-            f"bilateral_settings is a {type(settings).__name__}: give a BilateralInversion."
-        )
-    settings.check(schedule)
-
-
 def inversion_patches(
-    unet: UNet, method: str, settings: BilateralInversion, schedule: Schedule, t: int
+    unet: UNet, settings: object, schedule: Schedule, t: int
 ) -> tuple[Patch, ...]:
-    """What bilateral inversion changes in the network for its step at t: nothing, for most."""
-    if method != "bilateral" or settings.place != "frames":
+    """What an inversion with these settings changes in the network for its step at t."""
+    if not isinstance(settings, BilateralInversion) or settings.place != "frames":
         return ()
     return (frame_filter(unet, settings, fractions(schedule)[t]),)
 

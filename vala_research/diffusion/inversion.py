@@ -26,9 +26,23 @@ from torch import Tensor
 from vala_research import InputError
 from vala_research.diffusion.bilateral_inversion import BilateralInversion, fractions
 from vala_research.diffusion.fixed_point import ExactSettings, Solution, fixed_point
-from vala_research.diffusion.null_text import NullText
+from vala_research.diffusion.null_text import NullText, NullTextSettings
 from vala_research.diffusion.schedule import Predict, Schedule, Step, ddim_step
 from vala_research.methods.anchors import Anchors
+
+
+@dataclass(frozen=True)
+class DdimSettings:
+    """Plain DDIM inversion: nothing to set."""
+
+
+InversionSettings = DdimSettings | ExactSettings | NullTextSettings | BilateralInversion
+METHODS: dict[str, InversionSettings] = {
+    "ddim": DdimSettings(),
+    "exact": ExactSettings(),
+    "bilateral": BilateralInversion(),
+    "null_text": NullTextSettings(),
+}
 
 
 @dataclass(frozen=True)
@@ -58,29 +72,44 @@ class Inversion:
 Past = deque[tuple[float, Tensor]]  # log-SNR and eps of the last steps, oldest first
 
 
+def get_inversion(inversion: object) -> InversionSettings:
+    """The settings of an inversion method by its name, or the settings themselves.
+
+    Raises InputError, which lists the valid names.
+    """
+    if isinstance(inversion, InversionSettings):
+        return inversion
+    if not isinstance(inversion, str) or inversion not in METHODS:
+        raise InputError(
+            f"Unknown inversion {inversion!r}: choose one of {', '.join(METHODS)}, or give the "
+            "settings of one."
+        )
+    return METHODS[inversion]
+
+
 def invert(
     predict: Predict,
     z_0: Float[Tensor, "*shape"],
     schedule: Schedule,
-    method: str = "ddim",
-    settings: ExactSettings = ExactSettings(),
+    inversion: str | InversionSettings = "ddim",
     keep_trajectory: bool = True,
     progress: Callable[[Iterable], Iterable] = iter,
-    bilateral_settings: BilateralInversion = BilateralInversion(),
 ) -> Inversion:
     """Invert clean latents to the noisiest level of the schedule, at guidance 1.
 
-    predict: `(z_t, t) ->` the network's prediction in the solver's precision (fp32, or fp64
-    latents).
-    method: "ddim", "exact", "bilateral" (with the place "frames", filtering is left to predict),
-    or "null_text", which is "ddim" here: what guidance breaks of it is mended afterwards, by
-    `optimise_null_text`. progress: wraps the loop over steps, such as a progress bar.
+    predict: `(z_t, t) ->` the network's prediction, in the precision of the solver (fp32, or fp64
+        for fp64 latents). With a filter along frames, filtering is left to it.
+    inversion: a name or settings. "null_text" is "ddim" here: `optimise_null_text` mends the
+        trajectory afterwards.
+    progress: wraps the loop over steps, such as a progress bar.
     Raises InputError for an unknown method, and for a filter that does not fit z_0.
     """
-    solve = get_method(method)
-    if solve is bilateral:
-        settings = bilateral_settings
+    settings = get_inversion(inversion)
+    if isinstance(settings, BilateralInversion):
         settings.check(schedule, tuple(z_0.shape))
+    solve = STEPS[type(settings)]
+
+    # Walk from the clean latents to the noisiest level; the last steps help to guess the next.
     past: Past = deque(maxlen=3)
     z = z_0 if z_0.dtype == torch.float64 else z_0.float()
     trajectory, residuals, n_evaluations = deque([z]), deque(), 0
@@ -91,10 +120,11 @@ def invert(
         n_evaluations += solution.n_evaluations
         if keep_trajectory:
             trajectory.appendleft(z)
-        if solve is exact:
+        if isinstance(settings, ExactSettings):
             residuals.appendleft(solution.residual)
-    kept = tuple(trajectory) if keep_trajectory else ()
-    missed = [r for r in residuals if r > settings.tolerance]  # exact only: others have none
+
+    # Only an exact inversion has residuals, and a tolerance to miss.
+    missed = [r for r in residuals if r > settings.tolerance]
     if missed:
         warnings.warn(
             f"Exact inversion missed its tolerance of {settings.tolerance:.0e} in {len(missed)} of "
@@ -102,43 +132,42 @@ def invert(
             "more iterations.",
             stacklevel=2,
         )
+    kept = tuple(trajectory) if keep_trajectory else ()
     return Inversion(z, kept, n_evaluations, tuple(residuals))
 
 
 def ddim(
-    predict: Predict, z_s: Tensor, schedule: Schedule, step: Step, settings: Any, past: Past
-) -> Solution:
+    predict: Predict, z_s: Tensor, schedule: Schedule, step: Step,
+    settings: DdimSettings | NullTextSettings, past: Past,
+) -> Solution:  # fmt: skip
     """One iteration of the implicit step from the guess z_t = z_s: plain DDIM inversion."""
     return Solution(schedule.renoise(z_s, z_s, predict(z_s, step.t), step), n_evaluations=1)
 
 
 def bilateral(
-    predict: Predict,
-    z_s: Tensor,
-    schedule: Schedule,
-    step: Step,
-    settings: BilateralInversion,
-    past: Past,
-) -> Solution:
+    predict: Predict, z_s: Tensor, schedule: Schedule, step: Step,
+    settings: BilateralInversion, past: Past,
+) -> Solution:  # fmt: skip
     """Plain DDIM inversion from the filtered z_s."""
     z_s = settings.filtered(z_s, fractions(schedule)[step.t])
-    return ddim(predict, z_s, schedule, step, settings, past)
+    return ddim(predict, z_s, schedule, step, DdimSettings(), past)
 
 
 def exact(
-    predict: Predict,
-    z_s: Tensor,
-    schedule: Schedule,
-    step: Step,
-    settings: ExactSettings,
-    past: Past,
-) -> Solution:
+    predict: Predict, z_s: Tensor, schedule: Schedule, step: Step,
+    settings: ExactSettings, past: Past,
+) -> Solution:  # fmt: skip
     """The z_t whose sampling step is z_s, to the tolerance."""
     return fixed_point(
         lambda z: schedule.renoise(z_s, z, predict(z, step.t), step),
         extrapolated(z_s, step, past),
         settings,
     )
+
+
+STEPS: dict[type, Callable[..., Solution]] = {
+    DdimSettings: ddim, ExactSettings: exact, BilateralInversion: bilateral, NullTextSettings: ddim,
+}  # fmt: skip
 
 
 def extrapolated(z_s: Tensor, step: Step, past: Past) -> Tensor:
@@ -166,15 +195,3 @@ def direction(z_s: Tensor, z_t: Tensor, step: Step) -> Tensor:
 def log_snr(alpha_bar: float) -> float:
     """log(alpha_bar / (1 - alpha_bar)), finite also where no signal is left."""
     return log(max(alpha_bar, 1e-8) / (1 - alpha_bar))
-
-
-METHODS: dict[str, Callable[..., Solution]] = {
-    "ddim": ddim, "exact": exact, "bilateral": bilateral, "null_text": ddim,
-}  # fmt: skip
-
-
-def get_method(name: str) -> Callable[..., Solution]:
-    """The inversion step of that name; InputError lists the valid names."""
-    if name not in METHODS:
-        raise InputError(f"Unknown inversion {name!r}: choose one of {', '.join(METHODS)}.")
-    return METHODS[name]

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
-from vala_research.diffusion.attention import AnchorAttention
+from vala_research.diffusion.attention import depends_on_clip
 from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.codec import OUTPUT_TYPES, check_guidance
 from vala_research.diffusion.inversion import Inversion
@@ -132,7 +132,7 @@ def _check_windows(source: Source, name: str, n_frames: int) -> None:
         )
     if seen == n_frames:
         return
-    if source.attention == "anchors" or isinstance(source.attention, AnchorAttention):
+    if depends_on_clip(source.attention):
         raise InputError(
             f"{name} sees windows of {window} frames, and anchors are those of the whole clip: "
             "give the source another attention, such as 'own'."

@@ -1,10 +1,19 @@
 """What an edit will cost, added up from the networks' configurations before it starts."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from vala_research.diffusion import codec
+from vala_research.diffusion.backbone import Backbone
+from vala_research.diffusion.fixed_point import ExactSettings
+from vala_research.diffusion.injection import Injection
+from vala_research.diffusion.inversion import InversionSettings, get_inversion
+from vala_research.diffusion.null_text import NullTextSettings
+from vala_research.diffusion.schedule import Schedule
+from vala_research.editing.fusion import Fusion
+from vala_research.editing.parts import GUIDANCE_SCALE
 
 
 def peak_bytes(
@@ -55,3 +64,53 @@ class Estimate:
     n_evaluations: int
     peak_bytes: int
     frames_per_chunk: int
+
+
+def estimate_edit(
+    pipe: Any,
+    n_frames: int,
+    height: int,
+    width: int,
+    num_inference_steps: int = 50,
+    guidance_scale: float = GUIDANCE_SCALE,
+    inversion: str | InversionSettings = "ddim",
+    injection: float | Injection = 0.0,
+    frames_per_chunk: int | None = None,
+    has_latents: bool = False,
+    fusion: Fusion | None = None,
+) -> Estimate:
+    """What an edit by this pipeline costs, before it starts. The arguments are those of the edit.
+
+    has_latents: the clip is inverted already. Every source of a fusion counts as much as the
+    pipeline's own model, its weights once.
+    """
+    n_steps = len(Schedule.from_scheduler(pipe.scheduler, num_inference_steps))
+    n_branches = 1 if guidance_scale in (0, 1) else 2
+    n_injected = max(Injection.of(injection).n_steps(n_steps))
+    n_inverted = 0 if has_latents else n_steps * evaluations_per_step(inversion, guidance_scale)
+    n_evaluations = n_frames * (n_inverted + n_steps * n_branches + n_injected)
+
+    h, w = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
+    n_branches += n_injected > 0
+    size = Backbone(pipe.unet, frames_per_chunk).chunk_size(n_frames, n_branches, h, w)
+    networks = dict(vae=pipe.vae, text_encoder=pipe.text_encoder, unet=pipe.unet)
+    networks |= pipe.adapter_networks
+    if fusion is not None:
+        n_evaluations *= len(fusion.sources)
+        own = (s.unet for s in fusion.sources if s.unet is not None)
+        networks |= {f"unet of source {i}": unet for i, unet in enumerate(own)}
+    needed = peak_bytes(
+        networks, n_frames, height, width, n_steps, n_branches, frames_per_chunk,
+        unet_frames=size,
+    )  # fmt: skip
+    return Estimate(n_evaluations, needed, size)
+
+
+def evaluations_per_step(inversion: str | InversionSettings, guidance_scale: float) -> int:
+    """Network evaluations per inverted step: exact for DDIM, else an upper bound."""
+    settings = get_inversion(inversion)
+    if isinstance(settings, ExactSettings):
+        return settings.max_iterations
+    if isinstance(settings, NullTextSettings) and guidance_scale != 1:
+        return 1 + settings.n_iterations + 2
+    return 1

@@ -11,12 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
-from vala_research.diffusion.injection import Injection
+from vala_research.diffusion.codec import as_frames
+from vala_research.diffusion.inversion import InversionSettings, get_inversion
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.diffusion.schedule import Schedule
-from vala_research.editing.fusion import Fusion, streams_of
+from vala_research.editing.clip import KnownClip, clip_attention
+from vala_research.editing.fusion import Fusion
 from vala_research.editing.source import Source
-from vala_research.editing.stream import InversionSettings
+from vala_research.editing.stream import streams_of
 from vala_research.methods.fusion import FusionSchedule
 
 KINDS = ("video", "image")
@@ -85,7 +87,8 @@ def video_unet(unet: torch.nn.Module, motion: str) -> torch.nn.Module:
 @torch.no_grad()
 def inverted_sources(
     pipe, sources: list[Source], frames: Float[Tensor, "f c h w"], source_prompt: str,
-    num_inference_steps: int, inversion: str = "ddim", image_start: str = "inverted",
+    num_inference_steps: int, inversion: str | InversionSettings = "ddim",
+    image_start: str = "inverted",
 ) -> tuple[list[Source], float]:  # fmt: skip
     """The sources with the clip's inversions, so that edits of it need not invert; and seconds.
 
@@ -95,13 +98,14 @@ def inverted_sources(
     start = time.perf_counter()
     schedule = Schedule.from_scheduler(sources[0].scheduler or pipe.scheduler, num_inference_steps)
     z_0 = pipe.encode(frames)
-    call = dict(prompt="", source_prompt=source_prompt, guidance_scale=1.0, attention="anchors")
-    streams = streams_of(sources, pipe, schedule, z_0.shape, call, Injection(0, 0), None, frames)
+    call = Source(prompt="", source_prompt=source_prompt, guidance_scale=1.0, attention="anchors")
+    clip = KnownClip(as_frames(frames), None, tuple(z_0.shape))
+    streams = streams_of(sources, call, pipe, schedule, clip)
     found = []
     for i, (source, stream) in enumerate(zip(sources, streams, strict=True)):
         if i == 0 or image_start == "inverted":
-            stream.attention = pipe._of_clip(stream.attention, None, z_0)
-            known = stream.invert(z_0, InversionSettings(inversion))
+            stream.attention = clip_attention(stream.attention, clip, z_0)
+            known = stream.invert(z_0, get_inversion(inversion))
             source = replace(source, latents=known, attention=stream.attention)
         found.append(source)
     return found, time.perf_counter() - start

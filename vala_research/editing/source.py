@@ -1,4 +1,4 @@
-"""A source of a fusion is one denoiser and all that is its own: network, words, levels, windows."""
+"""A source is one denoiser and all that is its own: network, words, levels, windows, adapter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vala_research import InputError
 from vala_research.adapter.activation import Activation
 from vala_research.adapter.temporal_adapter import TemporalAdapter
-from vala_research.diffusion.attention import Policy
+from vala_research.diffusion.attention import Attending
 from vala_research.diffusion.backbone import VIDEO_UNETS, Backbone
 from vala_research.diffusion.controlnet import control_residuals
 from vala_research.diffusion.inversion import Inversion
@@ -23,18 +23,18 @@ from vala_research.diffusion.schedule import Schedule
 
 @dataclass
 class Source:
-    """One denoiser of a fusion; what is None is taken from the pipeline, or from its call.
+    """One denoiser and all that is its own. What is None comes from the pipeline, or its call.
 
-    unet: a UNet2DConditionModel, UNetMotionModel or UNet3DConditionModel, on any device. scheduler:
-    its noise schedule and prediction type. tokenizer, text_encoder: its own words. vae: only to
-    check that its latents are the pipeline's. prompt, source_prompt, negative_prompt,
-    guidance_scale: its own. attention: a policy; None is the call's for an image model, "own" for a
-    video model, whose frames meet in its motion modules.
-    adapter, adapter_interval, adapter_scale: a temporal adapter attached to `unet`. controlnet,
-    control, control_scale: a ControlNet, one picture a frame (f 3 h w in [0, 1]), its strength.
-    window, overlap: frames that a video model sees at once (None: all), and how many of them
-    neighbouring windows share at least; what several windows predict of a frame is averaged, see
-    `shares_of`.
+    unet: UNet2DConditionModel, UNetMotionModel or UNet3DConditionModel, on any device.
+    scheduler: its noise schedule and prediction type. tokenizer, text_encoder: its words.
+    vae: compared with the pipeline's, to check that they share a latent space.
+    prompt, source_prompt, negative_prompt, guidance_scale: as in an edit.
+    attention: as in an edit; None is the call's for an image model and "own" for a video model.
+    adapter, adapter_interval, adapter_scale: a temporal adapter attached to `unet`.
+    controlnet, control, control_scale: a ControlNet, one picture per frame (f 3 h w in [0, 1]),
+        and its strength.
+    window, overlap: how many frames a video model sees at once (None: all), and how many
+        neighbouring windows share at least. `shares_of` averages their predictions.
     latents: the clip's inversion by this source, to skip inverting.
     """
 
@@ -47,7 +47,7 @@ class Source:
     source_prompt: str | None = None
     negative_prompt: str | None = None
     guidance_scale: float | None = None
-    attention: str | Policy | None = None
+    attention: Attending | None = None
     adapter: TemporalAdapter | None = None
     adapter_interval: Sequence[float] | None = None
     adapter_scale: float | None = None
@@ -101,83 +101,93 @@ def shares_of(windows: Sequence[slice]) -> Float[Tensor, "windows f"]:
     return weights / weights.sum(0)
 
 
-def resolved(source: Source, pipe: Any, **call: Any) -> Source:
-    """The source with what it left open filled in.
+def resolved(source: Source, call: Source, pipe: Any) -> Source:
+    """The source with everything filled in that it leaves open.
 
-    call: prompts, guidance, attention, and adapter arguments, which are the pipeline's model's.
+    call: the prompts, guidance, attention and adapter arguments of the edit. The adapter arguments
+    are meant for the pipeline's own model, and no other source takes them.
+    Raises InputError for a tokenizer without a text encoder, and the reverse.
     """
-    unet = pipe.unet if source.unet is None else source.unet
-    filled = {k: v for k, v in call.items() if getattr(source, k) is None and v is not None}
-    if unet is not pipe.unet:
-        filled = {k: v for k, v in filled.items() if not k.startswith("adapter")}
-    if source.attention is None and isinstance(unet, VIDEO_UNETS):
-        filled["attention"] = "own"
     if (source.tokenizer is None) != (source.text_encoder is None):
         raise InputError("A source has a tokenizer or a text_encoder alone: give both, or none.")
-    if source.text_encoder is None:
-        filled |= {"tokenizer": pipe.tokenizer, "text_encoder": pipe.text_encoder}
+    unet = first_known(source.unet, pipe.unet)
+    adapter, interval, scale = source.adapter, source.adapter_interval, source.adapter_scale
     if unet is pipe.unet:
-        filled |= {"adapter": pipe.adapter} if source.adapter is None else {}
-    return replace(source, unet=unet, scheduler=source.scheduler or pipe.scheduler, **filled)
+        adapter = first_known(adapter, pipe.adapter)
+        interval = first_known(interval, call.adapter_interval)
+        scale = first_known(scale, call.adapter_scale)
+
+    # The frames of a video model meet in its motion modules, not in its spatial attention.
+    usual = "own" if isinstance(unet, VIDEO_UNETS) else call.attention
+    return replace(
+        source,
+        unet=unet,
+        scheduler=first_known(source.scheduler, pipe.scheduler),
+        tokenizer=first_known(source.tokenizer, pipe.tokenizer),
+        text_encoder=first_known(source.text_encoder, pipe.text_encoder),
+        prompt=first_known(source.prompt, call.prompt),
+        source_prompt=first_known(source.source_prompt, call.source_prompt),
+        negative_prompt=first_known(source.negative_prompt, call.negative_prompt),
+        guidance_scale=first_known(source.guidance_scale, call.guidance_scale),
+        attention=first_known(source.attention, usual),
+        adapter=adapter,
+        adapter_interval=interval,
+        adapter_scale=scale,
+    )
+
+
+def first_known(own: Any, other: Any) -> Any:
+    """The first value, or the second where the first is None."""
+    return other if own is None else own
 
 
 @dataclass
-class AdaptedBackbone(Backbone):
-    """A Backbone whose adapter is on at the timesteps of its activation, and off at all others."""
+class SourceBackbone(Backbone):
+    """A Backbone called as its source asks: timesteps, device, windows, adapter, ControlNet.
 
-    activation: Activation | None = None
-
-    def __call__(
-        self, z, t, text, patches=(), added=None, residuals=None
-    ) -> Float[Tensor, "g f c h w"]:
-        a = self.activation
-        if a is None:
-            return super().__call__(z, t, text, patches, added, residuals)
-        if a.holds(t, a.token_interval):
-            vision = None if a.vision is None else a.vision.to(text.device)
-            text = a.adapter.condition(text, vision)
-        with a.adapter.active(a.holds(t, a.interval), a.scale):
-            return super().__call__(z, t, text, patches, added, residuals)
-
-
-@dataclass
-class SourceBackbone(AdaptedBackbone):
-    """A Backbone asked at the timesteps, on the device, and in the windows of its own source.
-
-    timesteps: the edit's -> its own.
+    timesteps: timestep of the edit -> timestep of this network. activation: where an adapter acts;
+    it is off at all other timesteps.
     """
 
     timesteps: dict[int, int] = field(default_factory=dict)
     windows: tuple[slice, ...] = ()
     device: torch.device | None = None
+    activation: Activation | None = None
     controlnet: ControlNetModel | None = None
     control: Tensor | None = None
     control_scale: float = 1.0
 
     @cached_property
     def shares(self) -> Float[Tensor, "windows f"]:
-        """Of the windows in each frame."""
+        """Shares of the windows in each frame."""
         return shares_of(self.windows)
 
     def frames_seen(self, x: Float[Tensor, "g f c h w"]) -> int:
-        """Frames a chunk, of the window that the network sees."""
+        """Frames per chunk of the window that the network sees."""
         return super().frames_seen(x[:, self.windows[0]] if self.windows else x)
 
     def __call__(self, z, t, text, patches=(), added=None) -> Float[Tensor, "g f c h w"]:
         t, device = self.timesteps.get(t, t), self.device or z.device
         x, text = z.to(device), text.to(device)
         if not self.windows:
-            return self._seen(x, t, text, patches, added, slice(None)).to(z.device)
+            return self._adapted(x, t, text, patches, added, slice(None)).to(z.device)
         mean = torch.zeros_like(x)
         for frames, share in zip(self.windows, self.shares.to(x), strict=True):
-            seen = self._seen(x[:, frames], t, text, patches, added, frames)
+            seen = self._adapted(x[:, frames], t, text, patches, added, frames)
             mean[:, frames] += share[frames, None, None, None] * seen
         return mean.to(z.device)
 
-    def _seen(self, x, t, text, patches, added, frames: slice) -> Tensor:
-        """The prediction for frames that the network sees together."""
+    def _adapted(self, x, t, text, patches, added, frames: slice) -> Tensor:
+        """The prediction for frames that the network sees together, with its adapter on or off."""
         residuals = None
         if self.controlnet is not None:
             control = self.control[frames].to(x)
             residuals = control_residuals(self.controlnet, x, t, text, control, self.control_scale)
-        return super().__call__(x, t, text, patches, added, residuals)
+        a = self.activation
+        if a is None:
+            return super().__call__(x, t, text, patches, added, residuals)
+        if a.holds(t, a.token_interval):
+            vision = None if a.vision is None else a.vision.to(text.device)
+            text = a.adapter.condition(text, vision)
+        with a.adapter.active(a.holds(t, a.interval), a.scale):
+            return super().__call__(x, t, text, patches, added, residuals)

@@ -1,7 +1,7 @@
 """A stream is one denoiser at work on one clip: an edit runs one, a fusion several side by side."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -9,42 +9,46 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research.diffusion.attention import Policy
-from vala_research.diffusion.bilateral_inversion import BilateralInversion, inversion_patches
+from vala_research.adapter.activation import Activation, activate
+from vala_research.diffusion.attention import (
+    Attending,
+    get_policy,
+)
+from vala_research.diffusion.bilateral_inversion import inversion_patches
+from vala_research.diffusion.codec import check_guidance, encode_prompts
 from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.diffusion.injection import Injection, attention_patches
-from vala_research.diffusion.inversion import Inversion, invert
+from vala_research.diffusion.inversion import Inversion, InversionSettings, invert
 from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
 from vala_research.diffusion.patching import Patch
 from vala_research.diffusion.schedule import Schedule, Step
-from vala_research.editing.source import AdaptedBackbone
-
-
-@dataclass(frozen=True)
-class InversionSettings:
-    """A method and what each method reads."""
-
-    method: str = "ddim"
-    exact: ExactSettings = ExactSettings()
-    null_text: NullTextSettings = NullTextSettings()
-    bilateral: BilateralInversion = BilateralInversion()
+from vala_research.editing.checks import check_source, check_steps
+from vala_research.editing.clip import KnownClip
+from vala_research.editing.source import (
+    Source,
+    SourceBackbone,
+    own_schedule,
+    resolved,
+    windows_of,
+)
 
 
 @dataclass
 class Stream:
     """A network with its prompts, guidance and attention, and the latent it has come to.
 
-    text: of the negative prompt, the prompt and the source prompt. schedule: the levels of the
-    edit, with the prediction type of this network. z: the edit's latent; source: the clip's own,
-    while its features are injected.
+    schedule: the levels of the edit, with the prediction type of this network.
+    text: embeddings of the negative prompt, the prompt and the source prompt.
+    inverted: where sampling starts. z: the edit's latent. source: the clip's own latent, while its
+    features are injected.
     """
 
-    backbone: AdaptedBackbone
+    backbone: SourceBackbone
     schedule: Schedule
     text: Float[Tensor, "g n d"]
     guidance_scale: float
-    attention: str | Policy
-    injection: Injection = field(default_factory=lambda: Injection(0, 0))
+    attention: Attending
+    injection: Injection = Injection(0, 0)
     inverted: Inversion | None = None
     z: Tensor | None = None
     source: Tensor | None = None
@@ -94,31 +98,135 @@ class Stream:
         return self.backbone(x, t, text[None], [*patches, *more])[0]
 
     def invert(
-        self, z_0: Float[Tensor, "f c h w"], settings: InversionSettings,
-        keep_trajectory: bool = True, progress: Callable[[Iterable], Iterable] = iter,
-    ) -> Inversion:  # fmt: skip
+        self,
+        z_0: Float[Tensor, "f c h w"],
+        inversion: InversionSettings,
+        keep_trajectory: bool = True,
+        progress: Callable[[Iterable], Iterable] = iter,
+    ) -> Inversion:
         """The inversion of a clip's latents under the source prompt."""
-        unet, schedule, method = self.backbone.unet, self.schedule, settings.method
-        # A network in half precision cannot answer more precisely than its own rounding.
-        floor = torch.finfo(unet.dtype).eps
-        exact = replace(settings.exact, tolerance=max(settings.exact.tolerance, floor))
-        patches = partial(inversion_patches, unet, method, settings.bilateral, schedule)
+        unet, schedule = self.backbone.unet, self.schedule
+        if isinstance(inversion, ExactSettings):
+            # A network in half precision cannot answer more precisely than its own rounding.
+            floor = torch.finfo(unet.dtype).eps
+            inversion = replace(inversion, tolerance=max(inversion.tolerance, floor))
         # At guidance 1 the unconditional branch is not asked: there is nothing to mend.
-        is_null_text = method == "null_text" and self.guidance_scale != 1
-        found = invert(
-            lambda z, t: self.predict(z, t, self.text[2], patches(t)), z_0, schedule, method, exact,
-            keep_trajectory or is_null_text, progress, settings.bilateral,
+        mends_guidance = isinstance(inversion, NullTextSettings) and self.guidance_scale != 1
+
+        patches = partial(inversion_patches, unet, inversion, schedule)
+        inverted = invert(
+            lambda z, t: self.predict(z, t, self.text[2], patches(t)), z_0, schedule, inversion,
+            keep_trajectory or mends_guidance, progress,
         )  # fmt: skip
-        if is_null_text:
-            with frozen(unet):
-                null_text = optimise_null_text(
-                    self.predict, found.trajectory, schedule, self.text[0], self.text[2],
-                    self.guidance_scale, settings.null_text, progress,
-                )  # fmt: skip
-            n = found.n_evaluations + null_text.n_evaluations
-            found = replace(
-                found, null_text=null_text, n_evaluations=n, n_backward=null_text.n_backward
-            )
-        anchors: Any = getattr(self.attention, "anchors", None)
-        activation = self.backbone.activation
-        return replace(found, attention=self.attention, anchors=anchors, activation=activation)
+        if mends_guidance:
+            inverted = self._with_null_text(inverted, inversion, progress)
+        return replace(
+            inverted,
+            attention=self.attention,
+            anchors=getattr(self.attention, "anchors", None),
+            activation=self.backbone.activation,
+        )
+
+    def _with_null_text(
+        self, inverted: Inversion, settings: NullTextSettings, progress: Callable
+    ) -> Inversion:
+        """The inversion with the unconditional embeddings that undo what guidance breaks."""
+        with frozen(self.backbone.unet):
+            null_text = optimise_null_text(
+                self.predict, inverted.trajectory, self.schedule, self.text[0], self.text[2],
+                self.guidance_scale, settings, progress,
+            )  # fmt: skip
+        return replace(
+            inverted,
+            null_text=null_text,
+            n_evaluations=inverted.n_evaluations + null_text.n_evaluations,
+            n_backward=null_text.n_backward,
+        )
+
+
+def streams_of(
+    sources: Sequence[Source],
+    call: Source,
+    pipe: Any,
+    schedule: Schedule,
+    clip: KnownClip,
+    injection: Injection = Injection(0, 0),
+    frames_per_chunk: int | None = None,
+) -> list[Stream]:
+    """One stream per source, each checked before any network runs.
+
+    call: what the edit says for sources that leave it open. schedule: the levels of the edit.
+    Source 0 continues the adapter of an inversion that the call is given.
+    """
+    streams = []
+    for index, given in enumerate(sources):
+        source = resolved(given, call, pipe)
+        check_guidance(source.guidance_scale)
+        get_policy(source.attention)
+        check_source(source, index, pipe.vae, clip.shape)
+        if source.latents is not None:
+            check_steps(source.latents, schedule)
+
+        # The source's own words and levels, on its own device.
+        is_own = source.unet is pipe.unet
+        device = pipe._execution_device if is_own else source.unet.device
+        text = encoded_prompts(source, pipe).to(device)
+        own = own_schedule(schedule, source.scheduler)
+        inverted = source.latents or (clip.latents if index == 0 else None)
+        backbone = SourceBackbone(
+            source.unet,
+            frames_per_chunk,
+            timesteps=dict(zip(schedule.timesteps, own.timesteps, strict=True)),
+            windows=windows_of(clip.shape[0], source.window, source.overlap),
+            device=device,
+            activation=activation_of(source, pipe, own, clip.frames, inverted),
+            controlnet=source.controlnet,
+            control=source.control,
+            control_scale=source.control_scale,
+        )
+        levels = replace(schedule, prediction_type=own.prediction_type)
+        scale, attention = source.guidance_scale, source.attention
+        streams.append(Stream(backbone, levels, text, scale, attention, injection, source.latents))
+    return streams
+
+
+def encoded_prompts(source: Source, pipe: Any) -> Float[Tensor, "g n d"]:
+    """Negative prompt, prompt and source prompt in the source's words."""
+    is_own = source.text_encoder is pipe.text_encoder
+    device = pipe._execution_device if is_own else source.text_encoder.device
+    prompts = [source.negative_prompt or "", source.prompt, source.source_prompt or ""]
+    return encode_prompts(source.tokenizer, source.text_encoder, prompts, device)
+
+
+def activation_of(
+    source: Source,
+    pipe: Any,
+    own: Schedule,
+    frames: Float[Tensor, "f 3 y x"] | None,
+    inverted: Inversion | None,
+) -> Activation | None:
+    """Where the source's adapter acts; own: its levels; inverted: where sampling starts."""
+
+    def image_tokens() -> Tensor:
+        return pipe.vision_encoder.tokens(frames.to(pipe._execution_device))
+
+    has_pictures = frames is not None and pipe.vision_encoder is not None
+    return activate(
+        source.adapter, own, source.adapter_interval, source.adapter_scale,
+        image_tokens if has_pictures else None, None if inverted is None else inverted.activation,
+    )  # fmt: skip
+
+
+def call_back(
+    pipe: Any, callback: Callable, tensor_inputs: Sequence[str], lead: Stream, i: int, step: Step
+) -> None:
+    """Show a callback the tensors it asks for, and take over those it returns."""
+    state = {
+        "latents": lead.z, "prompt_embeds": lead.text[1:2], "negative_prompt_embeds": lead.text[:1],
+    }  # fmt: skip
+    asked = {name: state[name] for name in tensor_inputs}
+    state.update(callback(pipe, i, step.t, asked) or {})
+    lead.z = state["latents"]
+    lead.text = torch.cat(
+        [state["negative_prompt_embeds"], state["prompt_embeds"], lead.text[2:]]
+    )

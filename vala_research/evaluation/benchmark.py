@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Keyframes, Policy
-from vala_research.diffusion.inversion import Inversion
-from vala_research.editing.pipeline import ANCHORS
+from vala_research.diffusion.attention import (
+    Keyframes,
+)
+from vala_research.diffusion.inversion import Inversion, InversionSettings
 from vala_research.editing.plan import Plan, inverted_sources
 from vala_research.editing.source import Source
 from vala_research.evaluation import metrics
 from vala_research.evaluation.cases import ClipCase, EditCase, Material
 from vala_research.evaluation.memory import forget_peak, peak_mebibytes
-from vala_research.methods.anchors import AnchorSettings, assign_anchors, select_keyframes
+from vala_research.methods.anchors import AnchorSettings
 from vala_research.sprites.reader import read_attributes
 
 Measure = Callable[[Float[Tensor, "f c h w"], Material], dict[str, float]]
@@ -35,13 +35,12 @@ ATTRIBUTES = ("shape", "colour", "background", "pattern")
 class EditSetting:
     """A named point in the editor's space: arguments of `VideoEditPipeline.__call__`.
 
-    attention: a policy's name, or how the policy of a clip is found: AnchorSettings, Keyframes.
-    adapter: the folder of a `TemporalAdapter`, "miniature", or "" for none; adapter_interval and
+    adapter: the folder of a `TemporalAdapter`, "miniature", or "" for none. adapter_interval and
     adapter_scale None are its own. fusion: several models at once; attention is then its sources'.
     """
 
     attention: str | AnchorSettings | Keyframes = "extended"
-    inversion: str = "ddim"
+    inversion: str | InversionSettings = "ddim"
     injection: float = 0.0
     guidance_scale: float = 2.0
     num_inference_steps: int = 25
@@ -49,29 +48,17 @@ class EditSetting:
     adapter_interval: tuple[float, float] | None = None
     adapter_scale: float | None = None
     fusion: Plan | None = None
-    extra: dict = field(default_factory=dict)
 
     def arguments(self) -> dict:
-        own = {k: v for k, v in vars(self).items() if k not in ("adapter", "fusion", "extra")}
-        return own | self.extra
+        """The arguments of the edit, but for the adapter's folder and the fusion."""
+        return {k: v for k, v in vars(self).items() if k not in ("adapter", "fusion")}
 
     def inverting(self) -> dict:
-        """What the inversion is told beside its name, steps and policy."""
-        shared = ("adapter_interval", "adapter_scale", "exact_settings", "bilateral_settings")
-        return {k: v for k, v in self.arguments().items() if k in shared}
-
-    def policy(self, z_0: Float[Tensor, "f c h w"], seed: int = 0) -> str | Policy:
-        """The attention policy of the clip whose clean latents are z_0; seed: of what is drawn."""
-        how = self.attention
-        if isinstance(how, str) and how != "anchors":
-            return how
-        features = rearrange(z_0, "f c h w -> f (h w) c")
-        if isinstance(how, Keyframes):
-            generator = torch.Generator().manual_seed(seed)
-            n = min(how.n, len(z_0))
-            return KeyframeAttention(tuple(select_keyframes(features, n, how.method, generator)))
-        settings = ANCHORS if how == "anchors" else how
-        return AnchorAttention(assign_anchors(features, settings), tuple(z_0.shape[2:]))
+        """Arguments that inversion and edit share: settings that agree in them invert alike."""
+        shared = (
+            "attention", "inversion", "num_inference_steps", "adapter_interval", "adapter_scale",
+        )  # fmt: skip
+        return {k: v for k, v in vars(self).items() if k in shared}
 
 
 def run_edits(
@@ -106,15 +93,14 @@ def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> I
         material = case.material(n_frames, size)
         known = truth_row(material, clip_scorer)
         for name, s in settings.items():
-            how = (s.attention, s.inversion, s.num_inference_steps, str(s.inverting()))
-            how = (*how, s.fusion and s.fusion.inverting())
+            how = (repr(s.inverting()), s.fusion and s.fusion.inverting())
             key = (case.index, case.source_prompt, *how)
             forget_peak()
             if key not in found:
                 found[key] = inverted(pipe, material.frames, case.source_prompt, s, case.index)
             start, given = time.perf_counter(), found[key]
             if s.fusion is None:
-                start_at = {"latents": given.inversion, "attention": given.policy}
+                start_at = {"latents": given.inversion, "attention": given.inversion.attention}
             else:
                 drawn = torch.Generator().manual_seed(case.index)  # an image source from noise
                 start_at = {"fusion": s.fusion.fusion(given.sources), "generator": drawn}
@@ -149,7 +135,6 @@ def edited_frames(
 class Inverted:
     """One clip inverted under one policy, or by the sources of a fusion: what edits of it share."""
 
-    policy: str | Policy | None
     inversion: Inversion | None
     psnr: float
     seconds: float
@@ -168,16 +153,16 @@ def inverted(
             pipe, s.fusion.built(pipe), frames, caption, s.num_inference_steps, s.inversion,
             s.fusion.image_start,
         )  # fmt: skip
-        return Inverted(None, None, float("nan"), seconds, sources)
+        return Inverted(None, float("nan"), seconds, sources)
     start = time.perf_counter()
-    z_0 = pipe.encode(frames)
-    policy, n = s.policy(z_0, seed), s.num_inference_steps
-    found = pipe.invert(
-        frames, caption, n, s.inversion, policy, return_inversion=True, **s.inverting()
-    )  # fmt: skip
+    drawn = torch.Generator().manual_seed(seed)
+    inversion = pipe.invert(
+        frames, caption, **s.inverting(), return_inversion=True, generator=drawn
+    )
     seconds = time.perf_counter() - start
-    again = pipe.reconstruct(found, caption, n, policy)
-    return Inverted(policy, found, metrics.psnr(again.cpu(), pipe.decode(z_0).cpu()), seconds)
+    again = pipe.reconstruct(inversion, caption, s.num_inference_steps)
+    round_trip = pipe.decode(pipe.encode(frames))
+    return Inverted(inversion, metrics.psnr(again.cpu(), round_trip.cpu()), seconds)
 
 
 def truth_row(material: Material, clip_scorer=None) -> dict:

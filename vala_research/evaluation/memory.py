@@ -123,8 +123,8 @@ def measured_edit(
     with LiveTensors() as live:
         clip = torch.rand(n_frames, 3, size, size, generator=generator)
         pipe(
-            clip, "a blue circle", "a red circle", num_inference_steps=steps, attention=attention,
-            anchors=AnchorSettings(granularity=granularity) if attention == "anchors" else None,
+            clip, "a blue circle", "a red circle", num_inference_steps=steps,
+            attention=AnchorSettings(granularity=granularity) if attention == "anchors" else attention,
             frames_per_chunk=frames_per_chunk, output_type="pt",
         )  # fmt: skip
     peak = peak_mebibytes()

@@ -103,8 +103,7 @@ def test_paths_are_those_of_the_library(mixture, settings):
         expected = {"ddim": sample(mixture, z, SCHEDULE)}
     else:
         expected = {"ddim": bilateral_sample(mixture, z, SCHEDULE, settings)}
-    method = "ddim" if settings is None else "bilateral"
-    found = invert(mixture, clean, SCHEDULE, method, bilateral_settings=settings or FILTER)
+    found = invert(mixture, clean, SCHEDULE, settings or "ddim")
     expected["inversion"] = found.latents
     for way, end in expected.items():
         path = follow(mixture, clean if way == "inversion" else z, SCHEDULE, way, settings)

@@ -12,9 +12,8 @@ from dataclasses import replace
 import pandas as pd
 from matplotlib import rc_context
 
-from vala_research.diffusion.attention import AnchorAttention
+from vala_research.diffusion.attention import ANCHORS, AnchorAttention
 from vala_research.editing.fusion import Fusion
-from vala_research.editing.pipeline import ANCHORS
 from vala_research.editing.plan import Plan
 from vala_research.editing.source import Source
 from vala_research.evaluation.benchmark import EditSetting

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Keyframes, Policy
-from vala_research.editing.pipeline import ANCHORS
+from vala_research.diffusion.attention import (
+    ANCHORS,
+    AnchorAttention,
+    KeyframeAttention,
+    Keyframes,
+    Policy,
+)
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.flops import forward_flops, meta_anchors, meta_unet
 from vala_research.methods.anchors import AnchorSettings

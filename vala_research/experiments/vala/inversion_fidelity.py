@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vala_research import InputError
+from vala_research.diffusion.attention import ANCHORS
 from vala_research.diffusion.fixed_point import QUICK, ExactSettings
-from vala_research.editing.pipeline import ANCHORS
 from vala_research.evaluation.figures import COLOURS, STYLE
 from vala_research.evaluation.metrics import inversion_psnr
 from vala_research.methods.anchors import AnchorSettings

@@ -1,0 +1,208 @@
+"""The parts of an edit: invert, reconstruct, encode, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research.diffusion import codec
+from vala_research.diffusion.attention import Attending, Keyframes
+from vala_research.diffusion.bilateral_inversion import BilateralInversion
+from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
+from vala_research.diffusion.schedule import Schedule, Step
+from vala_research.editing import checks
+from vala_research.editing.clip import KnownClip, clip_attention
+from vala_research.editing.fusion import Fusion, mix
+from vala_research.editing.source import Source, first_known
+from vala_research.editing.stream import Stream, streams_of
+from vala_research.methods.anchors import AnchorSettings
+
+GUIDANCE_SCALE = 2.0  # best on validation clips of the miniature; Stable Diffusion: about 7.5
+
+
+class EditParts:
+    """What a pipeline with vae, text_encoder, tokenizer, unet and scheduler can do to a clip."""
+
+    @torch.no_grad()
+    def invert(
+        self,
+        video: Any,
+        source_prompt: str = "",
+        num_inference_steps: int = 50,
+        inversion: str | InversionSettings = "ddim",
+        attention: Attending = "extended",
+        frames_per_chunk: int | None = None,
+        return_inversion: bool = False,
+        negative_prompt: str | None = None,
+        guidance_scale: float = GUIDANCE_SCALE,
+        adapter_interval: Sequence[float] | None = None,
+        adapter_scale: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "f c h w"] | Inversion:
+        """Invert a clip, without editing it. The arguments are those of an edit.
+
+        attention: the default depends on nothing but the latents, unlike an edit's, so they alone
+            are enough to reconstruct the clip.
+        negative_prompt, guidance_scale: those of the edit to come; only "null_text" reads them.
+        Returns the latents at the noisiest level, from which `reconstruct` returns to the clip at
+        guidance 1; or with return_inversion the whole `Inversion`: trajectory, residuals,
+        evaluations, attention, anchors, null text. Bare latents of "null_text" are those of "ddim".
+        """
+        codec.check_guidance(guidance_scale)
+        schedule = self._schedule(num_inference_steps, Source(), inversion)
+        clip = self._known_clip(video, None)
+        call = Source(
+            prompt=source_prompt, source_prompt=source_prompt, negative_prompt=negative_prompt,
+            guidance_scale=guidance_scale, attention=attention, adapter_interval=adapter_interval,
+            adapter_scale=adapter_scale,
+        )  # fmt: skip
+        (stream,) = streams = streams_of(
+            [Source()], call, self, schedule, clip, frames_per_chunk=frames_per_chunk
+        )
+        z_0 = self._clean_latents(clip, streams, frames_per_chunk)
+        stream.attention = clip_attention(stream.attention, clip, z_0, generator)
+        inverted = stream.invert(z_0, get_inversion(inversion), progress=self.progress_bar)
+        self.maybe_free_model_hooks()
+        return inverted if return_inversion else inverted.latents
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        latents: Tensor | Inversion,
+        source_prompt: str = "",
+        num_inference_steps: int = 50,
+        attention: Attending | None = None,
+        frames_per_chunk: int | None = None,
+        adapter_interval: Sequence[float] | None = None,
+        adapter_scale: float | None = None,
+    ) -> Float[Tensor, "f c h w"]:
+        """Sample and decode: the way back of `invert`. Returns frames in [0, 1].
+
+        It samples at guidance 1, or with the null text of the `Inversion` at the scale that it was
+        made for.
+        attention, adapter_interval, adapter_scale: None is that of the `Inversion`. For bare
+            latents it is the default of `invert`.
+        """
+        clip = self._known_clip(None, latents)
+        inverted = clip.latents
+        schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
+        checks.check_steps(inverted, schedule)
+        scale = 1.0 if inverted.null_text is None else inverted.null_text.guidance_scale
+        call = Source(
+            prompt=source_prompt, source_prompt=source_prompt, negative_prompt=source_prompt,
+            guidance_scale=scale, attention=first_known(attention, inverted.attention),
+            adapter_interval=adapter_interval, adapter_scale=adapter_scale,
+        )  # fmt: skip
+        (stream,) = streams = streams_of(
+            [Source()], call, self, schedule, clip, frames_per_chunk=frames_per_chunk
+        )
+        stream.attention = clip_attention(stream.attention, clip, None)
+        stream.start(inverted)
+        self._sample(streams, schedule, [None] * len(schedule))
+        frames = self.decode(stream.z, frames_per_chunk)
+        self.maybe_free_model_hooks()
+        return frames
+
+    # Parts of an edit, for notebooks and measurements.
+
+    @torch.no_grad()
+    def encode(self, video: Any, frames_per_chunk: int | None = None) -> Float[Tensor, "f c h w"]:
+        """Scaled latents of a clip: the mode of the VAE's posterior, float32 or more."""
+        frames = codec.as_frames(video)
+        codec.check_size(frames, self.vae)
+        return self._encode(frames, frames_per_chunk)
+
+    def _encode(
+        self, frames: Float[Tensor, "f 3 y x"], frames_per_chunk: int | None
+    ) -> Float[Tensor, "f c h w"]:
+        frames = frames.to(self._execution_device, self._solver_dtype)
+        return codec.encode_frames(self.vae, frames, frames_per_chunk)
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Float[Tensor, "f c h w"], frames_per_chunk: int | None = None
+    ) -> Float[Tensor, "f 3 y x"]:
+        """Frames in [0, 1] of scaled latents."""
+        return codec.decode_latents(self.vae, self._check_latents(latents), frames_per_chunk)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: list[str]) -> Float[Tensor, "g n d"]:
+        """One text embedding a prompt; warns of words that are cut off or unknown."""
+        return codec.encode_prompts(
+            self.tokenizer, self.text_encoder, prompts, self._execution_device
+        )
+
+    def _sample(
+        self,
+        streams: Sequence[Stream],
+        schedule: Schedule,
+        weights: Sequence[Sequence[float] | None],
+        fusion: Fusion | None = None,
+        on_step_end: Callable[[Stream, int, Step], None] | None = None,
+    ) -> None:
+        """Walk all streams from the noisiest level to the final one, mixing them where weights say.
+
+        on_step_end: called with stream 0, which it may change.
+        """
+        self._interrupt, lead = False, streams[0]
+        with self.progress_bar(total=len(schedule)) as bar:
+            for i, step in enumerate(schedule):
+                if self._interrupt:
+                    break
+                for stream in streams:
+                    stream.step(i, step)
+                mix(streams, weights[i], fusion)
+                if on_step_end is not None:
+                    on_step_end(lead, i, step)
+                    for stream in streams if weights[i] is not None else ():
+                        stream.z = lead.z
+                bar.update()
+
+    # Checks and conversions.
+
+    @property
+    def _solver_dtype(self) -> torch.dtype:
+        """The solver works in float32, or in float64 when the network does."""
+        return torch.promote_types(torch.float32, self.unet.dtype)
+
+    def _known_clip(self, video: Any, latents: Tensor | Inversion | None) -> KnownClip:
+        """The clip of a call, converted and checked; bare latents are an `Inversion` of nothing."""
+        frames = codec.as_frames(video) if video is not None or latents is None else None
+        if latents is not None:
+            known = latents if isinstance(latents, Inversion) else Inversion(latents)
+            known = replace(known, latents=self._check_latents(known.latents))
+            return KnownClip(frames, known, tuple(known.latents.shape))
+        codec.check_size(frames, self.vae)
+        n_frames, _, height, width = frames.shape
+        k, n_channels = self.vae_scale_factor, self.unet.config.in_channels
+        return KnownClip(frames, None, (n_frames, n_channels, height // k, width // k))
+
+    def _clean_latents(
+        self, clip: KnownClip, streams: Sequence[Stream], frames_per_chunk: int | None
+    ) -> Float[Tensor, "f c h w"] | None:
+        """The clip's clean latents, where it is to be inverted or searched for an attention."""
+        seeks = any(isinstance(s.attention, AnchorSettings | Keyframes) for s in streams)
+        if clip.latents is None or (seeks and clip.frames is not None):
+            return self._encode(clip.frames, frames_per_chunk)
+        return None
+
+    def _schedule(
+        self, num_inference_steps: int, source: Source, inversion: str | InversionSettings
+    ) -> Schedule:
+        """The levels of an edit, which are those of source 0; checked against the inversion."""
+        scheduler = first_known(source.scheduler, self.scheduler)
+        schedule = Schedule.from_scheduler(scheduler, num_inference_steps)
+        settings = get_inversion(inversion)
+        if isinstance(settings, BilateralInversion):
+            settings.check(schedule)
+        return schedule
+
+    def _check_latents(self, latents: Tensor) -> Float[Tensor, "f c h w"]:
+        """Latents of one clip, on the device and in the precision of the solver."""
+        z = checks.check_latents(latents, self.unet.config.in_channels)
+        return z.to(self._execution_device, self._solver_dtype)
