@@ -239,7 +239,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def fails(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vala_research.data.encoding._frame", fails)
+    monkeypatch.setattr("vala_research.data.encoding.encoder_frame", fails)
     with pytest.raises(InputError, match="No space left"):
         write_clip(tmp_path / "a.mp4", ramp(), 25)
     assert (tmp_path / "a.mp4").read_bytes() == before

@@ -186,7 +186,7 @@ def test_all_captions_are_drawn_or_one_number_and_the_hook_rewrites_them(tmp_pat
     assert {s["caption"] for s in groups(tmp_path, caption=3, n_samples=5)} == {CAPTIONS[3]}
     (loud,) = groups(tmp_path, caption=3, rewrite=str.upper)
     assert loud["caption"] == CAPTIONS[3].upper()
-    with pytest.raises(InputError, match="The rewriting hook made ' '"):
+    with pytest.raises(InputError, match="`rewrite` returned ' '"):
         groups(tmp_path, rewrite=lambda caption: " ")[0]
     with pytest.raises(InputError, match="has 20 captions, none of number 20"):
         groups(tmp_path, caption=20)
@@ -333,7 +333,7 @@ def test_a_folder_whose_pictures_are_none_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"n_frames": 1}, "at least 2"),
+        ({"n_frames": 1}, "n_frames is 1: give 2 or more"),
         ({"stride": 0}, "stride is 0"),
         ({"caption": -1}, "caption is -1"),
     ],
