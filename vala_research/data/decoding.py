@@ -196,11 +196,11 @@ def pictures(folder: Path) -> list[Path]:
     files = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.name[0] != "."]
     if not files:
         raise InputError(f"{folder} holds no pictures ({', '.join(sorted(PICTURES))}): add some.")
+    return sorted(files, key=_natural_order)
 
-    def natural(path: Path):
-        return [int(s) if s.isdecimal() else s.lower() for s in re.split(r"(\d+)", path.name)]
 
-    return sorted(files, key=natural)
+def _natural_order(path: Path) -> list[int | str]:
+    return [int(s) if s.isdecimal() else s.lower() for s in re.split(r"(\d+)", path.name)]
 
 
 def _decode_folder(folder: Path) -> Iterator[np.ndarray]:
