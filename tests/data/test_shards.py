@@ -1,4 +1,4 @@
-"""What is streamed from shards is what was put in; damage is named, and a pickle is refused."""
+"""Shards stream what was put into them; damage is named, and a pickle is refused."""
 
 import json
 import pickle
@@ -26,17 +26,33 @@ def data(tmp_path):
     return msrvtt(tmp_path / "data")
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """`converted(folder, **settings)` copies the shards of these videos there; it converts once."""
+    home, folders = tmp_path_factory.mktemp("converted"), {}
+    msrvtt(home / "data")
+
+    def copied(folder, **settings):
+        key = ShardSettings(**settings)
+        if key not in folders:
+            folders[key] = home / f"shards{len(folders)}"
+            convert(home / "data", folders[key], key)
+        shutil.copytree(folders[key], folder)
+
+    return copied
+
+
 def streamed(folder, *, n_passes=1, strict=True, size=None, **sampling) -> list[dict]:
     return list(ShardGroups(folder, GroupSampling(**sampling), size, n_passes, strict=strict))
 
 
 def files(folder) -> dict[str, bytes]:
-    """All that is in a folder."""
+    """The contents of a folder: {name: bytes}."""
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
 def rewritten(path, change) -> None:
-    """A tar file again, its members {name: bytes} changed."""
+    """Write a tar file again with changed members, {name: bytes}."""
     with tarfile.open(path) as tar:
         members = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
     with tarfile.open(path, "w") as tar:
@@ -50,14 +66,15 @@ def rewritten(path, change) -> None:
 def test_every_group_is_frames_and_captions_of_its_clip(tmp_path, layout):
     layout(tmp_path / "data")
     convert(tmp_path / "data", tmp_path / "shards", ShardSettings(piece=5, clips_per_shard=2))
-    samples = streamed(tmp_path / "shards", n_frames=2, stride=2, n_passes=30)
+    samples = streamed(tmp_path / "shards", n_frames=2, stride=2, n_passes=10)
     by_name = {e.name: e for e in read_manifest(tmp_path / "data")}
+    clips = {name: read_clip(entry.path).frames for name, entry in by_name.items()}
     assert {s["name"] for s in samples} == set(by_name)
     starts = set()
     for sample in samples:
         entry, start = by_name[sample["name"]], sample["start"]
         # png is exact: bit for bit what the file decodes to
-        assert torch.equal(sample["frames"], read_clip(entry.path).frames[start : start + 3 : 2])
+        assert torch.equal(sample["frames"], clips[entry.name][start : start + 3 : 2])
         assert sample["caption"] in entry.captions
         starts.add(start)
     assert starts == {0, 1, 4, 5}  # pieces [0, 4) and [4, 8): a group of span 3 lies within one
@@ -66,8 +83,8 @@ def test_every_group_is_frames_and_captions_of_its_clip(tmp_path, layout):
 def test_a_pass_has_every_piece_once_and_all_captions_come_up(tmp_path, data):
     said = convert(data, tmp_path / "shards", ShardSettings(piece=4, clips_per_shard=1))
     assert said == "3 of 3 clips used, none skipped."
-    samples = streamed(tmp_path / "shards", n_passes=40)
-    assert len(samples) == 40 * 6
+    samples = streamed(tmp_path / "shards", n_passes=25)
+    assert len(samples) == 25 * 6
     for i in range(0, len(samples), 6):
         pieces = {(s["name"], s["start"] // 4) for s in samples[i : i + 6]}
         assert len(pieces) == 6
@@ -109,8 +126,8 @@ def test_shards_hold_pictures_and_json_and_are_the_same_every_time(tmp_path, dat
     assert {name.rpartition(".")[2] for name in names} == {"png", "json"}
 
 
-def test_draws_do_not_depend_on_workers_and_all_of_a_pass_is_given(tmp_path, data):
-    convert(data, tmp_path / "shards", ShardSettings(piece=4, clips_per_shard=1))
+def test_draws_do_not_depend_on_workers_and_all_of_a_pass_is_given(tmp_path, converted):
+    converted(tmp_path / "shards", piece=4, clips_per_shard=1)
     alone = streamed(tmp_path / "shards")
     groups = ShardGroups(tmp_path / "shards", strict=True)
     together = list(DataLoader(groups, batch_size=None, num_workers=2))
@@ -136,10 +153,10 @@ def test_open_groups_takes_a_data_set_or_its_shards(tmp_path, data):
 
 def test_a_real_video_goes_through_shards(tmp_path):
     (tmp_path / "data").mkdir()
-    path = shutil.copy(real_videos()[0], tmp_path / "data")
-    convert(tmp_path / "data", tmp_path / "shards", ShardSettings(size=64))
+    path = shutil.copy(real_videos()[-1], tmp_path / "data")  # 120 small frames
+    convert(tmp_path / "data", tmp_path / "shards", ShardSettings(size=32))
     samples = streamed(tmp_path / "shards", stride=4)
-    clip = read_clip(path, size=64).frames
+    clip = read_clip(path, size=32).frames
     assert len(samples) == -(-len(clip) // 32)
     for sample in samples:
         start = sample["start"]
@@ -183,8 +200,8 @@ def test_another_conversion_or_other_files_are_left_alone(tmp_path, data):
         convert(data, tmp_path / "shards")
 
 
-def test_a_conversion_cut_off_is_not_read(tmp_path, data):
-    convert(data, tmp_path / "shards", ShardSettings(clips_per_shard=1))
+def test_a_conversion_cut_off_is_not_read(tmp_path, converted):
+    converted(tmp_path / "shards", clips_per_shard=1)
     state = json.loads((tmp_path / "shards/shards.json").read_text())
     state["shards"].pop()
     (tmp_path / "shards/shards.json").write_text(json.dumps(state))
@@ -230,8 +247,8 @@ def test_clips_missing_or_damaged_are_named_or_strictly_refused(tmp_path, data):
     assert not (tmp_path / "strict").exists() and not (tmp_path / "nothing").exists()
 
 
-def test_a_piece_shorter_than_a_group_is_named(tmp_path, data):
-    convert(data, tmp_path / "shards", ShardSettings(piece=2))
+def test_a_piece_shorter_than_a_group_is_named(tmp_path, converted):
+    converted(tmp_path / "shards", piece=2)
     groups = ShardGroups(tmp_path / "shards", strict=False)
     with pytest.warns(UserWarning, match="has 2 frames, a group spans 3"):
         with pytest.raises(InputError, match="no group can be drawn"):
@@ -262,8 +279,8 @@ THIRD, ABOUT = "000001-0000.0003.png", "000001-0000.json"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_shards_are_named(tmp_path, data, damage):
-    convert(data, tmp_path / "shards", ShardSettings(piece=8, clips_per_shard=1))
+def test_damaged_shards_are_named(tmp_path, converted, damage):
+    converted(tmp_path / "shards", piece=8, clips_per_shard=1)
     DAMAGES[damage](tmp_path / "shards/shard-00001.tar")
     # All eight frames, so that a damaged picture is among those drawn.
     groups = ShardGroups(tmp_path / "shards", GroupSampling(n_frames=8))
@@ -284,8 +301,8 @@ class Bomb:
 
 @pytest.mark.parametrize("name", ["frames.pyd", "pkl", "pth", "0000.npy"])
 @pytest.mark.parametrize("strict", [False, True])
-def test_pickles_are_refused_unread(tmp_path, data, name, strict):
-    convert(data, tmp_path / "shards")
+def test_pickles_are_refused_unread(tmp_path, converted, name, strict):
+    converted(tmp_path / "shards")
     content = pickle.dumps(Bomb())
     rewritten(tmp_path / "shards/shard-00000.tar", lambda m: m | {f"000002-0000.{name}": content})
     with warnings.catch_warnings():

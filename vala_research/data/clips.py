@@ -1,6 +1,6 @@
-"""Clips in and out of files: what is decoded is what a player would show, what is written is whole.
+"""Read and write clips: video files, gifs and folders of pictures.
 
-Containers and codecs through PyAV (https://pyav.org); pictures of a folder through Pillow.
+Reading returns the frames that a player shows. Writing leaves a complete file or none.
 """
 
 import os
@@ -11,6 +11,7 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,7 +32,12 @@ from vala_research.frames import fit_to_size
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames in [0, 1], frames per second, and the file they came from (for its sound)."""
+    """Frames of a video.
+
+    frames: RGB in [0, 1].
+    fps: frames per second.
+    source: the file that holds the frames; `write_clip` copies its sound.
+    """
 
     frames: Float[Tensor, "f c h w"]
     fps: float
@@ -47,19 +53,19 @@ def read_clip(
     stride: int = 1,
     size: int | tuple[int, int] | None = None,
 ) -> Clip:
-    """Decode a video file, a gif or a folder of pictures (natural order) into RGB frames in [0, 1].
+    """Read a video file, a gif or a folder of pictures (natural order) as RGB frames in [0, 1].
 
-    n_frames: at most so many are kept (None: all); decoding stops there, so memory is bounded.
-    stride: keeps every stride-th frame; `fps` is the file's rate divided by it.
-    size: (h, w) in pixels, or one side of a square; frames are scaled (antialiased bicubic) until
-        they cover it and cropped at the centre. None keeps the file's own size, odd ones too.
+    n_frames: maximum number of frames (None: all). Decoding stops there, so memory is bounded.
+    stride: keeps every stride-th frame. `fps` is the rate of the file divided by `stride`.
+    size: (h, w) in pixels, or the side of a square. Frames are scaled (antialiased bicubic) until
+        they cover it, then cropped at the centre. None keeps the size of the file, odd sides too.
 
-    Rotation and mirroring metadata are applied, grey becomes RGB, alpha is composited on white.
-    A variable rate is sampled at its average by presentation time: frames may repeat or drop out,
-    count and duration stay, so audio stays in step.
-    Raises InputError for anything that cannot be read to the end or to `n_frames`.
+    Rotation and mirroring metadata are applied. Grey becomes RGB. Alpha is composited on white.
+    A variable rate is resampled at its average, by presentation time: frames may repeat or drop
+    out. Number of frames and duration stay, so the sound stays in step.
+    Raises InputError if the file cannot be read to its end or to `n_frames`.
     """
-    path, sides = existing(path), _checked(n_frames, stride, size)
+    path, sides = existing(path), _checked_options(n_frames, stride, size)
     times = timeline(path)
     frames = torch.stack(list(_sampled(path, times, n_frames, stride, sides)))
     return Clip(frames, float(times.rate / stride), path)
@@ -71,26 +77,43 @@ def iter_frames(
     stride: int = 1,
     size: int | tuple[int, int] | None = None,
 ) -> Iterator[Float[Tensor, "c h w"]]:
-    """The frames of `read_clip` one at a time, for clips of any length; same arguments."""
-    path, sides = existing(path), _checked(n_frames, stride, size)
+    """Yield the frames of `read_clip` one by one, for clips of any length; same arguments."""
+    path, sides = existing(path), _checked_options(n_frames, stride, size)
     return _sampled(path, timeline(path), n_frames, stride, sides)
 
 
-def _checked(n_frames, stride, size) -> tuple[int, int] | None:
-    for name, value in (("n_frames", n_frames), ("stride", stride)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}: it counts frames, give 1 or more.")
+def _checked_options(n_frames, stride, size) -> tuple[int, int] | None:
+    check_at_least(1, n_frames=n_frames, stride=stride)
+    return as_sides(size)
+
+
+def check_at_least(least: int, **numbers: int | None) -> None:
+    """Raise InputError for a number below `least`, by its name; None passes."""
+    for name, value in numbers.items():
+        if value is not None and value < least:
+            raise InputError(f"{name} is {value}: give {least} or more.")
+
+
+def as_sides(size) -> tuple[int, int] | None:
+    """Return `size` as (h, w): one side stands for a square, None stays None."""
     sides = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
     if sides is not None and (len(sides) != 2 or min(sides) < 1):
         raise InputError(f"size is {size}: give one side or (height, width), in pixels.")
     return sides
 
 
+def as_frame(pixels: np.ndarray) -> Float[Tensor, "c h w"]:
+    """Convert bytes, h w c, to a frame in [0, 1]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
 def _sampled(path: Path, times: Timeline, n_frames, stride: int, sides) -> Iterator[Tensor]:
-    wanted = times.shown[::stride][:n_frames]
-    shape, n_decoded, n_given = None, 0, 0
+    """Yield the sampled frames, c h w. Holds one frame at a time."""
+    indices = times.shown[::stride][:n_frames]
+    shape, n_decoded, n_yielded = None, 0, 0
     with closing(decode(path)) as decoded:
-        for index in wanted:
+        for index in indices:
+            # Decode up to the frame of this tick; a frame shown again is still at hand.
             for picture in islice(decoded, index + 1 - n_decoded):
                 n_decoded += 1
                 shape = shape or picture.shape
@@ -101,10 +124,12 @@ def _sampled(path: Path, times: Timeline, n_frames, stride: int, sides) -> Itera
                     )
             if n_decoded <= index:
                 break
-            n_given += 1
-            frame = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+            n_yielded += 1
+            frame = as_frame(picture)
             yield fit_to_size(frame[None], sides)[0] if sides else frame
-        if n_given < len(wanted) or (times.damaged and n_given != n_frames):
+
+        # The file ended early. Decode the rest, so that the message can count what is readable.
+        if n_yielded < len(indices) or (times.damaged and n_yielded != n_frames):
             raise_damaged(path, n_decoded + sum(1 for _ in decoded))
 
 
@@ -114,22 +139,26 @@ def write_clip(
     fps: int | float | Fraction,
     audio_from: Clip | str | os.PathLike | None = None,
 ) -> Path:
-    """Write frames in [0, 1] (values beyond are clipped) as .mp4, .webm, .gif or a folder of png.
+    """Write frames in [0, 1] (other values are clipped) as .mp4, .webm, .gif or a folder of png.
 
-    mp4 is H.264 yuv420p, BT.709; odd sides are padded by repeating the last row or column, so
-    that nothing is lost. gif: 256 colours a frame, time in 1/100 s. A path without suffix is a
-    folder: frame_0000.png ..., exact, each remembering the rate.
     fps: frames per second; 29.97003 is written as the fraction 30000/1001.
-    audio_from: the clip edited, or its file; its sound is carried over (copied, or re-encoded where
-        the container does not take it) when `frames` are the whole of it at its own rate.
+    audio_from: the edited clip, or its file. Its sound is copied, or re-encoded if the container
+        does not take it. A part of the clip, or the clip at another rate, is written without sound.
 
-    Written beside the target and renamed, so a file of that name is always a whole one.
+    mp4: H.264 yuv420p, BT.709. An odd side is padded by its last row or column, so nothing is lost.
+    gif: 256 colours per frame, time in 1/100 s.
+    A path without suffix is a folder of frame_0000.png ..., exact. Each picture stores the rate.
+
+    The file is written under another name and renamed, so a file at `path` is always complete.
+    Returns the path.
     Raises InputError for frames or a path that cannot be written.
     """
+    # Check everything before the encoder starts.
     path = writable(path)
     _check_frames(frames, fps)
     if path.suffix.lower() == ".gif" and fps > 100:
         raise InputError(f"{path}: a gif shows at most 100 frames per second, not {fps}; use .mp4.")
+
     pixels = frames.detach().clamp(0, 1).mul(255).round().byte().cpu()
     pixels = pixels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()  # f h w 3
     rate = exact_rate(fps)
@@ -143,15 +172,16 @@ def write_clip(
 
 
 def writable(path: str | os.PathLike) -> Path:
-    """The path, if a clip can be written there; to be asked before long work.
+    """Return the path if a clip can be written there. Call it before long work.
 
-    Raises InputError: unknown suffix, missing or read-only folder, folder with other files in it.
+    Raises InputError for an unknown suffix, a missing or read-only folder, or a folder that holds
+    other files.
     """
     path = Path(path)
     if path.suffix and path.suffix.lower() not in VIDEO:
         raise InputError(
-            f"{path}: cannot write {path.suffix!r}; end it in {', '.join(VIDEO)}"
-            " or in nothing for a folder of png."
+            f"{path}: cannot write {path.suffix!r}; use {', '.join(VIDEO)}, or no suffix for a"
+            " folder of png."
         )
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; create it first.")
@@ -170,13 +200,13 @@ def _check_frames(frames: Tensor, fps) -> None:
     if not frames.is_floating_point():
         raise InputError(f"frames are {frames.dtype}: give floats in [0, 1].")
     if not torch.isfinite(frames).all():
-        raise InputError("frames hold NaN or infinity: the run that made them failed, repeat it.")
+        raise InputError("frames hold NaN or infinity: the run that made them failed; repeat it.")
     if not 0 < fps <= 1000:
         raise InputError(f"fps is {fps}: give frames per second, above 0 and at most 1000.")
 
 
 def _sound_of(source, n_frames: int, rate: Fraction) -> tuple[Path, float] | None:
-    """(file, start of its video in seconds) if the frames are all of it at its rate, else None."""
+    """Return (file, start of its video in seconds) for a whole clip at its own rate, else None."""
     if source is None or Path(source).is_dir():
         return None
     times = timeline(existing(source))

@@ -1,7 +1,7 @@
-"""Groups of consecutive frames with a caption, drawn from a data set's clips: same seed, same draw.
+"""Draw groups of consecutive frames with a caption from clips: same seed, same draw.
 
-A sample is {"frames": f 3 h w in [0, 1], "caption": str, "name": str, "start": int}, as the
-temporal loss of GE-Adapter 3.1 takes it (three frames; its released code: two, every second one).
+A sample is {"frames": f 3 h w in [0, 1], "caption": str, "name": str, "start": int}. The temporal
+loss of GE-Adapter 3.1 takes groups of three frames; its released code takes two at stride 2.
 """
 
 import random
@@ -19,24 +19,24 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from vala_research import InputError
-from vala_research.data.clips import iter_frames
+from vala_research.data.clips import as_sides, check_at_least, iter_frames
 from vala_research.data.decoding import existing, timeline
 from vala_research.data.manifests import Entry
 from vala_research.frames import fit_to_size
 
-N_NAMED = 20  # clips a summary names; `skipped` names all
+N_NAMED = 20  # clips that a summary names; `skipped` names all
 
 
 @dataclass(frozen=True)
 class GroupSampling:
-    """How a group of frames and its caption are drawn.
+    """Settings of a draw: a group of frames and its caption.
 
-    n_frames: frames of a group, at least 2; the loss over triples needs 3.
-    stride: frames of the clip from one to the next.
-    caption: None draws one of the clip's captions, a number takes always that one (from 0; the
-        released GE-Adapter: 3).
-    rewrite: called with the drawn caption, returns the one to train on.
-    seed: all draws are a function of it, of the sample's number and of nothing else.
+    n_frames: frames per group, at least 2; the loss over triples needs 3.
+    stride: distance of two consecutive frames of a group, in frames of the clip.
+    caption: None draws one of the clip's captions. A number, from 0, always takes that caption
+        (released GE-Adapter: 3).
+    rewrite: maps the drawn caption to the caption for training.
+    seed: a draw is a function of the seed and of the sample's number alone.
     """
 
     n_frames: int = 3
@@ -46,20 +46,17 @@ class GroupSampling:
     seed: int = 0
 
     def __post_init__(self):
-        if self.n_frames < 2:
-            raise InputError(f"n_frames is {self.n_frames}: a group has at least 2 frames.")
-        if self.stride < 1:
-            raise InputError(f"stride is {self.stride}: it counts frames, give 1 or more.")
-        if self.caption is not None and self.caption < 0:
-            raise InputError(f"caption is {self.caption}: give a number from 0, or None to draw.")
+        check_at_least(2, n_frames=self.n_frames)
+        check_at_least(1, stride=self.stride)
+        check_at_least(0, caption=self.caption)
 
     @property
     def span(self) -> int:
-        """Frames from the first of a group to its last, both included."""
+        """Number of frames from the first of a group to its last, both included."""
         return (self.n_frames - 1) * self.stride + 1
 
     def refusal(self, n_frames: int, captions: tuple[str, ...]) -> str | None:
-        """Why no group can be drawn from a clip, or None."""
+        """Return the reason why no group can be drawn from a clip, or None."""
         if n_frames < self.span:
             return f"has {n_frames} frames, a group spans {self.span}"
         if not captions:
@@ -69,18 +66,18 @@ class GroupSampling:
         return None
 
     def generator(self, *key: int | str) -> random.Random:
-        """Draws of one sample. By name: a torch.Generator keeps 32 bits of its seed only."""
+        """Seed the draws of a sample by text: a torch.Generator keeps only 32 bits of its seed."""
         return random.Random("/".join(map(str, (self.seed, *key))))
 
     def draw(self, rng: random.Random, n_frames: int, captions: tuple[str, ...]) -> tuple[int, str]:
-        """(first frame, caption) of a group, all equally likely."""
+        """Draw (first frame, caption) of a group, uniformly."""
         start, number = rng.randrange(n_frames - self.span + 1), rng.randrange(len(captions))
         caption = captions[number if self.caption is None else self.caption]
         if self.rewrite is None:
             return start, caption
         rewritten = self.rewrite(caption)
         if not isinstance(rewritten, str) or not rewritten.strip():
-            raise InputError(f"The rewriting hook made {rewritten!r} of {caption!r}: return text.")
+            raise InputError(f"`rewrite` returned {rewritten!r} for {caption!r}: return text.")
         return start, rewritten
 
 
@@ -88,18 +85,19 @@ TRIPLES = GroupSampling()
 
 
 class ClipGroups(Dataset):
-    """Sample i is a group of frames of clip i in a shuffled pass over the clips.
+    """Data set whose sample i is a group of frames of clip i in a shuffled pass over the clips.
 
-    Each pass of `n_clips` samples shows every clip once, in an order and with draws of its own.
-    n_samples: how many samples there are, over any number of passes (None: one pass); a training
-        of n steps asks for n * batch, and resumes by leaving out those it had.
-    size: (h, w) in pixels or the side of a square, see `read_clip`; without it the clips of a
-        batch must be of one size.
-    strict: a clip that cannot be used raises InputError; else it is left out, kept by name and
-        reason in `skipped`, told by `summary()`, and warned of.
+    Each pass of `n_clips` samples shows every clip once, in a new order and with new draws.
 
-    What can be known without decoding (files, lengths, truncation, captions) is checked at once.
-    A clip found damaged only when it is read is replaced by the next in the pass.
+    size: (h, w) in pixels, or the side of a square, see `read_clip`. Without it, the clips of a
+        batch must have one size.
+    n_samples: number of samples, over any number of passes (None: one pass). A training of n steps
+        asks for n * batch. It resumes by leaving out the samples that it has seen.
+    strict: a clip that cannot be used raises InputError. Otherwise it is left out with a warning;
+        `skipped` and `summary()` name it with its reason.
+
+    The constructor checks everything that needs no decoding: files, lengths, truncation, captions.
+    If a clip proves damaged only when it is read, the next clip of the pass replaces it.
     """
 
     def __init__(
@@ -111,9 +109,9 @@ class ClipGroups(Dataset):
         strict: bool = False,
     ):
         self.sampling, self.strict = sampling, strict
-        self.size = (size, size) if isinstance(size, int) else size
-        if self.size is not None and min(self.size) < 1:
-            raise InputError(f"size is {size}: give one side or (height, width), in pixels.")
+        self.size = as_sides(size)
+
+        # Sort the entries into usable clips and refused ones.
         self._refused: dict[str, str] = {}
         self._clips: list[tuple[Entry, int]] = []
         entries = list(entries)
@@ -126,14 +124,15 @@ class ClipGroups(Dataset):
                 self._refused[entry.name] = str(error)
         if not self._clips:
             raise InputError(f"No clip can be used. {self.summary()}")
-        # Shared: a loader's workers find the damage, this process tells of it.
+
+        # Shared memory: the workers of a loader find damaged clips, this process reports them.
         self._damaged = torch.zeros(len(self._clips), dtype=torch.bool).share_memory_()
         self.n_samples = len(self._clips) if n_samples is None else n_samples
         if self._refused:
             warnings.warn(self.summary(), stacklevel=2)
 
     def _checked(self, entry: Entry) -> int:
-        """The clip's number of frames, if groups can be drawn from it."""
+        """Return the clip's number of frames. Raises InputError if no group can be drawn."""
         n_frames = count_frames(entry)
         if reason := self.sampling.refusal(n_frames, entry.captions):
             raise InputError(f"{entry.name} {reason}: leave it out or change the sampling.")
@@ -141,20 +140,20 @@ class ClipGroups(Dataset):
 
     @property
     def n_clips(self) -> int:
-        """Clips that are drawn from."""
-        return len(self._clips) - len(self._found_damaged())
+        """Number of clips in use."""
+        return len(self._clips) - len(self._damaged_names())
 
     @property
     def skipped(self) -> dict[str, str]:
-        """The clips left out so far, and why."""
-        found = {n: f"{n} is damaged: its frames cannot be decoded" for n in self._found_damaged()}
-        return self._refused | found
+        """Clips left out so far: {name: reason}."""
+        names = self._damaged_names()
+        return self._refused | {n: f"{n} is damaged: its frames cannot be decoded" for n in names}
 
     def summary(self) -> str:
-        """One line: clips used, clips skipped, and which."""
+        """Say in one line how many clips are used and which are skipped."""
         return summarised(len(self._clips) + len(self._refused), self.skipped)
 
-    def _found_damaged(self) -> list[str]:
+    def _damaged_names(self) -> list[str]:
         flags = getattr(self, "_damaged", torch.zeros(0))
         return [self._clips[i][0].name for i in flags.nonzero().flatten().tolist()]
 
@@ -164,9 +163,13 @@ class ClipGroups(Dataset):
     def __getitem__(self, i: int) -> dict:
         if not 0 <= i < len(self):
             raise IndexError(i)
+
+        # The order of the clips depends on the seed and on the number of the pass alone.
         number, place = divmod(i, len(self._clips))
         order = list(range(len(self._clips)))
         self.sampling.generator("pass", number).shuffle(order)
+
+        # Take the clip at this place, or the next one that can be decoded.
         for k in order[place:] + order[:place]:
             if self._damaged[k]:
                 continue
@@ -186,12 +189,12 @@ class ClipGroups(Dataset):
 
 
 def count_frames(entry: Entry) -> int:
-    """How many frames a clip shows, from its packets; InputError if missing or truncated."""
+    """Count the frames of a clip from its packets. Raises InputError if missing or truncated."""
     if entry.path is None:
-        raise InputError(f"{entry.name} is missing: a caption file names it, no clip is there.")
+        raise InputError(f"{entry.name} is missing: a caption file names it, but no clip exists.")
     try:
         times = timeline(existing(entry.path))
-    except OSError as error:  # a folder whose first picture is none
+    except OSError as error:  # a folder whose first picture is unreadable
         raise InputError(f"{entry.path} cannot be read ({error}): replace it.") from error
     if times.damaged:
         raise InputError(f"{entry.path} is truncated or damaged: replace it.")
@@ -201,18 +204,17 @@ def count_frames(entry: Entry) -> int:
 def read_group(
     path: Path, start: int, sampling: GroupSampling, size: tuple[int, int] | None
 ) -> Float[Tensor, "f 3 h w"]:
-    """The frames start, start + stride, ... of a clip; memory is that of the group."""
+    """Read the frames start, start + stride, ... of a clip; only the group is held in memory."""
     with closing(iter_frames(path, start + sampling.span)) as frames:
         group = torch.stack(list(islice(frames, start, None, sampling.stride)))
     return group if size is None else fit_to_size(group, size)
 
 
 def summarised(n_clips: int, skipped: dict[str, str]) -> str:
-    """'12 of 14 clips used; 2 skipped: ...', naming the first of them."""
+    """Return '12 of 14 clips used; 2 skipped: ...' with the first `N_NAMED` reasons."""
     if not skipped:
         return f"{n_clips} of {n_clips} clips used, none skipped."
-    named = "; ".join(islice(skipped.values(), N_NAMED))  # every reason names its clip or file
-    more = f"; and {len(skipped) - N_NAMED} more" if len(skipped) > N_NAMED else ""
-    return (
-        f"{n_clips - len(skipped)} of {n_clips} clips used; {len(skipped)} skipped: {named}{more}"
-    )
+    n_skipped = len(skipped)
+    reasons = "; ".join(islice(skipped.values(), N_NAMED))  # every reason names its clip or file
+    more = f"; and {n_skipped - N_NAMED} more" if n_skipped > N_NAMED else ""
+    return f"{n_clips - n_skipped} of {n_clips} clips used; {n_skipped} skipped: {reasons}{more}"

@@ -1,4 +1,4 @@
-"""Bytes of pictures into a video file, a gif or a folder, with another file's sound beside them."""
+"""Encode pictures into a video file, a gif or a folder; the sound comes from another file."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,21 +10,28 @@ from PIL import Image, PngImagePlugin
 
 from vala_research import InputError
 
-VIDEO = {  # codec, pixel format, options: near-lossless, since what is written is also measured
+VIDEO = {  # codec, pixel format, options: near-lossless, since written clips are also measured
     ".mp4": ("libx264", "yuv420p", {"crf": "12", "preset": "medium"}),
     ".webm": ("libvpx-vp9", "yuv420p", {"crf": "16", "b": "0", "cpu-used": "4"}),
     ".gif": ("gif", "pal8", {}),
 }
-SOUND = {  # codecs the container takes as they are, and the one to encode others with
+SOUND = {  # codecs that the container takes, and the encoder for all other sound
     ".mp4": ({"aac", "mp3", "alac", "ac3"}, "aac"),
     ".webm": ({"opus", "vorbis"}, "libopus"),
     ".gif": (set(), None),
 }
-SOUND_RATE = 48000  # Hz, of re-encoded sound: the one opus and aac share
+SOUND_RATE = 48000  # Hz; rate of re-encoded sound, which opus and aac share
 
 
-def encode(path: Path, pixels: np.ndarray, rate: Fraction, sound: tuple[Path, float] | None):
-    """Write `pixels` (f h w 3 bytes); `sound`: a file and the second its video starts at."""
+def encode(
+    path: Path, pixels: np.ndarray, rate: Fraction, sound: tuple[Path, float] | None
+) -> None:
+    """Write a video file.
+
+    pixels: bytes, f h w 3.
+    rate: frames per second.
+    sound: a file with a sound track, and the time in seconds at which its video starts.
+    """
     import av
 
     codec, pixel_format, options = VIDEO[path.suffix.lower()]
@@ -36,12 +43,16 @@ def encode(path: Path, pixels: np.ndarray, rate: Fraction, sound: tuple[Path, fl
             out = stack.enter_context(av.open(str(path), "w"))
             stream = _video_stream(out, codec, pixel_format, rate, options, pixels.shape)
             packets = _sound_packets(out, stack, sound, SOUND[path.suffix.lower()])
+
+            # Interleave by time: the sound up to a frame goes before the frame.
             waiting = next(packets, None)
             for k, picture in enumerate(pixels):
                 while waiting and waiting.pts * waiting.time_base <= k / rate:
                     out.mux(waiting)
                     waiting = next(packets, None)
-                out.mux(stream.encode(_frame(picture, pixel_format)))
+                out.mux(stream.encode(encoder_frame(picture, pixel_format)))
+
+            # Flush the encoder, then write the sound that is left.
             out.mux(stream.encode())
             while waiting:
                 out.mux(waiting)
@@ -61,25 +72,30 @@ def _video_stream(out, codec: str, pixel_format: str, rate: Fraction, options: d
     return stream
 
 
-def _frame(picture: np.ndarray, pixel_format: str):
-    """A frame for the encoder: BT.709, or for gif the best 256 colours of this very frame."""
+def encoder_frame(picture: np.ndarray, pixel_format: str):
+    """Convert a picture for the encoder: BT.709, or for gif its own 256 best colours."""
     import av
 
     if pixel_format != "pal8":
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
         return frame.reformat(format=pixel_format, dst_colorspace="ITU709", dst_color_range="MPEG")
+
+    # PyAV takes the palette as 256 rows of a r g b.
     image = Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE)
     colours = np.frombuffer(bytes(image.getpalette("RGB")), np.uint8).reshape(-1, 3)
-    palette = np.zeros((256, 4), np.uint8)  # a r g b
+    palette = np.zeros((256, 4), np.uint8)
     palette[:, 0], palette[: len(colours), 1:] = 255, colours
     return av.VideoFrame.from_ndarray((np.asarray(image), palette), format="pal8")
 
 
 def _sound_packets(out, stack: ExitStack, sound, kinds) -> Iterator:
-    """Packets of the file's first sound track, copied if the container allows, else re-encoded."""
+    """Yield the packets of the first sound track, copied if the container takes them.
+
+    Otherwise the track is re-encoded, as mono or stereo.
+    """
     import av
 
-    taken, encoder = kinds
+    accepted, encoder = kinds
     if sound is None or encoder is None:
         return iter(())
     path, start = sound
@@ -87,7 +103,7 @@ def _sound_packets(out, stack: ExitStack, sound, kinds) -> Iterator:
     if not source.streams.audio:
         return iter(())
     track = source.streams.audio[0]
-    if track.codec_context.name in taken:
+    if track.codec_context.name in accepted:
         return _copied(source, track, out.add_stream_from_template(track), start)
     layout = "mono" if track.codec_context.channels == 1 else "stereo"
     return _encoded(source, track, out.add_stream(encoder, rate=SOUND_RATE, layout=layout), start)
@@ -95,7 +111,7 @@ def _sound_packets(out, stack: ExitStack, sound, kinds) -> Iterator:
 
 def _copied(source, track, stream, start: float) -> Iterator:
     for packet in source.demux(track):
-        if packet.dts is None:  # the flush packet at the end
+        if packet.dts is None:  # the last packet, a flush, carries no data
             continue
         shift = round(start / packet.time_base)
         packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
@@ -111,7 +127,7 @@ def _encoded(source, track, stream, start: float) -> Iterator:
 
 
 def encode_folder(folder: Path, pixels: np.ndarray, rate: Fraction) -> None:
-    """frame_0000.png ..., each with the rate as a text entry that `read_clip` finds again."""
+    """Write frame_0000.png ...; each holds the rate as a text entry, which `read_clip` reads."""
     folder.mkdir()
     note = PngImagePlugin.PngInfo()
     note.add_text("fps", str(float(rate)))

@@ -1,27 +1,31 @@
-"""Clips and captions as data sets lay them out on disk: four layouts, one manifest.
+"""List the clips and captions of a data set on disk: four layouts, one manifest.
 
-MSR-VTT (Xu et al., CVPR 2016), LOVEU-TGVE-2023 (Wu et al., 2023), DAVIS (Pont-Tuset et al., 2017),
-and any folder of clips.
+The layouts are MSR-VTT (Xu et al., CVPR 2016), LOVEU-TGVE-2023 (Wu et al., 2023), DAVIS
+(Pont-Tuset et al., 2017), and any folder of clips.
 """
 
-import csv
-import json
 import os
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vala_research import InputError
+from vala_research.data.captions import (
+    VIDEOS,
+    read_captions,
+    read_csv,
+    read_json,
+    read_lines,
+    tidied,
+)
 from vala_research.data.decoding import PICTURES
 
-VIDEOS = {".mp4", ".webm", ".avi", ".mov", ".mkv", ".m4v", ".gif"}
 MSRVTT_FILES = (
     "train_val_videodatainfo.json", "test_videodatainfo.json", "videodatainfo_2017.json",
     "MSRVTT_data.json",
 )  # fmt: skip
 LOVEU_FILES = ("LOVEU-TGVE-2023_Dataset*.csv",)
 LOVEU_CAPTION = "Our GT caption"
-LOVEU_SUBSETS = {  # by the heading in the csv's first column
+LOVEU_SUBSETS = {  # heading in the first column of the csv: folder
     "DAVIS Videos:": "DAVIS_480p", "Youtube Videos:": "youtube_480p",
     "Videvo Videos:": "videvo_480p",
 }  # fmt: skip
@@ -29,15 +33,14 @@ LOVEU_EDITS = {
     "style": "Style Change Caption", "object": "Object Change Caption",
     "background": "Background Change Caption", "multiple": "Multiple Changes Caption",
 }  # fmt: skip
-CLIP_COLUMNS, CAPTION_COLUMNS = ("file", "video", "name"), ("caption", "text")
 
 
 @dataclass(frozen=True)
 class Entry:
     """One clip of a data set.
 
-    path: a video file or a folder of pictures; None where only a caption file names the clip.
-    edits: prompts of the edits to make, by kind (LOVEU: style, object, background, multiple).
+    path: a video file or a folder of pictures; None if only a caption file names the clip.
+    edits: {kind of edit: prompt} (LOVEU: style, object, background, multiple).
     """
 
     name: str
@@ -50,9 +53,9 @@ class Entry:
 def read_manifest(
     folder: str | os.PathLike, layout: str | None = None, split: str | None = None
 ) -> list[Entry]:
-    """The clips of a data set, in the order of its caption file, else by name.
+    """List the clips of a data set, in the order of its caption file, else by name.
 
-    layout: "msrvtt", "loveu", "davis" or "folder"; None finds it by the files below, in this order.
+    layout: "msrvtt", "loveu", "davis" or "folder". None takes the first whose files are there.
 
     * msrvtt: `train_val_videodatainfo.json`, `test_videodatainfo.json`, `videodatainfo_2017.json`
       or `MSRVTT_data.json` (lists `videos` of video_id, split and `sentences` of video_id,
@@ -64,36 +67,42 @@ def read_manifest(
       `ImageSets/2017/*.txt` or `ImageSets/480p/*.txt`, captions as in a plain folder.
     * folder: video files and folders of pictures at any depth; captions from `captions.csv`
       (columns file | video | name, and caption | text; a row per caption), else `captions.json`
-      ({name: caption or list of captions}), else `NAME.txt` beside each clip (one a line), else
-      the words of the clip's own name.
+      ({name: caption or list of captions}), else `NAME.txt` beside each clip (one per line), else
+      the words of the clip's name.
 
-    split: keep one (msrvtt: train, validate, test; loveu: the subset's name; davis: train, val).
-    Raises InputError for a folder or caption file that cannot be understood. A clip that is
-    missing is an entry all the same: who reads the manifest names it and counts it.
+    split: keep this split only (msrvtt: train, validate, test; loveu: name of the subset; davis:
+        train, val).
+    Returns the entries. A missing clip is an entry too, so that its reader can name and count it.
+    Raises InputError for a folder or a caption file that cannot be understood.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give one that holds clips.")
     if layout is None:
-        layout = next(name for name, (is_so, _) in LAYOUTS.items() if is_so(folder))
+        layout = next(name for name, (matches, _) in LAYOUTS.items() if matches(folder))
     elif layout not in LAYOUTS:
         raise InputError(f"Unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}.")
     entries = LAYOUTS[layout][1](folder)
     if split is not None:
-        splits = sorted({e.split for e in entries if e.split})
-        if split not in splits:
-            known = f"choose one of {', '.join(splits)}" if splits else "it has none, leave it out"
-            raise InputError(f"{folder} has no split {split!r}: {known}.")
-        entries = [e for e in entries if e.split == split]
+        entries = _of_split(folder, entries, split)
     if not entries:
         raise InputError(f"{folder} holds no clips in the {layout} layout: check the folder.")
     return entries
 
 
+def _of_split(folder: Path, entries: list[Entry], split: str) -> list[Entry]:
+    splits = sorted({e.split for e in entries if e.split})
+    if split not in splits:
+        remedy = f"choose one of {', '.join(splits)}" if splits else "it has none, leave it out"
+        raise InputError(f"{folder} has no split {split!r}: {remedy}.")
+    return [e for e in entries if e.split == split]
+
+
 def _msrvtt(folder: Path) -> list[Entry]:
     clips, entries = _clips(folder, key=lambda path: path.name), {}
     for path in _require(folder, MSRVTT_FILES):
-        table = _json(path)
+        # The captions of a video do not stand together: collect them by name.
+        table = read_json(path)
         try:
             splits = {str(v["video_id"]): v.get("split") for v in table["videos"]}
             captions = {name: [] for name in splits}
@@ -104,8 +113,10 @@ def _msrvtt(folder: Path) -> list[Entry]:
                 f"{path} is no MSR-VTT caption file: give lists 'videos' (video_id, split) and"
                 " 'sentences' (video_id, caption)."
             ) from error
-        for name, texts in captions.items():  # the first file that names a video has it
-            entry = Entry(name, clips.get(name), _tidy(texts), splits.get(name))
+
+        # If several files name a video, the first one counts.
+        for name, texts in captions.items():
+            entry = Entry(name, clips.get(name), tidied(texts), splits.get(name))
             entries.setdefault(name, entry)
     return list(entries.values())
 
@@ -114,57 +125,60 @@ def _loveu(folder: Path) -> list[Entry]:
     entries, subset = {}, None
     indices = {s: _clips(folder / s, lambda p: p.name) for s in LOVEU_SUBSETS.values()}
     for path in _require(folder, LOVEU_FILES):
-        for row in _csv(path, "Video name", LOVEU_CAPTION):
+        for row in read_csv(path, "Video name", LOVEU_CAPTION):
+            # A row is a heading that starts a subset, an empty row, or a clip.
             name = row["Video name"].strip()
             subset = LOVEU_SUBSETS.get(name, subset)
-            if not name or name.endswith(":"):  # an empty row or a heading
+            if not name or name.endswith(":"):
                 continue
-            found = subset or next((s for s, index in indices.items() if name in index), None)
-            edits = {
-                k: row[c].strip() for k, c in LOVEU_EDITS.items() if (row.get(c) or "").strip()
-            }
-            clip = indices.get(found, {}).get(name)
-            entry = Entry(name, clip, _tidy([row[LOVEU_CAPTION]]), found, edits)
-            entries.setdefault((found, name), entry)
+
+            # Without a heading, the subset is the one that holds the clip.
+            split = subset or next((s for s, index in indices.items() if name in index), None)
+            clip = indices.get(split, {}).get(name)
+            prompts = {kind: (row.get(c) or "").strip() for kind, c in LOVEU_EDITS.items()}
+            edits = {kind: prompt for kind, prompt in prompts.items() if prompt}
+            entry = Entry(name, clip, tidied([row[LOVEU_CAPTION]]), split, edits)
+            entries.setdefault((split, name), entry)
     return list(entries.values())
 
 
 def _davis(folder: Path) -> list[Entry]:
-    images = folder / "JPEGImages"
-    there = [path for path in images.glob("*") if path.is_dir()]
-    resolutions = sorted(there, key=lambda path: (path.name != "480p", path.name))
+    # Take the frames at 480p, or at another resolution if 480p is absent.
+    folders = [path for path in (folder / "JPEGImages").glob("*") if path.is_dir()]
+    resolutions = sorted(folders, key=lambda path: (path.name != "480p", path.name))
     if not resolutions:
         raise InputError(
             f"{folder} holds no JPEGImages/480p/NAME/: put the frames there or choose another"
             " layout."
         )
+
+    # A line of a split is a name (2017), or the paths of a frame and of its mask (480p).
     splits = {}
     for path in sorted(p for d in ("2017", "480p") for p in folder.glob(f"ImageSets/{d}/*.txt")):
         if path.stem in ("train", "val"):
-            for line in _lines(path):
-                # 2017: a name; 480p: the paths of a frame and of its mask
+            for line in read_lines(path):
                 words = line.split()
                 name = words[0].split("/")[-2] if words and "/" in words[0] else "".join(words)
                 splits.setdefault(name, path.stem)
     splits.pop("", None)
+
     clips = _clips(resolutions[0], lambda path: path.name)
     clips |= {name: None for name in splits if name not in clips}
-    return [
-        Entry(name, clips.get(name), texts, splits.get(name))
-        for name, texts in _captions(folder, clips).items()
-    ]
+    captions = read_captions(folder, clips)
+    return [Entry(name, clips.get(name), c, splits.get(name)) for name, c in captions.items()]
 
 
 def _folder(folder: Path) -> list[Entry]:
     clips = _clips(folder, lambda path: path.relative_to(folder).as_posix())
-    return [Entry(name, clips.get(name), c) for name, c in _captions(folder, clips).items()]
+    return [Entry(name, clips.get(name), c) for name, c in read_captions(folder, clips).items()]
 
 
 def _marked(*patterns: str):
+    """Return a test whether a folder, or a folder in it, holds one of these files."""
     return lambda folder: any(_find(folder, patterns))
 
 
-LAYOUTS = {  # name: what tells it, what reads it
+LAYOUTS = {  # name: (test of a folder, reader)
     "msrvtt": (_marked(*MSRVTT_FILES), _msrvtt),
     "loveu": (_marked(*LOVEU_FILES), _loveu),
     "davis": (lambda folder: (folder / "JPEGImages").is_dir(), _davis),
@@ -177,14 +191,17 @@ def _find(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 
 def _require(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    found = _find(folder, patterns)
-    if not found:
+    files = _find(folder, patterns)
+    if not files:
         raise InputError(f"{folder} holds no {' or '.join(patterns)}: choose another layout.")
-    return found
+    return files
 
 
 def _clips(folder: Path, key) -> dict[str, Path]:
-    """Videos, and folders of pictures, by name without suffix; the video where both exist."""
+    """Find videos and folders of pictures: {key of the path without suffix: path}.
+
+    If both exist, the video counts. Hidden files, and pictures in the folder itself, do not.
+    """
     videos, pictures = {}, {}
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -195,67 +212,3 @@ def _clips(folder: Path, key) -> dict[str, Path]:
         elif path.suffix.lower() in PICTURES:
             pictures.setdefault(key(path.parent), path.parent)
     return dict(sorted((pictures | videos).items()))
-
-
-def _captions(folder: Path, clips: dict) -> dict[str, tuple[str, ...]]:
-    """Captions by clip: of a caption file, of text files beside the clips, or of their names."""
-    texts = defaultdict(list)
-    if (path := folder / "captions.csv").is_file():
-        for row in _csv(path, CLIP_COLUMNS, CAPTION_COLUMNS):
-            clip, text = (
-                next(row[c] for c in k if c in row) for k in (CLIP_COLUMNS, CAPTION_COLUMNS)
-            )
-            texts[_bare(clip)].append(text)
-    elif (path := folder / "captions.json").is_file():
-        table = _json(path)
-        if not isinstance(table, dict):
-            raise InputError(f"{path}: give an object of clip names and captions.")
-        for clip, text in table.items():
-            texts[_bare(clip)] += text if isinstance(text, list) else [text]
-    else:
-        beside = {n: p.parent / f"{_bare(p.name)}.txt" for n, p in clips.items() if p}
-        for name, path in beside.items():
-            if path.is_file():
-                texts[name] = _lines(path)
-        if not texts:
-            words = {n: n.rpartition("/")[2].replace("_", " ").replace("-", " ") for n in clips}
-            return {name: _tidy([text]) for name, text in words.items()}
-    return {name: _tidy(texts.get(name, [])) for name in {**clips, **texts}}
-
-
-def _bare(name: str) -> str:
-    path = Path(name.strip())
-    return (path.with_suffix("") if path.suffix.lower() in VIDEOS else path).as_posix()
-
-
-def _tidy(texts: list) -> tuple[str, ...]:
-    return tuple(" ".join(str(t).split()) for t in texts if t is not None and str(t).strip())
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not readable text ({error}): save it as UTF-8.") from error
-
-
-def _json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}): repair it.") from error
-
-
-def _csv(path: Path, *columns: str | tuple[str, ...]) -> list[dict[str, str]]:
-    """Rows by column; `columns` must be there, of a tuple any one."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            rows, names = list(reader), {n.strip() for n in reader.fieldnames or ()}
-    except (ValueError, OSError, csv.Error) as error:
-        raise InputError(f"{path} is not a readable csv ({error}): repair it.") from error
-    for wanted in columns:
-        alternatives = (wanted,) if isinstance(wanted, str) else wanted
-        if not names & set(alternatives):
-            raise InputError(f"{path} has no column {' or '.join(alternatives)!r}: add it.")
-    return [{k.strip(): v for k, v in row.items() if k} for row in rows]

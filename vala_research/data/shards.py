@@ -1,8 +1,8 @@
-"""A data set as WebDataset shards: pictures and JSON in tar files, each written whole.
+"""Convert a data set to WebDataset shards: tar files of pictures and JSON, each written whole.
 
 Format: https://github.com/webdataset/webdataset; `streaming.py` reads it. A sample is a piece
 of a clip: `KEY.0000.png` ... beside `KEY.json` (name, start, captions, split, edits).
-Differs from GE-Adapter's released shards: those hold pickles (`.pyd`) of pairs of frames.
+Differs from GE-Adapter's released shards, which hold pickles (`.pyd`) of pairs of frames.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vala_research import InputError
-from vala_research.data.clips import iter_frames
+from vala_research.data.clips import check_at_least, iter_frames
 from vala_research.data.datasets import count_frames, summarised
 from vala_research.data.manifests import Entry, read_manifest
 from vala_research.files import written_whole
@@ -33,13 +33,13 @@ FORMATS = {"png": "PNG", "jpg": "JPEG"}
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """What a conversion keeps.
+    """Settings of a conversion.
 
-    size: as `read_clip`'s; None keeps every clip's own.
+    size: size of the frames, see `read_clip`; None keeps the size of each clip.
     picture: "png" (exact) or "jpg" (quality 95, about a third of the bytes).
-    piece: longest run of frames in one sample; a group lies within a piece.
-    pieces_per_clip: at most so many, from evenly spaced places (None: the whole clip).
-    clips_per_shard: what is done again after an interruption is less than one shard.
+    piece: maximum number of frames per sample, at least 2; a group lies within a piece.
+    pieces_per_clip: maximum number of pieces per clip, evenly spaced (None: the whole clip).
+    clips_per_shard: clips per tar file. An interruption loses less than one shard.
     """
 
     size: tuple[int, int] | int | None = None
@@ -51,10 +51,10 @@ class ShardSettings:
     def __post_init__(self):
         if self.picture not in FORMATS:
             raise InputError(f"Unknown picture {self.picture!r}: choose one of png, jpg.")
-        for name in ("piece", "pieces_per_clip", "clips_per_shard"):
-            value = getattr(self, name)
-            if value is not None and value < 1 + (name == "piece"):
-                raise InputError(f"{name} is {value}: give {1 + (name == 'piece')} or more.")
+        check_at_least(2, piece=self.piece)
+        check_at_least(
+            1, pieces_per_clip=self.pieces_per_clip, clips_per_shard=self.clips_per_shard
+        )
 
 
 def convert(
@@ -65,12 +65,14 @@ def convert(
     split: str | None = None,
     strict: bool = False,
 ) -> str:
-    """Write a data set (see `read_manifest`) as shards into a folder; its summary.
+    """Write a data set (see `read_manifest`) as shards into a folder.
 
-    Shards are written whole and in order, so the same call goes on where a cut-off one stopped.
-    strict: the first clip that cannot be read raises InputError; else it is left out, and named in
-        `shards.json` and in the summary.
-    Raises InputError: a folder with other files or another conversion in it, no clip readable.
+    Shards are written whole and in order, so the same call resumes an interrupted conversion.
+    strict: the first clip that cannot be read raises InputError. Otherwise it is left out;
+        `shards.json` and the summary name it.
+    Returns the summary.
+    Raises InputError if the folder holds other files or another conversion, or if no clip is
+    readable.
     """
     entries, folder = read_manifest(data, layout, split), Path(output)
     was_there = folder.exists()
@@ -79,25 +81,30 @@ def convert(
         if strict and skipped:
             text = summarised(len(entries), skipped)
             raise InputError(f"{folder} was begun without strictness: {text}")
+
+        # A conversion without any clip leaves no shards.
         if len(skipped) == len(entries):
             for path in (folder / INDEX, *folder.glob("shard-*.tar")):
                 path.unlink()
             raise InputError(f"No clip can be read. {summarised(len(entries), skipped)}")
     except InputError:
         if not was_there:
-            with suppress(OSError):  # shards that are whole stay
+            with suppress(OSError):  # whole shards stay, and the folder with them
                 folder.rmdir()
         raise
     return summarised(len(entries), skipped)
 
 
 def _convert(entries: list[Entry], folder: Path, settings, strict: bool) -> dict[str, str]:
-    """Write the shards that are not there yet; which clips they all lack, and why."""
+    """Write the missing shards. Returns the clips that all shards lack: {name: reason}."""
+    # Through JSON, so that the plan equals the one that the index file holds.
     plan = json.loads(json.dumps({"settings": asdict(settings), "source": _digest(entries)}))
     parts = [
         entries[i : i + settings.clips_per_shard]
         for i in range(0, len(entries), settings.clips_per_shard)
     ]
+
+    # Write each shard whole, then the index that counts it.
     done = _begun(folder, plan)
     with tqdm(total=len(entries), desc="clips", disable=None) as bar:
         bar.update(sum(shard["clips"] for shard in done))
@@ -112,44 +119,49 @@ def _convert(entries: list[Entry], folder: Path, settings, strict: bool) -> dict
 
 
 def _digest(entries: list[Entry]) -> str:
-    said = [(e.name, e.captions, e.split, sorted(e.edits.items())) for e in entries]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    contents = [(e.name, e.captions, e.split, sorted(e.edits.items())) for e in entries]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Where a shard lies."""
+    """Return the path of a shard."""
     return folder / f"shard-{number:05d}.tar"
 
 
 def skipped_clips(shards: list[dict]) -> dict[str, str]:
-    """What the shards lack, and why."""
+    """Merge the clips that the shards lack: {name: reason}."""
     return {name: reason for shard in shards for name, reason in shard["skipped"].items()}
 
 
 def _begun(folder: Path, plan: dict) -> list[dict]:
-    """The shards that an earlier call of the same plan has finished."""
+    """Return the shards that an earlier call with the same plan has finished."""
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror}): choose another.") from error
+
+    # A killed call leaves unfinished files.
     for left in (*folder.glob(".shard-*.tar"), *folder.glob(".shards.*.json")):
-        left.unlink()  # of a call that was killed
+        left.unlink()
+
+    # Without an index, a first shard may exist: the call was killed before it wrote the index.
     if not (folder / INDEX).exists():
-        # The first shard may be there: the call was killed before it wrote the index.
         others = [p.name for p in folder.iterdir() if p != shard_path(folder, 0)]
         if others:
             raise InputError(f"{folder} holds other files ({others[0]}): give an empty folder.")
         return []
+
+    # A missing shard is written again, and all shards after it.
     state = read_index(folder)
     if {key: state.get(key) for key in plan} != plan:
         raise InputError(f"{folder} holds shards of other clips or settings: give an empty folder.")
-    # A shard that was taken away is written again, and those after it.
-    whole = (i for i in range(len(state["shards"])) if not shard_path(folder, i).exists())
-    return state["shards"][: next(whole, len(state["shards"]))]
+    n_shards = len(state["shards"])
+    missing = (i for i in range(n_shards) if not shard_path(folder, i).exists())
+    return state["shards"][: next(missing, n_shards)]
 
 
 def read_index(folder: Path) -> dict:
-    """What is written so far: `shards` (clips, pieces, skipped of each) of `n_shards`."""
+    """Read the index: `shards` written so far (clips, pieces, skipped), and `n_shards` in all."""
     try:
         state = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         assert all({"pieces", "clips", "skipped"} <= set(shard) for shard in state["shards"])
@@ -159,7 +171,7 @@ def read_index(folder: Path) -> dict:
 
 
 def _write(path: Path, entries: list[Entry], first: int, settings, strict: bool, bar) -> dict:
-    """One shard; what it holds and which clips it lacks."""
+    """Write one shard. Returns its entry of the index: clips, pieces, skipped."""
     import webdataset
 
     pieces, skipped = 0, {}
@@ -179,12 +191,15 @@ def _write(path: Path, entries: list[Entry], first: int, settings, strict: bool,
 
 
 def _samples(entry: Entry, number: int, settings: ShardSettings) -> Iterator[dict]:
+    """Yield one sample per piece of a clip: {file name after the key: bytes}."""
     n_frames = count_frames(entry)
     if not entry.captions:
         raise InputError(f"{entry.name} has no caption: add one.")
     pieces = _pieces(n_frames, settings.piece, settings.pieces_per_clip)
     frames = enumerate(iter_frames(entry.path, pieces[-1][1], size=settings.size))
-    said = {"name": entry.name, "captions": entry.captions, "split": entry.split}
+    clip = {"name": entry.name, "captions": entry.captions, "split": entry.split}
+
+    # One pass over the frames serves all pieces, since these are in order.
     for k, (start, stop) in enumerate(pieces):
         sample = {"__key__": f"{number:06d}-{k:04d}"}
         for i, frame in frames:
@@ -192,12 +207,15 @@ def _samples(entry: Entry, number: int, settings: ShardSettings) -> Iterator[dic
                 sample[f"{i - start:04d}.{settings.picture}"] = _encoded(frame, settings.picture)
             if i == stop - 1:
                 break
-        about = said | {"start": start, "edits": entry.edits}
+        about = clip | {"start": start, "edits": entry.edits}
         yield sample | {"json": json.dumps(about).encode()}
 
 
 def _pieces(n_frames: int, longest: int, most: int | None) -> list[tuple[int, int]]:
-    """Frames [start, stop) of pieces that are as equal as can be, so that none is a short rest."""
+    """Split frames into pieces [start, stop) of nearly equal length, so that none is very short.
+
+    most: maximum number of pieces; those in the middle of `most` equal parts are kept.
+    """
     n = -(-n_frames // longest)
     pieces = list(pairwise(n_frames * i // n for i in range(n + 1)))
     if most is None or most >= n:

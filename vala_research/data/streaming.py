@@ -1,7 +1,7 @@
-"""Shards streamed back as the groups they were made for; pictures and JSON are all that is decoded.
+"""Stream groups of frames from shards; only pictures and JSON are decoded.
 
-The tar files are read by https://github.com/webdataset/webdataset, without its decoders (which
-unpickle) and its URLs (which may run commands).
+https://github.com/webdataset/webdataset reads the tar files. Its decoders and its URLs are not
+used: the decoders unpickle, and a URL may run a command.
 """
 
 import json
@@ -20,6 +20,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vala_research import InputError
+from vala_research.data.clips import as_frame, as_sides
 from vala_research.data.datasets import TRIPLES, ClipGroups, GroupSampling, summarised
 from vala_research.data.manifests import read_manifest
 from vala_research.data.shards import FORMATS, INDEX, read_index, shard_path, skipped_clips
@@ -41,29 +42,31 @@ def open_groups(
     split: str | None = None,
     strict: bool = False,
 ) -> "ClipGroups | ShardGroups":
-    """The groups of a data set on disk, or of the shards it was converted to.
+    """Open the groups of a data set on disk, or of its shards.
 
-    n_samples: of the clips' groups (None: one a clip); shards are streamed without end if it is
-        given, and once if not.
+    n_samples: number of samples of a data set (None: one per clip). Shards are streamed without end
+        if it is given, and once if it is None.
     """
     if not (Path(data) / INDEX).exists():
         entries = read_manifest(data, layout, split)
         return ClipGroups(entries, sampling, size, n_samples, strict)
     if layout is not None or split is not None:
-        raise InputError(f"{data} holds shards: choose layout and split when they are made.")
+        raise InputError(f"{data} holds shards: choose layout and split in their conversion.")
     return ShardGroups(data, sampling, size, 1 if n_samples is None else None, strict=strict)
 
 
 class ShardGroups(IterableDataset):
-    """The groups of `ClipGroups`, streamed from shards: one of every piece in each pass.
+    """Stream of the groups of `ClipGroups` from shards: each pass draws one group per piece.
 
-    Shards are shuffled, and samples within a buffer of `buffer`; a loader's workers share out the
-    shards. Frames and caption depend on the seed, the pass and the piece alone. Every process reads
-    all shards: accelerate deals the batches out.
-    n_passes: over the shards (None: without end).
-    strict: a shard or piece that cannot be used raises InputError; else it is left out, kept in
-        `damaged` (of the process that reads) and warned of.
-    A file in a shard that is neither picture nor JSON, such as a pickle, is refused always.
+    n_passes: number of passes over the shards (None: without end).
+    buffer: number of samples in the shuffling buffer; the shards are shuffled too.
+    strict: a shard or piece that cannot be used raises InputError. Otherwise it is left out with a
+        warning; `damaged`, in the process that reads, names it.
+
+    The draw of frames and caption depends on the seed, the pass and the piece alone.
+    The workers of a loader share the shards. Every process reads all shards: accelerate splits the
+    batches among processes.
+    A file in a shard that is neither picture nor JSON, such as a pickle, always raises InputError.
     """
 
     def __init__(
@@ -76,20 +79,22 @@ class ShardGroups(IterableDataset):
         strict: bool = False,
     ):
         self.folder, self.sampling, self.n_passes = Path(folder), sampling, n_passes
-        self.size = (size, size) if isinstance(size, int) else size
-        self.buffer, self.strict = buffer, strict
+        self.size, self.buffer, self.strict = as_sides(size), buffer, strict
+
+        # Refuse an unfinished conversion.
         state = read_index(self.folder)
         if len(state["shards"]) < state["n_shards"]:
             raise InputError(
                 f"{folder} holds {len(state['shards'])} of {state['n_shards']} shards: its"
-                " conversion was cut off, repeat the command to finish it."
+                " conversion was cut off; repeat the command to finish it."
             )
+
         self.n_pieces = [shard["pieces"] for shard in state["shards"]]
         self.n_clips = sum(shard["clips"] for shard in state["shards"])
         self.skipped, self.damaged = skipped_clips(state["shards"]), {}
 
     def summary(self) -> str:
-        """One line: clips in the shards, clips skipped when they were made, pieces skipped now."""
+        """Say in one line how many clips are used, and which clips and pieces are skipped."""
         text = summarised(self.n_clips, self.skipped)
         if not self.damaged:
             return text
@@ -99,24 +104,30 @@ class ShardGroups(IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         from webdataset.filters import shuffle
 
+        # Worker i of n reads every n-th shard, from the i-th on.
         worker = get_worker_info()
         share = (worker.id, None, worker.num_workers) if worker else (0, None, 1)
+
         for number in count() if self.n_passes is None else range(self.n_passes):
             rng, shards = self.sampling.generator("pass", number), list(range(len(self.n_pieces)))
             rng.shuffle(shards)
             drawn = (d for i in islice(shards, *share) for d in self._drawn(i, number))
-            n_given = 0
+
+            # Decode after shuffling, so that the buffer holds compressed pictures.
+            n_groups = 0
             for sample in shuffle(max(1, self.buffer), rng=rng)(drawn):
                 if (group := self._decoded(*sample)) is not None:
-                    n_given += 1
+                    n_groups += 1
                     yield group
-            if not n_given and share[0] < len(shards):
+
+            # A pass without a group would repeat for ever. A worker without a shard just ends.
+            if not n_groups and share[0] < len(shards):
                 raise InputError(f"{self.folder}: no group can be drawn. {self.summary()}")
-            if not n_given:  # more workers than shards
+            if not n_groups:
                 return
 
     def _drawn(self, shard: int, number: int) -> Iterator[tuple]:
-        """Of every piece: place, key, the pictures of a group, and its caption, name, start."""
+        """Draw one group per piece of a shard: (place, key, pictures, {caption, name, start})."""
         from webdataset.tariterators import group_by_keys, tar_file_expander
 
         path, n_pieces = shard_path(self.folder, shard), 0
@@ -127,7 +138,7 @@ class ShardGroups(IterableDataset):
                     n_pieces += 1
                     if (drawn := self._draw(path, sample, number)) is not None:
                         yield drawn
-            if n_pieces < self.n_pieces[shard]:  # a tar may end early without a word
+            if n_pieces < self.n_pieces[shard]:  # a tar file may end early without an error
                 raise EOFError(f"{n_pieces} of {self.n_pieces[shard]} pieces are there")
         except InputError:
             raise
@@ -135,22 +146,28 @@ class ShardGroups(IterableDataset):
             self._skip(path.name, f"{path} is damaged ({type(error).__name__}): convert again.")
 
     def _draw(self, path: Path, sample: dict, number: int) -> tuple | None:
+        """Draw a group from a piece, still compressed; None if the piece is skipped."""
+        # Refuse every file that is neither picture nor JSON.
         key = sample.pop("__key__")
         files = {k: v for k, v in sample.items() if not k.startswith("__")}
         for name in files:
             if name != "json" and not PICTURE.fullmatch(name):
                 raise InputError(
-                    f"{path} holds {key}.{name}: shards hold pictures and JSON only, nothing else"
-                    " is read; make them with `vala shards`."
+                    f"{path} holds {key}.{name}: a shard holds pictures and JSON only, nothing"
+                    " else is read; make shards with `vala shards`."
                 )
+
+        # Read the piece's name, captions and first frame.
         where = f"{path}, {key}"
         try:
             about = json.loads(files.pop("json"))
             captions, first, name = tuple(about["captions"]), int(about["start"]), about["name"]
             if not all(isinstance(text, str) for text in (name, *captions)):
-                raise TypeError("text is wanted")
+                raise TypeError("a name or caption is not text")
         except UNREADABLE:
             return self._skip(key, f"{where}: its JSON is damaged.")
+
+        # Draw the frames and the caption.
         if reason := self.sampling.refusal(len(files), captions):
             return self._skip(key, f"{where}: {name} {reason}.")
         rng = self.sampling.generator(number, key)
@@ -160,9 +177,10 @@ class ShardGroups(IterableDataset):
         return where, key, [files[n] for n in names], about
 
     def _decoded(self, where: str, key: str, pictures: list[bytes], about: dict) -> dict | None:
+        """Decode the pictures of a group to a sample; None if one is damaged."""
         try:
             frames = torch.stack([_picture(data) for data in pictures])
-        except (*UNREADABLE, RuntimeError):  # RuntimeError: pictures of several sizes
+        except (*UNREADABLE, RuntimeError):  # RuntimeError: the pictures differ in size
             return self._skip(key, f"{where}: a picture is damaged.")
         return {"frames": fit_to_size(frames, self.size) if self.size else frames} | about
 
@@ -176,5 +194,4 @@ class ShardGroups(IterableDataset):
 
 def _picture(data: bytes) -> torch.Tensor:
     with Image.open(BytesIO(data), formats=tuple(FORMATS.values())) as picture:
-        pixels = np.array(picture.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+        return as_frame(np.array(picture.convert("RGB")))
