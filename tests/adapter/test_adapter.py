@@ -8,17 +8,17 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from tiny_models import D_TEXT, N_TOKENS, tiny_motion_unet, tiny_sdxl_unet, tiny_unet
+from tiny_models import D_TEXT, N_TOKENS, tiny_motion_unet, tiny_sdxl_unet, tiny_unet, tiny_unet3d
 from torch import nn
 
 from vala_research import InputError
 from vala_research.adapter import storage
-from vala_research.adapter.settings import AdapterSettings
+from vala_research.adapter.settings import AdapterSettings, lora_config
 from vala_research.adapter.temporal_adapter import TemporalAdapter, hook_sites, temporal_features
 from vala_research.diffusion.attention import AnchorAttention
 from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.injection import attention_patches
-from vala_research.diffusion.patching import Patch, patched
+from vala_research.diffusion.patching import Patch, is_temporal, patched
 from vala_research.methods.anchors import AnchorSettings, assign_anchors
 from vala_research.methods.temporal import temporal_consistency_loss
 
@@ -75,7 +75,7 @@ def test_an_untrained_lora_is_the_identity_and_alone_asks_for_gradients(name, bl
     n_tokens = 18 * D_TEXT + (D_VISION + 1) * D_TEXT
     n_lora = sum(p.numel() for p in unet.parameters()) - n_unet
     assert adapter.n_parameters == n_lora + n_tokens > n_tokens
-    assert adapter.parameters() and all(p.requires_grad for p in adapter.parameters())
+    assert all(p.requires_grad for p in adapter.trainable())
     where = {n.partition(".")[0] for n, _ in adapter.lora_parameters()}
     assert (
         where
@@ -86,6 +86,15 @@ def test_an_untrained_lora_is_the_identity_and_alone_asks_for_gradients(name, bl
         }[blocks]
     )
     assert not any("motion_modules" in n for n, _ in adapter.lora_parameters())
+
+
+def test_attention_along_time_gets_no_lora():
+    """ModelScope-class UNets name their temporal attentions otherwise than motion modules."""
+    unet = tiny_unet3d()
+    assert any("temp_attentions" in n and n.endswith("attn1") for n, _ in unet.named_modules())
+    targets = lora_config(unet, AdapterSettings()).target_modules
+    assert targets and not [n for n in targets if is_temporal(n)]
+    assert any(n.startswith("down_blocks.0.attentions.0.") for n in targets)
     adapter.detach()
     assert torch.equal(call(), before)
     assert sum(p.numel() for p in unet.parameters()) == n_unet

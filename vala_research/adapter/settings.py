@@ -12,6 +12,7 @@ from peft import LoraConfig
 
 from vala_research import InputError
 from vala_research.diffusion.backbone import UNet
+from vala_research.diffusion.patching import is_temporal
 from vala_research.methods.prompt_tokens import PromptTokenSettings
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -83,24 +84,24 @@ def checked_scale(scale: float) -> float:
 
 
 def lora_config(unet: UNet, settings: AdapterSettings) -> LoraConfig:
-    """peft's description: the projections of self- and cross-attention, none of motion modules."""
-    found = [
+    """peft's description: projections of spatial self- and cross-attention, none along time."""
+    targets = [
         f"{name}.{projection}"
         for name, module in unet.named_modules()
         if isinstance(module, Attention)
         and name.startswith(BLOCKS[settings.blocks])
-        and "motion_modules" not in name
+        and not is_temporal(name)
         and name.rpartition(".")[2] in ("attn1", "attn2")
         for projection in PROJECTIONS
     ]
-    if not found:
+    if not targets:
         raise InputError(
             f"The UNet has no attention in its blocks {settings.blocks!r}: choose others."
         )
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules=found,
+        target_modules=targets,
         init_lora_weights="gaussian",
     )
 

@@ -18,7 +18,7 @@ from vala_research import InputError
 from vala_research.adapter.settings import AdapterSettings, lora_config, signature
 from vala_research.adapter.storage import StoredAdapter, read_adapter, write_adapter
 from vala_research.diffusion.backbone import UNet
-from vala_research.diffusion.patching import Patch, is_self_attention, patched
+from vala_research.diffusion.patching import Patch, decoder_self_attentions, patched
 from vala_research.methods.prompt_tokens import PromptTokens
 
 NAME = "temporal"  # of the LoRA inside the UNet, for peft
@@ -91,8 +91,6 @@ class TemporalAdapter:
         """What training changes: the LoRA, then the tokens."""
         tokens = [] if self.tokens is None else list(self.tokens.parameters())
         return [p for _, p in self.lora_parameters()] + tokens
-
-    parameters = trainable
 
     @property
     def n_parameters(self) -> int:
@@ -202,9 +200,7 @@ def hook_sites(unet: UNet) -> list[str]:
 
     up_blocks[1].attentions.{1,2}, [2].{0,1,2}, [3].{0,1,2}; of a single one, that one.
     """
-    names = [
-        n for n, m in unet.named_modules() if n.startswith("up_blocks.") and is_self_attention(n, m)
-    ]
+    names = decoder_self_attentions(unet)
     return names[1:] or names
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vala_research import InputError
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.ddpm_update import ddpm_update, update_levels
-from vala_research.diffusion.patching import Patch, is_self_attention
+from vala_research.diffusion.patching import Patch, decoder_self_attentions
 from vala_research.diffusion.schedule import Predict, Schedule
 from vala_research.methods.bilateral import BilateralSettings, check_reflection
 
@@ -86,9 +86,7 @@ def frame_filter(unet: UNet, settings: BilateralInversion, fraction: float = 0.0
     Of the last decoder block with attention, its first two transformers: up_blocks[3].attentions
     {0, 1} of Stable Diffusion 1.5. Raises InputError where a UNet has none.
     """
-    decoder = [
-        n for n, m in unet.named_modules() if n.startswith("up_blocks.") and is_self_attention(n, m)
-    ]
+    decoder = decoder_self_attentions(unet)
     if not decoder:
         raise InputError(
             f"{type(unet).__name__} has no self-attention in its decoder: filter the 'latent'."

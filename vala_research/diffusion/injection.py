@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vala_research import InputError
 from vala_research.diffusion.attention import Policy, SelfAttention, get_policy
 from vala_research.diffusion.backbone import UNet
-from vala_research.diffusion.patching import Patch, is_self_attention
+from vala_research.diffusion.patching import Patch, decoder_self_attentions, is_self_attention
 
 # Injection of the source's features.
 
@@ -53,9 +53,7 @@ def injected_attention_layers(unet: UNet) -> frozenset[str]:
 
     A decoder of one or two such layers gives them all.
     """
-    names = [
-        n for n, m in unet.named_modules() if n.startswith("up_blocks.") and is_self_attention(n, m)
-    ]
+    names = decoder_self_attentions(unet)
     return frozenset(names if len(names) <= 2 else names[1:])
 
 

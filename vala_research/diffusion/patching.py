@@ -82,6 +82,14 @@ def is_self_attention(name: str, module: nn.Module) -> bool:
     )
 
 
+def decoder_self_attentions(unet: nn.Module) -> list[str]:
+    """Names of the decoder's spatial self-attentions, coarse to fine."""
+    return [
+        name for name, module in unet.named_modules()
+        if name.startswith("up_blocks.") and is_self_attention(name, module)
+    ]  # fmt: skip
+
+
 def is_heavy_per_frame(name: str, module: nn.Module) -> bool:
     """Modules that see one frame at a time and whose working memory dwarfs their output."""
     if is_temporal(name):

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from vala_research.diffusion import codec
-from vala_research.diffusion.backbone import Backbone
+from vala_research.diffusion.backbone import Backbone, vae_factor
 from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import InversionSettings, get_inversion
@@ -35,8 +35,7 @@ def peak_bytes(
     itself come on top.
     """
     vae, unet = networks["vae"], networks["unet"]
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    h, w = height // factor, width // factor
+    h, w = height // vae_factor(vae), width // vae_factor(vae)
     channels, layers = unet.config.block_out_channels, unet.config.layers_per_block
     wide = channels[0] * h * w  # one feature map of one frame at full latent resolution
     held = channels[min(1, len(channels) - 1)] / channels[0] + layers + 1 + 6
