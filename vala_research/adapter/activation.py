@@ -1,7 +1,7 @@
-"""An adapter acts on a stretch of the diffusion steps, in inversion and edit alike.
+"""Where an adapter acts: an interval of the diffusion steps, the same in inversion and edit.
 
-Sampling undoes only the process that was inverted: both ask the network at the same timesteps, and
-find the adapter on or off there together. GE-Adapter (arXiv 2501.04606), Figs. 11 and 14.
+Sampling undoes only the process that was inverted. Inversion and edit call the network at the same
+timesteps, so the adapter is on or off there in both. GE-Adapter (arXiv 2501.04606), Figs. 11, 14.
 """
 
 import warnings
@@ -25,10 +25,10 @@ Interval = Sequence[float]
 
 @dataclass(frozen=True)
 class Activation:
-    """Where an adapter acts in one edit: from and to these fractions of T, both included.
+    """Where an adapter acts in one edit. Intervals are fractions of T, both ends included.
 
-    interval: of the LoRA; token_interval: of the prompt tokens; at scale 0 neither acts. vision:
-    image tokens of the source frames, which frame tokens are made of.
+    interval: of the LoRA. token_interval: of the prompt tokens. scale: of the LoRA; at 0 neither
+    acts. vision: image tokens of the source frames, from which frame tokens are made.
     """
 
     adapter: TemporalAdapter
@@ -39,17 +39,17 @@ class Activation:
     vision: Float[Tensor, "f n d"] | None = None
 
     def holds(self, t: int, interval: Interval) -> bool:
-        """Whether what acts on that interval acts at timestep t."""
+        """Whether the adapter acts at timestep t, by this interval."""
         low, high = interval
         return self.scale != 0 and low * self.n_timesteps <= t <= high * self.n_timesteps
 
     def acts_on(self, t: int) -> bool:
-        """Whether anything of the adapter does."""
+        """Whether the LoRA or the tokens act at timestep t."""
         return self.holds(t, self.interval) or self.holds(t, self.token_interval)
 
 
 class AdapterMixin:
-    """What a pipeline with a `unet` needs to host a temporal adapter."""
+    """Lets a pipeline with a `unet` host a temporal adapter."""
 
     adapter: TemporalAdapter | None = None
     vision_encoder: VisionEncoder | None = None
@@ -57,11 +57,11 @@ class AdapterMixin:
     def load_adapter(
         self, folder: str | PathLike, vision_encoder: str | VisionEncoder | None = None
     ) -> None:
-        """Give the model a temporal adapter, in place of the one it has; later edits use it.
+        """Load a temporal adapter, which replaces the present one. Later edits use it.
 
-        folder: what `TemporalAdapter.save_pretrained` wrote, or "miniature". vision_encoder: the
-        CLIP model of its frame tokens, if it is to be found under another name than in training.
-        Raises InputError, the adapter that was there then being still in place.
+        folder: written by `TemporalAdapter.save_pretrained`, or "miniature".
+        vision_encoder: the CLIP model of its frame tokens, where its name differs from training.
+        Raises InputError; then the adapter that was there stays in place.
         """
         stored = read_adapter(folder, self.unet)
         encoder = vision_encoder_of(stored, vision_encoder)
@@ -69,20 +69,20 @@ class AdapterMixin:
         self.adapter, self.vision_encoder = TemporalAdapter.load(stored, self.unet), encoder
 
     def unload_adapter(self) -> None:
-        """The model as it was before `load_adapter`."""
+        """Restore the model as it was before `load_adapter`."""
         if self.adapter is not None:
             self.adapter.detach()
         self.adapter, self.vision_encoder = None, None
 
     @property
     def adapter_networks(self) -> dict[str, nn.Module]:
-        """What the adapter brings beside its LoRA, which is among the UNet's weights."""
+        """Networks of the adapter outside the UNet: prompt tokens and image encoder."""
         tokens = self.adapter and self.adapter.tokens
         vision = self.vision_encoder and self.vision_encoder.model
         return {k: m for k, m in (("tokens", tokens), ("vision", vision)) if m is not None}
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As every pipeline; refused while an adapter's weights lie among those of the UNet."""
+        """Save like every pipeline. Refused while the UNet holds the weights of an adapter."""
         if self.adapter is not None:
             raise InputError(
                 "The model has an adapter loaded: save the adapter with "
@@ -99,13 +99,15 @@ def activate(
     image_tokens: Callable[[], Tensor] | None,
     inverted: Activation | None = None,
 ) -> Activation | None:
-    """Where the adapter acts; None without an adapter.
+    """Where the adapter acts in an edit; None without an adapter.
 
-    interval, scale: None is that of the inversion, or the adapter's own. image_tokens: makes those
-    of the clip, None when no clip is given. inverted: how the given inversion was made.
+    interval, scale: None is that of the inversion, or the adapter's own.
+    image_tokens: makes the image tokens of the clip; None when no clip is given.
+    inverted: where the adapter acted in the inversion that the edit starts from.
     Warns when no step lies in the interval. Raises InputError for arguments without an adapter, an
     inversion by an adapter that is not loaded, or frame tokens without a clip.
     """
+    # The adapter of the inversion is the adapter of the edit, unless the call says otherwise.
     is_given = interval is not None or scale is not None
     if adapter is None and is_given:
         raise InputError("No adapter is loaded: call load_adapter before giving its arguments.")
@@ -118,19 +120,21 @@ def activate(
         inverted = None
     if adapter is None:
         return None
-    settings, like = adapter.settings, inverted or adapter.settings
-    interval = like.interval if interval is None else checked_interval(interval)
-    scale = like.scale if scale is None else checked_scale(scale)
-    found = Activation(
+    settings, usual = adapter.settings, inverted or adapter.settings
+    interval = usual.interval if interval is None else checked_interval(interval)
+    scale = usual.scale if scale is None else checked_scale(scale)
+    activation = Activation(
         adapter, interval, settings.token_interval or interval, scale, len(schedule.alpha_bar)
     )
+
+    # Warn if nothing will happen; else make the image tokens that frame tokens need.
     if scale == 0:
-        return found
-    if not any(found.acts_on(t) for t in schedule.timesteps):
+        return activation
+    if not any(activation.acts_on(t) for t in schedule.timesteps):
         warnings.warn(
             f"The adapter changes nothing: none of the {len(schedule)} steps lies in its interval "
             f"from {interval[0]:g} to {interval[1]:g}; widen it, or use more steps.",
-            stacklevel=5,  # the caller of the pipeline
+            stacklevel=6,  # the caller of the pipeline
         )
     elif settings.uses_frame_tokens:
         vision = inverted.vision if inverted and image_tokens is None else None
@@ -139,16 +143,17 @@ def activate(
                 "The adapter makes tokens of the clip's frames, which latents alone do not hold: "
                 "give the video, or the Inversion of invert(..., return_inversion=True)."
             )
-        return replace(found, vision=image_tokens() if vision is None else vision)
-    return found
+        return replace(activation, vision=image_tokens() if vision is None else vision)
+    return activation
 
 
 def vision_encoder_of(
     stored: StoredAdapter, given: str | VisionEncoder | None
 ) -> VisionEncoder | None:
-    """What reads the frames' pictures for an adapter: the given one, or the one it names.
+    """The image encoder of an adapter: the given one, or the one that the adapter names.
 
-    Raises InputError when there is none, or its tokens are of another width.
+    None for an adapter without frame tokens.
+    Raises InputError when there is none, or its tokens have another width.
     """
     if not stored.settings.uses_frame_tokens:
         return None

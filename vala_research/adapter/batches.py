@@ -1,4 +1,4 @@
-"""Batch n of a training is the same in every run and process: clips by number, draws by number."""
+"""Batches by number: batch n is the same in every run and process, its clips and its noise."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from vala_research.diffusion.codec import check_size
 
 @dataclass(frozen=True)
 class Control:
-    """A frozen ControlNet, and how its condition (depth, edges, in [0, 1]) is made of frames."""
+    """A frozen ControlNet, and the function that makes its condition from frames, in [0, 1]."""
 
     controlnet: ControlNetModel
     condition: Callable[[Float[Tensor, "f 3 h w"]], Float[Tensor, "f 3 h w"]]
@@ -32,11 +32,11 @@ Vision = Callable[[Float[Tensor, "f 3 h w"]], Float[Tensor, "f m d"]]
 
 @dataclass(frozen=True)
 class Encoders:
-    """From samples {"frames": f 3 h w, "caption"} to what the loss reads; nothing here is trained.
+    """Turns samples {"frames": f 3 h w, "caption": str} into a `Batch`. Nothing here is trained.
 
-    Samples may bring their "noise", f c h w like their latents: see `Batch`.
-    pipe: has `encode` and `encode_prompt`, as VideoEditPipeline. vision: hidden states of an image
-    encoder, for an adapter with frame tokens.
+    A sample may bring its "noise", f c h w like its latents.
+    pipe: has `encode` and `encode_prompt`, as VideoEditPipeline.
+    vision: gives hidden states of an image encoder, for an adapter with frame tokens.
     """
 
     pipe: Any
@@ -45,6 +45,7 @@ class Encoders:
 
     @torch.no_grad()
     def batch(self, samples: list[dict], keeps_caption: list[bool]) -> Batch:
+        """The batch of these samples; the others than keeps_caption get an empty caption."""
         frames = [s["frames"].to(self.pipe.device) for s in samples]
         if len({f.shape for f in frames}) > 1:
             raise InputError(
@@ -67,7 +68,7 @@ class Encoders:
 
 
 def generator_of(seed: int, number: int) -> torch.Generator:
-    """What is drawn for batch `number` of a training, in whichever process and run."""
+    """The generator of batch `number` of a training, the same in every process and run."""
     digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
@@ -75,9 +76,10 @@ def generator_of(seed: int, number: int) -> torch.Generator:
 def numbered_batches(
     dataset: Any, numbers: range, batch_size: int, n_workers: int = 0
 ) -> Iterator[tuple[int, list[dict]]]:
-    """(number, samples) of the batches of these numbers; those before them are left out.
+    """Yield (number, samples) of the batches with these numbers.
 
-    A data set with numbers is asked for those it has, modulo its length; a stream is read over.
+    A data set with numbers is indexed modulo its length. A stream is read from its start, and the
+    batches before the first number are skipped.
     """
     own = torch.Generator()  # the loader would draw from the global one
     loading = dict(collate_fn=list, num_workers=n_workers, generator=own)
@@ -94,12 +96,15 @@ def numbered_batches(
 def check_training(
     adapter: TemporalAdapter, encoders: Encoders, dataset: Any, settings: LossSettings
 ) -> None:
-    """Everything fits together, tried on the first sample; InputError says what does not."""
+    """Check that everything fits together, on the first sample. Raises InputError."""
+    # The adapter can be trained.
     pipe = encoders.pipe
     if adapter.unet is not pipe.unet:
         raise InputError("The adapter belongs to another UNet: attach it to the pipeline's.")
     if not any(p.requires_grad for p in adapter.trainable()):
         raise InputError("The adapter is frozen: load it with is_trainable=True.")
+
+    # The samples are long and large enough.
     first = next(iter(dataset), None) if not hasattr(dataset, "__len__") or len(dataset) else None
     if first is None:
         raise InputError("The data set is empty: give at least one clip.")
@@ -110,6 +115,8 @@ def check_training(
             f"needs at least {least}, so draw longer groups."
         )
     check_size(frames, pipe.vae)
+
+    # Text encoder, image encoder and ControlNet are those of this model.
     d_unet, d_text = pipe.unet.config.cross_attention_dim, pipe.text_encoder.config.hidden_size
     if d_text != d_unet:
         raise InputError(
@@ -120,10 +127,10 @@ def check_training(
         raise InputError("The adapter has frame tokens: give an image encoder (`vision`).")
     if encoders.control is not None:
         levels = encoders.control.controlnet.config.conditioning_embedding_out_channels
-        made = 2 ** (len(levels) - 1)
-        if made != vae_factor(pipe.vae):
+        factor = 2 ** (len(levels) - 1)
+        if factor != vae_factor(pipe.vae):
             raise InputError(
-                f"The ControlNet makes its pictures {made} times smaller and the VAE "
+                f"The ControlNet makes its pictures {factor} times smaller and the VAE "
                 f"{vae_factor(pipe.vae)} times: give one that was trained for this model."
             )
     with torch.no_grad():

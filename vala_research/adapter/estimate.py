@@ -1,4 +1,4 @@
-"""What a training will take is read off one batch of it, before anything is changed."""
+"""Time and memory of a training, read off one batch before anything is changed."""
 
 import time
 from dataclasses import dataclass
@@ -15,10 +15,11 @@ from vala_research.adapter.training import TrainingSettings
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """seconds: of the whole training on this device, warm, encoding and reading included.
+    """What a training takes.
 
-    peak_bytes: weights, gradients and moments, and what one batch keeps for its backward pass; the
-    working memory of single operations and of the framework comes on top.
+    seconds: the whole training on this device, warm, with encoding and reading.
+    peak_bytes: weights, gradients and moments, and what one batch keeps for its backward pass. The
+        working memory of single operations and of the framework comes on top.
     """
 
     seconds: float
@@ -28,14 +29,15 @@ class TrainingEstimate:
 def estimate_training(
     adapter: TemporalAdapter, encoders: Encoders, dataset: Any, settings: TrainingSettings
 ) -> TrainingEstimate:
-    """Forward and backward of one batch, twice: the first one counted, the second one timed.
+    """Run one batch forward and backward twice: count memory first, then take the time.
 
-    The LoRA is on, the dearer side of the interval. Nothing is updated, and no gradient is left.
+    The LoRA is on, which is the dearer side. Nothing is updated, and no gradient is left.
     """
     parameters, kept = adapter.trainable(), {}
     weights = {p.untyped_storage().data_ptr() for m in _networks(adapter, encoders)
                for p in m.parameters()}  # fmt: skip
 
+    # Every tensor kept for the backward pass is counted once, by its storage.
     def note(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
         if storage.data_ptr() not in weights:

@@ -1,7 +1,7 @@
-"""The adapter learns to denoise everywhere, and to be even in time where layout is decided.
+"""The training loss of the temporal adapter: Eq. (19), GE-Adapter (arXiv 2501.04606) 3.4.
 
-Eq. (19), GE-Adapter (arXiv 2501.04606) 3.4: at timesteps t below 0.5 T the diffusion loss with the
-LoRA off, so that it trains the prompt tokens alone; above, both losses with the LoRA on.
+Below 0.5 T the LoRA is off and only the diffusion loss counts: it trains the prompt tokens alone.
+From 0.5 T on the LoRA is on and both losses count.
 
     L = lambda_diffusion |eps - eps_theta|^2 + 1[t >= 0.5 T] lambda_temporal L_temporal
 """
@@ -27,15 +27,18 @@ WEIGHTINGS = ("target", "velocity")
 
 @dataclass(frozen=True)
 class LossSettings:
-    """lambda_diffusion, lambda_temporal: weights of the two losses (released code: 1 and 0.01).
+    """Weights and variants of the training loss.
 
+    lambda_diffusion, lambda_temporal: weights of the two losses (released code: 1 and 0.01).
     temporal_from: fraction of T from which the LoRA is on and the temporal loss counts.
-    variant: "triples", all frames of a sample at one timestep t; "released", its first two at t
-    and again at t + 1, with noise of their own. attention: what the frames see of each other.
-    caption_dropout: share of samples trained with an empty caption, for guidance. weighting: of the
-    diffusion loss over timesteps; "target", the error of what the network predicts, alike at all,
-    or "velocity", the error of v (Salimans and Ho 2022), which does not forget the noisy ones.
-    flicker_weight: of `temporal_consistency_loss`, for triples; 0 is the paper's loss.
+    variant: "triples" takes all frames of a sample at one timestep t; "released" takes the first
+        two at t and again at t + 1, with independent noise.
+    attention: the policy by which frames attend to each other.
+    caption_dropout: share of samples trained with an empty caption, for guidance.
+    weighting: of the diffusion loss over timesteps. "target" is the error of the network's output,
+        alike at all timesteps; "velocity" is the error of v (Salimans and Ho 2022), which keeps
+        the weight of noisy timesteps.
+    flicker_weight: as in `temporal_consistency_loss`, for triples; 0 is the paper's loss.
 
     Differs from paper: Eq. (19) weighs the diffusion loss by 1, the text after Eq. (20) by 0.01.
     """
@@ -75,15 +78,16 @@ class LossSettings:
 
     @property
     def n_frames(self) -> int:
-        """The least that a sample must have."""
+        """The least number of frames per sample."""
         return 3 if self.variant == "triples" else 2
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips as the networks see them; condition: pictures for a ControlNet, in [0, 1].
+    """A batch of clips as the networks see them.
 
-    noise: to be taken in place of noise drawn anew, such as that of an inversion.
+    vision: image tokens per frame. condition: pictures for a ControlNet, in [0, 1].
+    noise: replaces drawn noise, such as the noise of an inversion.
     """
 
     z_0: Float[Tensor, "g f c h w"]
@@ -93,7 +97,7 @@ class Batch:
     noise: Float[Tensor, "g f c h w"] | None = None
 
     def frames(self, index: list[int]) -> "Batch":
-        """Some of the frames of every clip."""
+        """The batch with these frames of every clip."""
         others = self.vision, self.condition, self.noise
         parts = [None if x is None else x[:, index] for x in others]
         return Batch(self.z_0[:, index], self.text, *parts)
@@ -101,9 +105,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Noising:
-    """What is drawn for a batch: timesteps, noise, and which side of `temporal_from` they are on.
+    """What is drawn for a batch: timesteps, noise, and their side of `temporal_from`.
 
-    The clips of a batch are on one side, since the LoRA is on or off for all of them.
+    All clips of a batch are on one side, since the LoRA is on or off for all of them.
     """
 
     t: Int[Tensor, "g f"]
@@ -115,10 +119,10 @@ def draw_noising(
     shape: tuple[int, ...], n_timesteps: int, settings: LossSettings, generator: torch.Generator,
     always_temporal: bool = False,
 ) -> Noising:  # fmt: skip
-    """Timesteps uniform over 0..T-1, one a clip; noise of its own for every frame.
+    """Draw timesteps uniform over 0..T-1, one per clip, and independent noise per frame.
 
-    shape: of the noise, g f c h w; a released sample has frames i, j at t and i, j at t + 1.
-    always_temporal: only timesteps with the LoRA on, for an adapter that has nothing else.
+    shape: of the noise, g f c h w. A released sample has frames i, j at t and i, j at t + 1.
+    always_temporal: only timesteps with the LoRA on, for an adapter without tokens.
     """
     border = min(round(settings.temporal_from * n_timesteps), n_timesteps - 1)
     side = torch.rand((), generator=generator).item() * n_timesteps >= border
@@ -134,16 +138,20 @@ def adapter_loss(
     adapter: TemporalAdapter, scheduler: Any, batch: Batch, noising: Noising,
     settings: LossSettings, controlnet: ControlNetModel | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """loss (to be minimised), and its parts: diffusion and, on that side, temporal, similarity.
+    """The loss of a batch, and its parts.
 
-    similarity: mean cosine of neighbouring frames' features; the temporal loss alone cannot tell
-    steady frames from steady flicker. A mean over clips and hook sites, as the temporal loss is.
+    Returns "loss" (to be minimised) and "diffusion"; with the LoRA on also "temporal" and
+    "similarity", the mean cosine of neighbouring frames' features. Both are means over clips and
+    hook sites. The temporal loss alone cannot tell steady frames from steady flicker.
     """
+    # Noise the clips.
     z_0, device = batch.z_0, batch.z_0.device
     t = noising.t.to(device)
     eps = (noising.eps if batch.noise is None else batch.noise).to(z_0)
     a = scheduler.alphas_cumprod.to(device, torch.float32)[t][..., None, None, None]
     z_t = a.sqrt() * z_0 + (1 - a).sqrt() * eps
+
+    # Predict under the adapter, keeping the features that the temporal loss reads.
     rows = _rows(adapter, batch)
     n_clips, n_frames = z_0.shape[:2]
     patches = attention_patches(adapter.unet, settings.attention, n_clips, n_frames)
@@ -153,22 +161,23 @@ def adapter_loss(
         temporal_features(adapter.unet) as features,
     ):
         prediction = _predict(adapter.unet, z_t, t, rows, batch.condition, controlnet)
+
     kind = scheduler.config.get("prediction_type", "epsilon")
     error = (prediction - _target(kind, z_0, eps, a)).square()
     if settings.weighting == "velocity":
         error = error * _velocity_weight(kind, a)
     diffusion = error.mean()
-    found = {"loss": settings.lambda_diffusion * diffusion, "diffusion": diffusion}
+    losses = {"loss": settings.lambda_diffusion * diffusion, "diffusion": diffusion}
     if noising.is_temporal:
         parts = [_temporal(x, n_clips, settings) for x in features.values()]
         temporal, similarity = (torch.stack(x).mean() for x in zip(*parts, strict=True))
-        found["loss"] = found["loss"] + settings.lambda_temporal * temporal
-        found |= {"temporal": temporal, "similarity": similarity}
-    return found
+        losses["loss"] = losses["loss"] + settings.lambda_temporal * temporal
+        losses |= {"temporal": temporal, "similarity": similarity}
+    return losses
 
 
 def _rows(adapter: TemporalAdapter, batch: Batch) -> Float[Tensor, "b l d"]:
-    """One sequence of tokens a frame, of every clip."""
+    """One sequence of tokens per frame of every clip."""
     n_frames, rows = batch.z_0.shape[1], []
     for i, text in enumerate(batch.text):
         vision = None if batch.vision is None else batch.vision[i]
@@ -188,14 +197,14 @@ def _predict(unet, z_t, t, rows, condition, controlnet) -> Float[Tensor, "g f c 
 
 
 def _target(kind: str, z_0: Tensor, eps: Tensor, a: Tensor) -> Tensor:
-    """What a network of this prediction type should say; a = alpha_bar_t."""
+    """The right output of a network of this prediction type; a = alpha_bar_t."""
     if kind == "v_prediction":
         return a.sqrt() * eps - (1 - a).sqrt() * z_0
     return z_0 if kind == "sample" else eps
 
 
 def _velocity_weight(kind: str, a: Tensor) -> Tensor:
-    """From a squared error of the network's target to that of v; at most 100 (eps at low a)."""
+    """Factor from the squared error of the network's target to that of v; at most 100."""
     if kind == "v_prediction":
         return torch.ones_like(a)
     return 1 / (1 - a if kind == "sample" else a).clamp_min(0.01)

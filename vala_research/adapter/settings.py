@@ -1,4 +1,4 @@
-"""What an adapter is made of, and what it needs of a UNet.
+"""Settings of a temporal adapter, and the LoRA that they describe in a UNet.
 
 GE-Adapter (arXiv 2501.04606) 3.2 and 3.3.
 """
@@ -25,13 +25,16 @@ BLOCKS = {
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What an adapter is made of, and where an edit uses it.
+    """What an adapter consists of, and where an edit uses it.
 
-    rank, alpha: of the LoRA, whose output is scaled by alpha / rank. blocks: whose attention has
-    it, "all", "down_up" or "down". n_shared, pooling: of `PromptTokenSettings`; uses_frame_tokens:
-    whether each frame's picture gives tokens; without these and n_shared = 0 there are none.
-    interval: diffusion steps of an edit that the adapter acts on, as fractions of T. scale: of the
-    LoRA in an edit (the paper's merge ratio). token_interval: the tokens' own, None for the same.
+    rank, alpha: of the LoRA; its output is scaled by alpha / rank.
+    blocks: the UNet blocks whose attention has a LoRA: "all", "down_up" or "down".
+    n_shared, pooling: as in `PromptTokenSettings`.
+    uses_frame_tokens: whether the picture of each frame gives tokens. Without them and with
+        n_shared = 0, the adapter has no tokens.
+    interval: diffusion steps of an edit at which the adapter acts, as fractions of T.
+    scale: strength of the LoRA in an edit (the paper's merge ratio).
+    token_interval: interval of the tokens; None is that of the LoRA.
     """
 
     rank: int = 4
@@ -59,11 +62,12 @@ class AdapterSettings:
 
     @property
     def has_tokens(self) -> bool:
+        """Whether the adapter puts any token before the text."""
         return self.uses_frame_tokens or self.n_shared > 0
 
 
 def checked_interval(interval: Sequence[float]) -> tuple[float, float]:
-    """Two ordered fractions of T; InputError otherwise."""
+    """The interval as two ordered fractions of T. Raises InputError otherwise."""
     try:
         low, high = (float(x) for x in interval)
     except (TypeError, ValueError):
@@ -77,7 +81,7 @@ def checked_interval(interval: Sequence[float]) -> tuple[float, float]:
 
 
 def checked_scale(scale: float) -> float:
-    """A finite number; InputError otherwise."""
+    """The scale as a finite number. Raises InputError otherwise."""
     if not abs(scale) < float("inf"):
         raise InputError(f"The adapter's scale is {scale!r}: give a finite number, 0 for none.")
     return float(scale)
@@ -107,7 +111,7 @@ def lora_config(unet: UNet, settings: AdapterSettings) -> LoraConfig:
 
 
 def signature(unet: UNet) -> dict[str, Any]:
-    """What two UNets share when an adapter of one fits the other."""
+    """What two UNets must share for an adapter of one to fit the other."""
     config = unet.config
     return {
         "block_out_channels": list(config.block_out_channels),
@@ -117,7 +121,7 @@ def signature(unet: UNet) -> dict[str, Any]:
 
 
 def lora_shapes(unet: UNet, settings: AdapterSettings) -> dict[str, tuple[int, int]]:
-    """Names and shapes of the LoRA's matrices in a UNet."""
+    """Names and shapes (out, in) of the LoRA matrices in a UNet."""
     shapes, r = {}, settings.rank
     for name in lora_config(unet, settings).target_modules:
         layer = unet.get_submodule(name)

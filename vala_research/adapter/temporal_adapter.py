@@ -1,7 +1,7 @@
-"""A few low-rank weights in the attention, and a few tokens a frame, make an image model temporal.
+"""GE-Adapter's temporal adapter: a LoRA in the attention and prompt tokens before the text.
 
-GE-Adapter (arXiv 2501.04606): FTC blocks (3.2, Eqs. (1) to (6)) are LoRA (Hu et al. 2021) in the
-attention projections; TSC (3.3) are `PromptTokens` before the text. The backbone stays frozen.
+GE-Adapter (arXiv 2501.04606). FTC blocks (3.2, Eqs. (1) to (6)) are LoRA (Hu et al. 2021) in the
+attention projections. The TSC module (3.3) is `PromptTokens`. The backbone stays frozen.
 """
 
 import os
@@ -25,9 +25,9 @@ NAME = "temporal"  # of the LoRA inside the UNet, for peft
 
 
 class TemporalAdapter:
-    """LoRA inside a UNet, and prompt tokens beside it; made by `attach` or `load`.
+    """A LoRA inside a UNet, and prompt tokens beside it. Make one by `attach` or `load`.
 
-    vision_encoder: folder or hub id of the CLIP model whose image tokens it reads.
+    vision_encoder: folder or hub id of the CLIP model whose image tokens the adapter reads.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class TemporalAdapter:
     ):
         self.unet, self.settings, self.tokens = unet, settings, tokens
         self.vision_encoder = vision_encoder
-        self._asked: list[nn.Parameter] = []  # of the UNet, for gradients, before `attach`
+        self._asked: list[nn.Parameter] = []  # UNet weights that had gradients before `attach`
 
     @classmethod
     def attach(
@@ -50,10 +50,11 @@ class TemporalAdapter:
         generator: torch.Generator | None = None,
         vision_encoder: str | None = None,
     ) -> "TemporalAdapter":
-        """Put an untrained LoRA into the UNet, which changes nothing yet, and make the tokens.
+        """Put an untrained LoRA into the UNet and make the tokens.
 
-        A ~ N(0, 1/rank), B = 0, at least float32. Only these and the tokens require gradients
-        afterwards: the UNet is frozen. d_vision: width of the image encoder's hidden states.
+        A ~ N(0, 1/rank) and B = 0, in float32 or better: the LoRA changes nothing yet. Afterwards
+        only the LoRA and the tokens require gradients; the UNet is frozen.
+        d_vision: width of the image encoder's hidden states.
         Raises InputError when the UNet has a LoRA already, or d_vision is missing.
         """
         if any(isinstance(m, LoraLayer) for m in unet.modules()):
@@ -63,10 +64,12 @@ class TemporalAdapter:
                 "The width of the image tokens is missing: give d_vision, or settings with "
                 "uses_frame_tokens=False."
             )
+
         asked = [p for p in unet.parameters() if p.requires_grad]
         unet.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
             unet.add_adapter(lora_config(unet, settings), adapter_name=NAME)
+
         tokens = None
         if settings.has_tokens:
             width = d_vision if settings.uses_frame_tokens else None
@@ -75,6 +78,8 @@ class TemporalAdapter:
             tokens.to(unet.device)
         adapter = cls(unet, settings, tokens, vision_encoder)
         adapter._asked = asked
+
+        # Draw A again from the given generator, at least in float32.
         device = "cpu" if generator is None else generator.device
         for name, p in adapter.lora_parameters():
             p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
@@ -94,16 +99,16 @@ class TemporalAdapter:
 
     @property
     def n_parameters(self) -> int:
-        """Of the LoRA and the tokens."""
+        """Number of weights of the LoRA and the tokens."""
         return sum(p.numel() for p in self.trainable())
 
     def condition(
         self, text: Float[Tensor, "g n d"], vision: Float[Tensor, "f m d_vision"] | None = None
     ) -> Float[Tensor, "g rows l d"]:
-        """Tokens before the text of every frame, both guidance branches alike.
+        """Put the tokens before the text of every frame, in both guidance branches alike.
 
-        vision: hidden states of the image encoder, which frame tokens need. Frames that all have
-        the same tokens share one row: then rows = 1, else f.
+        vision: hidden states of the image encoder; frame tokens need them.
+        Returns one row per frame, or a single row where all frames have the same tokens.
         """
         if self.tokens is None:
             return text[:, None]
@@ -117,9 +122,9 @@ class TemporalAdapter:
 
     @contextmanager
     def active(self, is_active: bool, scale: float = 1.0) -> Iterator[None]:
-        """The LoRA, times `scale`, or the UNet without it; as before on leaving.
+        """Within the block, turn the LoRA on, multiplied by `scale`, or off.
 
-        Nested, an outer False wins and scales multiply.
+        Nested blocks: an outer False wins, and scales multiply. Leaving restores everything.
         """
         if not is_active:
             bare = Patch(_is_lora, forward=lambda _, module, __: module.base_layer.forward)
@@ -137,13 +142,13 @@ class TemporalAdapter:
                 module.scaling[NAME] = value
 
     def detach(self) -> None:
-        """Take the LoRA out of the UNet, whose own weights were never changed, only frozen."""
+        """Take the LoRA out of the UNet, and unfreeze what `attach` froze."""
         self.unet.unload_lora()
         for p in self._asked:
             p.requires_grad_(True)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """A folder for `load`; its LoRA is one for any pipeline's `load_lora_weights`."""
+        """Write a folder for `load`. Any pipeline's `load_lora_weights` reads its LoRA too."""
         config = self.unet.peft_config[NAME]
         peft = {
             "r": config.r,
@@ -163,10 +168,11 @@ class TemporalAdapter:
     def load(
         cls, folder: str | os.PathLike | StoredAdapter, unet: UNet, is_trainable: bool = False
     ) -> "TemporalAdapter":
-        """What `save_pretrained` wrote, in this UNet; in its precision unless it is to be trained.
+        """Put a stored adapter into this UNet, in the UNet's precision unless it is to be trained.
 
-        folder: "miniature" is the adapter of the miniature. Raises InputError before anything is
-        changed: no adapter there, a pickle, an adapter of another backbone.
+        folder: written by `save_pretrained`; "miniature" is the adapter of the miniature.
+        Raises InputError before anything is changed: no adapter there, a pickle, an adapter of
+        another backbone.
         """
         stored = folder if isinstance(folder, StoredAdapter) else read_adapter(folder, unet)
         adapter = cls.attach(
@@ -184,7 +190,7 @@ class TemporalAdapter:
 
 
 def _stored_name(name: str) -> str:
-    """On disk the adapter has no name: each pipeline gives it its own."""
+    """The name on disk, without the adapter's name: each pipeline gives it its own."""
     return name.replace(f".{NAME}.", ".")
 
 
@@ -192,13 +198,11 @@ def _is_lora(_name: str, module: nn.Module) -> bool:
     return isinstance(module, LoraLayer) and NAME in module.scaling
 
 
-# Features that the temporal loss reads.
-
-
 def hook_sites(unet: UNet) -> list[str]:
-    """Decoder self-attentions but the first: in Stable Diffusion 1.5 the eight of the paper.
+    """Layers that the temporal loss reads: all decoder self-attentions but the first.
 
-    up_blocks[1].attentions.{1,2}, [2].{0,1,2}, [3].{0,1,2}; of a single one, that one.
+    In Stable Diffusion 1.5 these are the eight of the paper: up_blocks[1].attentions.{1,2},
+    [2].{0,1,2}, [3].{0,1,2}. A decoder with a single one gives that one.
     """
     names = decoder_self_attentions(unet)
     return names[1:] or names
@@ -206,7 +210,7 @@ def hook_sites(unet: UNet) -> list[str]:
 
 @contextmanager
 def temporal_features(unet: UNet) -> Iterator[dict[str, Tensor]]:
-    """Outputs of self-attention at the hook sites, (g f) n d by name, as of the last forward."""
+    """Within the block, keep the last outputs of the hook sites: name -> (g f) n d."""
     sites, features = set(hook_sites(unet)), {}
 
     def keep(name: str, _module: nn.Module, forward):

@@ -1,10 +1,10 @@
-"""An adapter's training that is killed at any moment goes on as if it had not been.
+"""Training of a temporal adapter. A training killed at any moment resumes as if it had not been.
 
-Whatever is random is a function of the settings' seed and of the number of the batch, so that
-weights, Adam's moments and the step are all there is to keep. Losses: `adapter_loss`.
+Everything random is a function of the seed and of the number of the batch. So the weights, Adam's
+moments and the step are all there is to keep. The loss is `adapter_loss`.
 
-Accelerate gives the devices and the precision: `accelerate launch` trains on several GPUs, where
-each process takes every n-th batch and gradients are averaged.
+Accelerate sets devices and precision. With `accelerate launch` on several GPUs, each process takes
+every n-th batch and gradients are averaged.
 """
 
 import os
@@ -37,12 +37,14 @@ OF_THE_MACHINE = ("max_steps", "checkpoint_every", "accumulation", "n_workers")
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How long and how fast; AdamW as in GE-Adapter 4.1.
+    """How long and how fast to train; AdamW as in GE-Adapter 4.1.
 
-    max_steps: updates of the weights, each of `accumulation` batches of `batch_size` clips (in
-    each process). The learning rate rises over `warmup_steps` and then stays. max_norm: to which
-    the gradient is clipped (ours). checkpoint_every: steps between checkpoints. n_workers: of the
-    data loader. mixed_precision: "no", "fp16" or "bf16"; trained weights stay in float32.
+    max_steps: updates of the weights. An update takes `accumulation` batches of `batch_size` clips
+        in each process.
+    learning_rate: reached after `warmup_steps`, constant afterwards.
+    max_norm: the gradient is clipped to it (ours).
+    checkpoint_every: steps between checkpoints. n_workers: of the data loader.
+    mixed_precision: "no", "fp16" or "bf16"; trained weights stay in float32.
     """
 
     max_steps: int = 10_000
@@ -84,17 +86,17 @@ def train(
     vision: Vision | None = None,
     control: Control | None = None,
 ) -> Path:
-    """Train the adapter of `pipe.unet` up to `max_steps`, from where the folder's training ended.
+    """Train the adapter of `pipe.unet` up to `max_steps`; resume where the folder's training ended.
 
-    dataset: samples {"frames": f 3 h w in [0, 1], "caption": str}, perhaps with "noise" in place of
-        noise drawn anew, by number or as a stream; sample i is asked for as number i modulo its
-        length, in the data set's own order.
-    folder: afterwards an adapter that `TemporalAdapter.load` reads; `log.csv`, a row a step;
-        `step-N`, the adapter at each checkpoint; `state.safetensors`, from which a run goes on.
-    The log's temporal loss and similarity are of those batches of a step that have the LoRA on,
-    and empty where there was none. Moves the pipeline to accelerate's device.
-    Raises InputError, before the first step, for what cannot be trained on.
+    dataset: samples {"frames": f 3 h w in [0, 1], "caption": str}, by number or as a stream. Sample
+        i has number i modulo the length. A sample may bring its own "noise".
+    folder: holds afterwards an adapter that `TemporalAdapter.load` reads; `log.csv`, one row per
+        step; `step-N`, the adapter at each checkpoint; `state.safetensors`, for resuming.
+    The log's temporal loss and similarity are means over the batches with the LoRA on; empty where
+    a step had none. Moves the pipeline to accelerate's device.
+    Raises InputError before the first step.
     """
+    # Put every network on its device, and check that they fit together.
     accelerator, folder = Accelerator(mixed_precision=settings.mixed_precision), Path(folder)
     encoders = Encoders(pipe.to(accelerator.device), vision, control)
     if adapter.tokens is not None:
@@ -103,6 +105,8 @@ def train(
         control.controlnet.to(accelerator.device).requires_grad_(False)
     check_training(adapter, encoders, dataset, settings.loss)
     folder.mkdir(parents=True, exist_ok=True)
+
+    # The optimizer, and where an earlier training stopped.
     parameters = adapter.trainable()
     for p in parameters:
         p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
@@ -116,6 +120,8 @@ def train(
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(facts["scaler"])
     optimizer = accelerator.prepare(bare)
+
+    # The steps that are left. Only the main process writes.
     main = accelerator.is_main_process
     log = Log(folder / LOG, COLUMNS, step) if main else None
     batches = numbered_batches(
@@ -146,7 +152,8 @@ def _update(
     step: int, adapter: TemporalAdapter, encoders: Encoders, batches: Iterator, optimizer: Any,
     settings: TrainingSettings, accelerator: Accelerator,
 ) -> dict[str, float]:  # fmt: skip
-    """One step of AdamW over `accumulation` batches of every process; returns the log's row."""
+    """One step of AdamW over `accumulation` batches of every process. Returns the log's row."""
+    # Gradients of this process's batches, each drawn from the generator of its number.
     parameters = optimizer.param_groups[0]["params"]
     n_timesteps = len(encoders.pipe.scheduler.alphas_cumprod)
     sums, counts = dict.fromkeys(COLUMNS[1:5], 0.0), dict.fromkeys(COLUMNS[1:5], 0)
@@ -162,19 +169,21 @@ def _update(
         )
         controlnet = encoders.control.controlnet if encoders.control else None
         with accelerator.autocast():
-            found = adapter_loss(
+            losses = adapter_loss(
                 adapter, encoders.pipe.scheduler, batch, noising, settings.loss, controlnet
             )
-        if not torch.isfinite(found["loss"]):
+        if not torch.isfinite(losses["loss"]):
             raise FloatingPointError(
                 f"The loss is not finite at step {step} in {settings.mixed_precision!r} precision: "
                 "train in bf16 or without mixed precision, or at a lower learning rate."
             )
-        accelerator.backward(found["loss"] / settings.accumulation)
-        for name, value in found.items():
+        accelerator.backward(losses["loss"] / settings.accumulation)
+        for name, value in losses.items():
             sums[name] += value.item()
             counts[name] += 1
-    for p in parameters:  # every process has every gradient, also where no batch had the LoRA on
+
+    # Average over the processes. Each has every gradient, also where no batch had the LoRA on.
+    for p in parameters:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         p.grad = accelerator.reduce(p.grad, "mean")
     norm = accelerator.clip_grad_norm_(parameters, settings.max_norm)
@@ -182,6 +191,7 @@ def _update(
         group["lr"] = settings.rate(step)
     optimizer.step()
     optimizer.zero_grad()
+
     totals = torch.tensor([*sums.values(), *counts.values()], device=accelerator.device)
     totals = accelerator.reduce(totals, "sum").tolist()
     values = zip(sums, totals[:4], totals[4:], strict=True)
@@ -190,17 +200,18 @@ def _update(
 
 
 def _identity(settings: TrainingSettings, adapter: TemporalAdapter, accelerator, control) -> dict:
-    """What a run must share with the one it goes on from."""
-    made = {k: v for k, v in asdict(settings).items() if k not in OF_THE_MACHINE}
-    made["betas"] = list(made["betas"])
-    chosen = asdict(adapter.settings)
-    chosen["interval"] = list(chosen["interval"])
+    """What a run must share with the run that it resumes."""
+    shared = {k: v for k, v in asdict(settings).items() if k not in OF_THE_MACHINE}
+    shared["betas"] = list(shared["betas"])
+    adapter_settings = asdict(adapter.settings)
+    adapter_settings["interval"] = list(adapter_settings["interval"])
     n = settings.accumulation * accelerator.num_processes
-    return made | {"adapter": chosen, "batches a step": n, "ControlNet": control is not None}
+    shared |= {"adapter": adapter_settings, "batches a step": n}
+    return shared | {"ControlNet": control is not None}
 
 
 def _numbers(settings: TrainingSettings, step: int, accelerator: Accelerator) -> range:
-    """The batches that this process has to do: every n-th of all that are left."""
+    """Numbers of the batches of this process: every n-th of all that are left."""
     n, world = settings.accumulation, accelerator.num_processes
     start = step * n * world + accelerator.process_index
     return range(start, settings.max_steps * n * world, world)
@@ -210,9 +221,9 @@ def _numbers(settings: TrainingSettings, step: int, accelerator: Accelerator) ->
 def losses_of_checkpoints(
     pipe, folder: str | Path, dataset, n_samples: int, loss: LossSettings, vision=None
 ) -> list[dict]:
-    """Rows of step, diffusion, temporal, similarity on held-out samples, a row a checkpoint.
+    """Losses on held-out samples, one row per checkpoint: step, diffusion, temporal, similarity.
 
-    Clips, timesteps and noise are the same for every checkpoint; step 0 has the LoRA off.
+    Clips, timesteps and noise are the same for every checkpoint. Step 0 has the LoRA off.
     """
     encoders, n_timesteps = Encoders(pipe, vision), len(pipe.scheduler.alphas_cumprod)
     drawn = []

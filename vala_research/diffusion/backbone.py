@@ -1,8 +1,8 @@
-"""One contract for every UNet, and one reversible way to change it.
+"""One contract for every UNet: `(z, t, text) -> prediction`, with frames and branches as axes.
 
-The only module that finds checkpoints. Frames `f` and guidance branches `g` are explicit axes
-everywhere else; they are flattened here, and nowhere else. Peak memory is bounded by looping the
-heavy per-frame modules over chunks of frames, which changes nothing in the result.
+Frames `f` and guidance branches `g` are explicit axes everywhere else. They are flattened here and
+nowhere else. Heavy per-frame modules are looped over chunks of frames, which bounds the peak memory
+and changes nothing in the result.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,9 @@ from vala_research.diffusion.patching import Patch, chunking, patched
 UNet = UNet2DConditionModel | UNetMotionModel | UNet3DConditionModel
 VIDEO_UNETS = (UNetMotionModel, UNet3DConditionModel)
 
-# Latent sites (images x height x width) that one call of a per-frame module may see: the
-# feed-forward layers of Stable Diffusion 1.5 then work in about 0.7 GB (fp16), whatever the length
-# of the clip.
+# Latent sites (images x height x width) that one call of a per-frame module may see. The
+# feed-forward layers of Stable Diffusion 1.5 then work in about 0.7 GB (fp16), for any clip.
 SITES_PER_CHUNK = 2**16
-
-
-# Calling a UNet.
 
 
 @dataclass
@@ -35,7 +31,8 @@ class Backbone:
     """A UNet as `(z, t, text) -> prediction`, with frames and guidance branches as axes.
 
     frames_per_chunk: how many frames the heavy modules see at once; None chooses from the
-    resolution. n_frame_forwards counts single frames through the network, all branches included.
+        resolution.
+    n_frame_forwards: counts single frames through the network, in all branches.
     """
 
     unet: UNet
@@ -53,18 +50,19 @@ class Backbone:
     ) -> Float[Tensor, "g f c h w"]:
         """The network's prediction at timestep t, in the precision of z.
 
-        text: one prompt a branch, or one a frame of it (rows = f, or 1 that the frames share).
-        added: SDXL's conditions, one row a branch. residuals: a ControlNet's, (g f) rows each, by
-        the UNet's argument names. Raises FloatingPointError when the network returns NaN or
-        infinity.
+        text: one prompt per branch, or one per frame of it (rows = f, or 1 that all frames share).
+        added: SDXL's conditions, one row per branch. residuals: of a ControlNet, (g f) rows each,
+            by the UNet's argument names.
+        Raises FloatingPointError when the network returns NaN or infinity.
         """
+        # Lay out frames and branches as this class of UNet wants them.
         (g, f), dtype = z.shape[:2], self.unet.dtype
         has_time_axis = isinstance(self.unet, VIDEO_UNETS)
         x = rearrange(z, "g f c h w -> g c f h w" if has_time_axis else "g f c h w -> (g f) c h w")
         rows = (text[:, None] if text.ndim == 3 else text).to(dtype)
         if rows.shape[1] not in (1, f):
             raise InputError(
-                f"There are {rows.shape[1]} rows of text for {f} frames: give one a frame, or one."
+                f"There are {rows.shape[1]} rows of text for {f} frames: give one per frame, or one."
             )
         if isinstance(self.unet, UNet3DConditionModel):  # it repeats the prompt for every frame
             if rows.shape[1] > 1:
@@ -81,6 +79,8 @@ class Backbone:
             kwargs["added_cond_kwargs"] = {
                 k: repeat(v, "g d -> (g f) d", f=n_rows) for k, v in added.items()
             }
+
+        # Call it, with the heavy modules looped over chunks of frames.
         size = self.chunk_size(f, g, *z.shape[-2:])
         if size < f:
             patches = [*patches, chunking(g, size)]
@@ -97,16 +97,16 @@ class Backbone:
         return rearrange(out, "(g f) c h w -> g f c h w", f=f)
 
     def frames_seen(self, x: Float[Tensor, "g f c h w"]) -> int:
-        """Frames a chunk of such an input."""
+        """Frames per chunk of this input."""
         return self.chunk_size(x.shape[1], x.shape[0], *x.shape[3:])
 
     def chunk_size(self, n_frames: int, n_branches: int, height: int, width: int) -> int:
-        """Frames a chunk: as asked, or as many as SITES_PER_CHUNK allows, at least one."""
+        """Frames per chunk: as asked, or as many as SITES_PER_CHUNK allows, at least one."""
         if self.frames_per_chunk is not None:
             return min(n_frames, self.frames_per_chunk)
         return min(n_frames, max(1, SITES_PER_CHUNK // (n_branches * height * width)))
 
 
 def vae_factor(vae: AutoencoderKL) -> int:
-    """Pixels a latent site spans: 8 for Stable Diffusion."""
+    """Side of a latent site in pixels: 8 for Stable Diffusion."""
     return 2 ** (len(vae.config.block_out_channels) - 1)

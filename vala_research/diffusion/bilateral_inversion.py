@@ -1,7 +1,8 @@
 """Bilateral inversion: DDIM inversion from a latent that is smoothed before every step.
 
-GE-Adapter (arXiv 2501.04606) 3.2. What a step smooths away no sampling returns: the filter moves a
-latent by up to `bias_bound(neighbour_mass(...), sigma)` a step, and reconstruction pays for it.
+GE-Adapter (arXiv 2501.04606) 3.2. Sampling does not restore what a step smooths away. The filter
+moves a latent by up to `bias_bound(neighbour_mass(...), sigma)` per step, and the reconstruction
+gets worse by it.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,14 +26,14 @@ STEP_RULES = ("ddim", "paper_eq12")
 
 @dataclass(frozen=True)
 class BilateralInversion(BilateralSettings):
-    """What is filtered, and how a step goes on from there; the filter is `BilateralSettings`'.
+    """Settings of bilateral inversion: those of the filter, and the two below.
 
-    place: "latent", spatially, what each step starts from (the first one from the clean latents;
-        a schedule of 0 there leaves them), or "frames", along frames, the outputs of the last
-        decoder block's first two self-attentions while the network predicts.
-    step_rule: "ddim", or "paper_eq12", which denoises only: see `bilateral_sample`.
-    Differs from paper: eq 12 inverts by a denoising step with noise, which leads away from the
-    noise that is sought; here the filter is the paper's and the step that of DDIM inversion.
+    place: "latent" filters spatially, in the latents that each step starts from. (The first step
+        starts from the clean latents; a schedule of 0 there leaves them.) "frames" filters along
+        frames, in the outputs of the first two self-attentions of the last decoder block.
+    step_rule: "ddim", or "paper_eq12", which only denoises: see `bilateral_sample`.
+    Differs from paper: Eq. (12) inverts by a denoising step with noise, which leads away from the
+    noise that is sought. Here the filter is the paper's, and the step is that of DDIM inversion.
     """
 
     place: str = "latent"
@@ -50,11 +51,11 @@ class BilateralInversion(BilateralSettings):
     def filtered(
         self, z: Float[Tensor, "f c h w"], fraction: float = 0.0
     ) -> Float[Tensor, "f c h w"]:
-        """What the step at that fraction of the steps starts from."""
+        """The latents from which a step starts; fraction: of the steps, 0 the first one."""
         return self(z, fraction) if self.place == "latent" else z
 
     def check(self, schedule: Schedule, shape: tuple[int, ...] | None = None) -> None:
-        """Refuse before the work what a step would: its sigma, a window that latents f c h w lack.
+        """Check all steps before the work: their sigmas, and that the window fits latents f c h w.
 
         Raises InputError, also for the step rule that cannot invert.
         """
@@ -75,16 +76,16 @@ RELEASED = BilateralInversion(unit="absolute", place="frames")
 
 
 def fractions(schedule: Schedule) -> dict[int, float]:
-    """Timestep -> fraction of the steps of an inversion, 0 its first and 1 its last one."""
+    """Timestep -> fraction of the steps of an inversion, 0 at its first and 1 at its last one."""
     last = max(1, len(schedule) - 1)
     return {t: i / last for i, t in enumerate(reversed(schedule.timesteps))}
 
 
 def frame_filter(unet: UNet, settings: BilateralInversion, fraction: float = 0.0) -> Patch:
-    """The filter along frames, as a change of one branch's network call: attn1's output f n c.
+    """The patch that filters along frames: outputs f n c of self-attention, in one branch.
 
-    Of the last decoder block with attention, its first two transformers: up_blocks[3].attentions
-    {0, 1} of Stable Diffusion 1.5. Raises InputError where a UNet has none.
+    It changes the first two transformers of the last decoder block with attention: in Stable
+    Diffusion 1.5 up_blocks[3].attentions {0, 1}. Raises InputError where a UNet has none.
     """
     decoder = decoder_self_attentions(unet)
     if not decoder:
@@ -109,7 +110,7 @@ def frame_filter(unet: UNet, settings: BilateralInversion, fraction: float = 0.0
 def inversion_patches(
     unet: UNet, settings: object, schedule: Schedule, t: int
 ) -> tuple[Patch, ...]:
-    """What an inversion with these settings changes in the network for its step at t."""
+    """The patches by which an inversion with these settings changes its step at t."""
     if not isinstance(settings, BilateralInversion) or settings.place != "frames":
         return ()
     return (frame_filter(unet, settings, fractions(schedule)[t]),)
@@ -123,11 +124,11 @@ def bilateral_sample(
     generator: torch.Generator | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Float[Tensor, "f c h w"]:
-    """Denoise from filtered latents, noisiest level to the final one; Eq. (12), GE-Adapter 3.2.
+    """Denoise from filtered latents, from the noisiest level on; Eq. (12), GE-Adapter 3.2.
 
-    step_rule: "ddim", or "paper_eq12", the mean of DDPM with noise from the generator
-    (`rms_error_bound` says how far that leads astray). The filter's schedule runs along sampling
-    here: 0 its first step. With the place "frames" filtering is left to `predict`.
+    step_rule: "ddim", or "paper_eq12": the mean of DDPM, with noise from the generator. The
+    filter's schedule runs along sampling: 0 is the first step. With the place "frames", filtering
+    is left to `predict`.
     """
     levels = (
         update_levels(schedule) if settings.step_rule == "paper_eq12" else [None] * len(schedule)

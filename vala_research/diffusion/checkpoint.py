@@ -24,14 +24,10 @@ WITH_WEIGHTS = ("vae", "text_encoder", "unet")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
-# Finding a checkpoint.
-
-
 def resolve_checkpoint(name_or_path: str, **hub: Any) -> str:
-    """The local folder of a checkpoint: "miniature", a folder, or a hub id (downloaded if need be).
+    """The local folder of a checkpoint: "miniature", a folder, or a hub id, which is downloaded.
 
-    hub: `revision`, `cache_dir`, `token`, `variant`, `local_files_only`, as diffusers understands
-    them.
+    hub: `revision`, `cache_dir`, `token`, `variant`, `local_files_only`, as in diffusers.
     Raises InputError when it is not a complete Stable Diffusion 1.x/2.x checkpoint in safetensors.
     """
     name = str(name_or_path)
@@ -61,7 +57,7 @@ def resolve_checkpoint(name_or_path: str, **hub: Any) -> str:
 
 @contextmanager
 def silenced(logging: ModuleType) -> Iterator[None]:
-    """No warnings within the block; logging: `diffusers.utils.logging` or that of transformers."""
+    """Within the block, show no warnings of diffusers or transformers (their `utils.logging`)."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -71,9 +67,10 @@ def silenced(logging: ModuleType) -> Iterator[None]:
 
 
 def load_vision_tower(name_or_path: str) -> nn.Module:
-    """The vision half of a CLIP model, frozen, float32: "miniature", a folder, or a hub id.
+    """Load the vision half of a CLIP model, frozen, in float32.
 
-    Weights in safetensors only. Raises InputError when there is none of that name.
+    name_or_path: "miniature", a folder, or a hub id with weights in safetensors.
+    Raises InputError when there is none of that name.
     """
     from transformers import CLIPVisionModel
     from transformers.utils import logging
@@ -81,7 +78,7 @@ def load_vision_tower(name_or_path: str) -> nn.Module:
     name = str(name_or_path)
     folder = miniature_path("clip") if name == "miniature" else name
     try:
-        with silenced(logging):  # the text half, if there, is rightly left out
+        with silenced(logging):  # about the text half, which is left out on purpose
             model = CLIPVisionModel.from_pretrained(
                 folder, use_safetensors=True, dtype=torch.float32
             )
@@ -94,7 +91,7 @@ def load_vision_tower(name_or_path: str) -> nn.Module:
 
 
 def _download(name: str, **hub: Any) -> str:
-    """Fetch a hub checkpoint after its index has shown that it is of the right class."""
+    """Download a checkpoint, after its index has shown that its class is right."""
     from diffusers import StableDiffusionPipeline
     from huggingface_hub import errors as e
     from huggingface_hub import hf_hub_download
@@ -135,7 +132,7 @@ def _download(name: str, **hub: Any) -> str:
 
 
 def _check_index(index: Path, name: str) -> None:
-    """Refuse another class of checkpoint by what its index says, before any weight is read."""
+    """Refuse other classes of checkpoints by their index, before any weight is read."""
     try:
         parts = json.loads(index.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""What a ControlNet is shown of a clip, made of its frames; and the ControlNet itself, from disk.
+"""ControlNets: load one, make its control pictures from frames, add its residuals to a UNet.
 
-ControlNet (Zhang et al. 2023, arXiv 2302.05543) keeps a frame's layout by a picture of it.
+ControlNet (Zhang et al. 2023, arXiv 2302.05543) keeps the layout of a frame by a picture of it.
 """
 
 from os import PathLike
@@ -17,10 +17,10 @@ from vala_research import InputError
 
 
 def canny_edges(frames: Float[Tensor, " f 3 h w"], sigma: float = 1.0) -> Float[Tensor, " f 3 h w"]:
-    """White outlines on black, by scikit-image's Canny detector after a blur of sigma pixels.
+    """White outlines on black, by the Canny detector of scikit-image after a blur of sigma pixels.
 
-    Differs from paper: OpenCV's detector, on 8-bit frames with thresholds of 100 and 200, does not
-    blur and finds somewhat more edges.
+    Differs from paper: the detector of OpenCV, on 8-bit frames with thresholds of 100 and 200, does
+    not blur and finds somewhat more edges.
     """
     grey = rgb2gray(frames.detach().cpu().double().numpy(), channel_axis=1)
     edges = torch.stack([torch.from_numpy(canny(frame, sigma)) for frame in grey])
@@ -28,9 +28,9 @@ def canny_edges(frames: Float[Tensor, " f 3 h w"], sigma: float = 1.0) -> Float[
 
 
 def load_controlnet(where: str | PathLike, unet: UNet2DConditionModel) -> ControlNetModel:
-    """The ControlNet in a folder or of a hub id, on `unet`'s device and in its precision.
+    """Load a ControlNet from a folder or hub id, on the device and in the precision of `unet`.
 
-    Raises InputError when it cannot be read as safetensors or was made for a UNet of other widths.
+    Raises InputError when it cannot be read as safetensors, or was made for a UNet of other widths.
     """
     try:
         controlnet = ControlNetModel.from_pretrained(
@@ -56,7 +56,7 @@ def control_residuals(
     controlnet: ControlNetModel, x: Float[Tensor, "g f c h w"], t: int,
     text: Float[Tensor, "g n d"], control: Float[Tensor, "f 3 y x"], scale: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a ControlNet adds to a UNet, by the names of the UNet's arguments."""
+    """The residuals of a ControlNet, by the names of the UNet's arguments."""
     g, f = x.shape[:2]
     dtype = controlnet.dtype
     down, mid = controlnet(

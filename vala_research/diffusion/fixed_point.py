@@ -10,13 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ExactSettings:
-    """How hard the exact inversion tries.
+    """How precisely the exact inversion solves each step.
 
-    tolerance: accepted RMS residual of the implicit step, relative to the RMS of z_t; to first
-    order the sampling step misses z_s by as much. The default goes as far as float32 does; `QUICK`
-    is made for 60 dB on average over clips the model knows: a clip falls short where sampling
-    amplifies what a step leaves over. max_iterations: network evaluations a step at most.
-    window: how many earlier iterates Anderson acceleration mixes (0: plain fixed-point iteration).
+    tolerance: accepted RMS residual of the implicit step, relative to the RMS of z_t. To first
+        order, the sampling step misses z_s by as much. The default is the limit of float32. `QUICK`
+        gives 60 dB on average over clips that the model knows; a clip falls short where sampling
+        amplifies the residual of a step.
+    max_iterations: network evaluations per step at most.
+    window: number of earlier iterates that Anderson acceleration mixes (0: plain iteration).
     """
 
     tolerance: float = 1e-6
@@ -29,7 +30,7 @@ QUICK = ExactSettings(tolerance=1e-3)
 
 @dataclass
 class Solution:
-    """An approximate fixed point, its relative residual, and what it cost."""
+    """An approximate fixed point, its relative residual, and the evaluations it took."""
 
     z: Tensor
     residual: float = float("inf")
@@ -48,20 +49,22 @@ class Anderson:
         self.iterates, self.residuals = deque(maxlen=self.window + 1), deque(maxlen=self.window + 1)
 
     def restart(self):
-        """Forget the past, after a step that made things worse."""
+        """Forget earlier iterates, after a step that increased the residual."""
         self.iterates.clear()
         self.residuals.clear()
 
     def step(self, z: Tensor, r: Tensor) -> tuple[Tensor, float]:
-        """Next iterate from z and its residual r = g(z) - z, and the RMS residual it should have.
+        """The next iterate, from z and its residual r = g(z) - z, and its predicted RMS residual.
 
-        What of r no earlier iterate explains is multiplied by g once more: by its contraction
-        ||dg|| / ||dz|| along the last step (by 1, while there is none).
+        The prediction: g multiplies the part of r that no earlier iterate explains by the
+        contraction ||dg|| / ||dz|| of the last step (by 1 at the first step).
         """
         self.iterates.append(z)
         self.residuals.append(r)
         if len(self.residuals) < 2:
             return z + r, rms(r)
+
+        # Least squares: the combination of earlier residuals that explains most of r.
         d_z = torch.stack([z - old for old in list(self.iterates)[:-1]]).flatten(1)  # k d
         d_r = torch.stack([r - old for old in list(self.residuals)[:-1]]).flatten(1)  # k d
         gram = (d_r.double() @ d_r.double().T).cpu()
@@ -71,17 +74,19 @@ class Anderson:
         )
         gamma = torch.linalg.solve(gram, (d_r.double() @ r.double().flatten()).cpu())
         gamma = gamma.to(device=z.device, dtype=z.dtype)
+
         contraction = rms(d_z[-1] + d_r[-1]) / max(rms(d_z[-1]), 1e-30)
         unexplained = rms(r.flatten() - gamma @ d_r)
         return z + r - (gamma @ (d_z + d_r)).view_as(z), contraction * unexplained
 
 
 def fixed_point(g: Callable[[Tensor], Tensor], z: Tensor, settings: ExactSettings) -> Solution:
-    """Solve z = g(z) to a measured or, one evaluation cheaper, a predicted residual.
+    """Solve z = g(z) until the measured or the predicted residual meets the tolerance.
 
-    Where neither meets the tolerance, the iterate of the smallest residual measured is returned.
+    The predicted residual saves one evaluation. If neither meets the tolerance, the iterate with
+    the smallest measured residual is returned.
     Safeguard: when the residual grows to twice the best one, the mixing restarts from the best
-    iterate with its step halved, so a map that does not contract is damped and never diverges.
+    iterate with half the step. So a map that does not contract is damped and never diverges.
     """
     anderson, best, damping = Anderson(settings.window), Solution(z), 1.0
     best_r = torch.zeros_like(z)

@@ -49,19 +49,18 @@ class Injection:
 
 
 def injected_attention_layers(unet: UNet) -> frozenset[str]:
-    """Decoder self-attentions but the coarsest (Stable Diffusion 1.5: layers 4 to 11).
+    """All decoder self-attentions but the coarsest (Stable Diffusion 1.5: layers 4 to 11).
 
-    A decoder of one or two such layers gives them all.
+    A decoder with one or two such layers gives them all.
     """
     names = decoder_self_attentions(unet)
     return frozenset(names if len(names) <= 2 else names[1:])
 
 
 def injected_feature_layer(unet: UNet) -> str:
-    """The convolution that makes the residual: up_blocks.1.resnets.1.conv2 in SD 1.5.
+    """The convolution whose residual is injected: up_blocks.1.resnets.1.conv2 in SD 1.5.
 
-    Rule for other depths: block (n - 1) // 2 of n decoder blocks, its second resnet (or its only
-    one).
+    Other depths: block (n - 1) // 2 of n decoder blocks, its second resnet, or its only one.
     """
     block = (len(unet.up_blocks) - 1) // 2
     resnet = min(1, len(unet.up_blocks[block].resnets) - 1)
@@ -76,7 +75,7 @@ def attention_patches(
     injects_attention: bool = False,
     injects_feature: bool = False,
 ) -> list[Patch]:
-    """The patches of one network call; when injecting, the last branch is the source."""
+    """The patches of one network call. When injecting, the last branch is the source."""
     policy = get_policy(attention)
     layers = injected_attention_layers(unet) if injects_attention else frozenset()
 

@@ -1,15 +1,16 @@
-"""Inversion finds the noise from which deterministic sampling returns to the given latents.
+"""Inversion: find the noise from which deterministic sampling returns to the given latents.
 
-`ddim`: Song et al. 2021, section 4.3: the step is walked backwards with the noise predicted at the
-point one comes from; one network evaluation a step, error of first order in the step size.
-`exact`: the implicit equation `z_t = A z_s + B eps(z_t, t)` is solved, so that sampling from z_t
-lands on z_s (Pan et al. 2023, Effective real image editing with accelerated iterative diffusion
-inversion). Fixed-point iteration contracts when `(lambda_t - lambda_s) sqrt(alpha_bar_t) L_eps <
-1`, where `lambda = sqrt(1/alpha_bar - 1)` and L_eps is the network's Lipschitz constant; Anderson
-acceleration (Walker and Ni 2011) speeds it up and often converges where it does not contract.
-Two things make it cheap: a start that extrapolates the noise of the steps already solved, and a
-stop that predicts the residual of the next iterate instead of measuring it.
-`bilateral`: `ddim` from smoothed latents, see `bilateral_inversion`.
+* `ddim` (Song et al. 2021, section 4.3) walks the step backwards with the noise predicted at its
+  start. It takes one network evaluation per step; its error is of first order in the step size.
+* `exact` solves the implicit equation `z_t = A z_s + B eps(z_t, t)`, so that sampling from z_t
+  lands on z_s (Pan et al. 2023, Effective real image editing with accelerated iterative diffusion
+  inversion). Fixed-point iteration contracts when `(lambda_t - lambda_s) sqrt(alpha_bar_t) L_eps <
+  1`, where `lambda = sqrt(1/alpha_bar - 1)` and L_eps is the network's Lipschitz constant. Anderson
+  acceleration (Walker and Ni 2011) speeds it up, and often converges where it does not contract.
+  It is cheap because the start extrapolates the noise of the solved steps, and because the stop
+  predicts the residual of the next iterate instead of measuring it.
+* `bilateral` is `ddim` from smoothed latents, see `bilateral_inversion`.
+* `null_text` is `ddim`; see `null_text`.
 """
 
 import warnings
@@ -47,15 +48,17 @@ METHODS: dict[str, InversionSettings] = {
 
 @dataclass(frozen=True)
 class Inversion:
-    """What an inversion found.
+    """The result of an inversion.
 
-    latents: z at the noisiest level. trajectory: z at every level in sampling order, noisiest
-    first, ending with the clean latents (n_steps + 1 entries; empty when not kept). n_evaluations:
-    network calls, each on all frames. residuals: of the implicit step, measured or predicted, one
-    a step in sampling order (exact only). attention: the policy, and anchors: what the frames
-    attended to besides themselves, where they did. null_text: the unconditional embeddings, where
-    they were optimised; n_backward: the backward passes that took. activation: where an
-    adapter acted.
+    latents: z at the noisiest level.
+    trajectory: z at every level in sampling order, from the noisiest to the clean latents
+        (n_steps + 1 entries; empty when not kept).
+    n_evaluations: network calls, each on all frames. n_backward: backward passes of null text.
+    residuals: of the implicit step, measured or predicted, one per step in sampling order (exact
+        inversion only).
+    attention: the policy of the inversion. anchors: those of the policy, if it has any.
+    null_text: the unconditional embeddings, where they were optimised.
+    activation: where an adapter acted.
     """
 
     latents: Float[Tensor, "*shape"]
@@ -171,10 +174,10 @@ STEPS: dict[type, Callable[..., Solution]] = {
 
 
 def extrapolated(z_s: Tensor, step: Step, past: Past) -> Tensor:
-    """A guess of z_t: along a trajectory eps is nearly a line in the log-SNR (Lu et al. 2022).
+    """A guess of z_t: along a trajectory eps is nearly linear in the log-SNR (Lu et al. 2022).
 
-    The step next to the data is unlike the others: a line needs three known steps, of which it
-    takes the last two; before, eps is taken as constant, and the first guess is z_s.
+    The step next to the data is unlike the others. So a line needs three known steps and uses the
+    last two. Before that eps is taken as constant, and the first guess is z_s.
     """
     if not past:
         return z_s
@@ -193,5 +196,5 @@ def direction(z_s: Tensor, z_t: Tensor, step: Step) -> Tensor:
 
 
 def log_snr(alpha_bar: float) -> float:
-    """log(alpha_bar / (1 - alpha_bar)), finite also where no signal is left."""
+    """log(alpha_bar / (1 - alpha_bar)), finite even where no signal is left."""
     return log(max(alpha_bar, 1e-8) / (1 - alpha_bar))

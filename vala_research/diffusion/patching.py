@@ -18,9 +18,6 @@ from vala_research import InputError
 TEMPORAL = ("motion_modules", "temp_attentions", "temp_convs", "transformer_in")
 
 
-# Patching a UNet.
-
-
 @dataclass(frozen=True)
 class Patch:
     """A change to every module that `select(name, module)` picks.
@@ -36,10 +33,10 @@ class Patch:
 
 @contextmanager
 def patched(unet: nn.Module, *patches: Patch) -> Iterator[int]:
-    """Change a UNet for the length of a `with` block; yields how many modules were changed.
+    """Within the block, change a UNet. Yields how many modules are changed.
 
-    Restores on leaving, exceptions included; nests, the inner block wrapping what the outer one
-    set.
+    Leaving restores the UNet, also after an exception. Blocks nest: the inner one wraps what the
+    outer one set.
     Raises LookupError when a patch picks no module, since it would silently do nothing.
     """
     with ExitStack() as undo:
@@ -55,7 +52,7 @@ def patched(unet: nn.Module, *patches: Patch) -> Iterator[int]:
 
 
 def _apply(patch: Patch, name: str, module: nn.Module) -> Callable[[], None]:
-    """Apply one patch to one module; returns what undoes it."""
+    """Apply one patch to one module. Returns the function that undoes it."""
     if patch.processor is not None:
         old = module.get_processor()
         module.set_processor(patch.processor(name, module))
@@ -68,12 +65,12 @@ def _apply(patch: Patch, name: str, module: nn.Module) -> Callable[[], None]:
 
 
 def is_temporal(name: str) -> bool:
-    """Part of what makes a video model of an image model: it sees all frames at once."""
+    """Whether a module looks along time, by its name: a part that only video models have."""
     return any(part in TEMPORAL for part in name.split("."))
 
 
 def is_self_attention(name: str, module: nn.Module) -> bool:
-    """Spatial self-attention: neither cross-attention nor a video model's attention in time."""
+    """Whether a module is spatial self-attention: not cross-attention, not attention in time."""
     return (
         isinstance(module, Attention)
         and name.rpartition(".")[2] == "attn1"
@@ -91,7 +88,7 @@ def decoder_self_attentions(unet: nn.Module) -> list[str]:
 
 
 def is_heavy_per_frame(name: str, module: nn.Module) -> bool:
-    """Modules that see one frame at a time and whose working memory dwarfs their output."""
+    """Whether a module sees one frame at a time and needs much more memory than its output."""
     if is_temporal(name):
         return False
     if isinstance(module, Attention):
@@ -109,7 +106,10 @@ def chunks(n_frames: int, size: int) -> list[slice]:
 
 
 def chunking(n_branches: int, frames_per_chunk: int) -> Patch:
-    """Loop the heavy per-frame modules over frames; a chunk holds all guidance branches."""
+    """A patch that loops the heavy per-frame modules over chunks of frames.
+
+    A chunk holds all guidance branches.
+    """
 
     def wrap(_name: str, _module: nn.Module, forward: Callable) -> Callable:
         def looped(*args: Any, **kwargs: Any) -> Tensor:

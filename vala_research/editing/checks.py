@@ -1,4 +1,4 @@
-"""What a call is given is refused before any work is done, never after."""
+"""Checks of a call's arguments, made before any work is done."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ def check_call(
     asked: Sequence[str],
     offered: Sequence[str],
 ) -> None:
-    """asked: tensors the callback wants, of those offered."""
+    """Check the plain arguments of an edit. asked: tensors that the callback wants, out of offered."""
     check_guidance(guidance_scale)
     if output_type not in OUTPUT_TYPES:
         raise InputError(
@@ -41,7 +41,7 @@ def check_call(
 
 
 def check_latents(latents: Tensor, n_channels: int) -> Float[Tensor, "f c h w"]:
-    """Latents of one clip, with or without a batch axis of one."""
+    """The latents of one clip, without a batch axis. Raises InputError for other shapes."""
     z = latents[0] if latents.ndim == 5 and len(latents) == 1 else latents
     if z.ndim != 4 or z.shape[1] != n_channels or 0 in z.shape:
         raise InputError(
@@ -52,7 +52,7 @@ def check_latents(latents: Tensor, n_channels: int) -> Float[Tensor, "f c h w"]:
 
 
 def check_steps(latents: Inversion, schedule: Schedule) -> None:
-    """An inversion that knows its steps is used with as many."""
+    """Check that an edit has as many steps as the inversion that it starts from."""
     if latents.null_text is not None:
         n_steps = len(latents.null_text.embeddings)
     else:
@@ -65,10 +65,11 @@ def check_steps(latents: Inversion, schedule: Schedule) -> None:
 
 
 def check_source(source: Source, index: int, vae: Any, shape: Sequence[int]) -> None:
-    """Refuse a source that cannot share the latents of shape f c h w, before any step.
+    """Check that a source can share latents of this shape, f c h w. Raises InputError.
 
-    vae: the pipeline's, with which the source's own is compared, if it has one.
+    vae: of the pipeline; the source's own VAE, if it has one, is compared with it.
     """
+    # Its network reads and makes these latents, and reads its text.
     name, unet = f"Source {index} ({type(source.unet).__name__})", source.unet
     n_frames, n_channels, h, w = shape
     config = unet.config
@@ -86,6 +87,8 @@ def check_source(source: Source, index: int, vae: Any, shape: Sequence[int]) -> 
             f"{name} reads text of width {config.cross_attention_dim} and gets {text_width}: give "
             "the source its own tokenizer and text_encoder."
         )
+
+    # Its windows, its inversion and its control pictures fit the clip.
     _check_windows(source, name, n_frames)
     if source.latents is not None and tuple(source.latents.latents.shape) != tuple(shape):
         raise InputError(
@@ -102,7 +105,7 @@ def check_source(source: Source, index: int, vae: Any, shape: Sequence[int]) -> 
 
 
 def _check_vae(vae: Any, own: Any, name: str) -> None:
-    """Two latent spaces are taken for one when their scale, shift and resolution agree."""
+    """Check that two VAEs agree in scale, shift and resolution, so that they share a space."""
     if vae_factor(vae) != vae_factor(own):
         raise InputError(
             f"{name} has latents {vae_factor(vae)} times smaller than the frames and the "

@@ -1,4 +1,4 @@
-"""What an edit will cost, added up from the networks' configurations before it starts."""
+"""The cost of an edit, added up from the configurations of its networks before it starts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,14 +26,15 @@ def peak_bytes(
     frames_per_chunk: int | None,
     unet_frames: int,
 ) -> int:
-    """All weights, the trajectory, and the larger of what UNet and VAE hold at their widest.
+    """Peak memory: all weights, the trajectory, and the larger of the maps of UNet and VAE.
 
-    height, width: of the frames. unet_frames: frames of one chunk of the UNet's inner work. The
-    UNet is at its widest in the last decoder block: each branch of each frame holds the upsampled
-    input, one skip a layer and one more, and six maps inside the transformer; a chunk its
-    feed-forward layer, 16 maps. An estimate, not a bound: the allocator's cache and the framework
-    itself come on top.
+    height, width: of the frames. unet_frames: frames per chunk of the UNet's inner work. The UNet
+    is widest in the last decoder block. There each branch of each frame holds the upsampled input,
+    one skip per layer and one more, and six maps inside the transformer; a chunk holds its
+    feed-forward layer, 16 maps. This is an estimate, not a bound: the cache of the allocator and
+    the framework itself come on top.
     """
+    # Maps of the UNet and of the VAE, in elements.
     vae, unet = networks["vae"], networks["unet"]
     h, w = height // vae_factor(vae), width // vae_factor(vae)
     channels, layers = unet.config.block_out_channels, unet.config.layers_per_block
@@ -54,9 +55,10 @@ def peak_bytes(
 class Estimate:
     """What an edit will cost.
 
-    n_evaluations: single frames through the UNet, all guidance branches counted; exact, but for
-    inversions "exact" and "null_text", where it is an upper bound. Those are forward passes: the
-    backward passes of "null_text", at most its iterations a step, and their memory come on top.
+    n_evaluations: single frames through the UNet, in all guidance branches. It is exact, except for
+        the inversions "exact" and "null_text", where it is an upper bound. It counts forward
+        passes: the backward passes of "null_text" (at most its iterations per step) and their
+        memory come on top.
     peak_bytes: see `peak_bytes`.
     """
 

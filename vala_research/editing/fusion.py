@@ -1,9 +1,8 @@
-"""Image and video models denoise one clip together: each steps by itself, then they are mixed.
+"""Fusion: image and video models denoise one clip together. Each takes a step, then they are mixed.
 
-FLDM (arXiv 2310.16400) 3.2. A source keeps its own network, prompt, guidance, attention, adapter,
-ControlNet, prediction type and noise schedule; what they share is the latent space. The levels of
-an edit are those of source 0, and every other source is asked at the timestep whose alpha_bar is
-nearest to them.
+FLDM (arXiv 2310.16400) 3.2. Each source has its own network, prompt, guidance, attention, adapter,
+ControlNet, prediction type and noise schedule. All sources share one latent space. The levels of an
+edit are those of source 0; every other source is called at the timestep with the nearest alpha_bar.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,13 +24,15 @@ STARTS = ("inverted", "shared", "noise")
 
 @dataclass
 class Fusion:
-    """Sources, source 0 being the video model, and the schedule of their weights.
+    """Sources, of which source 0 is the video model, and the schedule of their weights.
 
-    image_start: where sources but the first begin. "inverted": every source inverts the clip
-    itself; "shared": all begin at source 0's inversion; "noise": at noise from the call's generator
-    (the released code). normalise: `fuse` matches the moments of the sources first.
+    image_start: where all sources but the first begin. "inverted": every source inverts the clip
+        itself. "shared": all begin at the inversion by source 0. "noise": at noise from the call's
+        generator, as in the released code.
+    normalise: `fuse` matches the moments of the sources first.
 
-    Differs from paper: it inverts by the video model alone and starts the image model from noise.
+    Differs from paper: the paper inverts by the video model alone and starts the image model from
+    noise.
     """
 
     sources: Sequence[Source]
@@ -47,7 +48,7 @@ class Fusion:
         if len(self.sources) != len(self.schedule.initial):
             raise InputError(
                 f"There are {len(self.sources)} sources and {len(self.schedule.initial)} fusion "
-                "weights: give one weight a source."
+                "weights: give one weight per source."
             )
 
     def weights(self, n_steps: int) -> list[list[float] | None]:
@@ -96,7 +97,7 @@ def begin(
 
 
 def mix(streams: Sequence[Stream], weights: Sequence[float] | None, fusion: Fusion | None) -> None:
-    """Replace every stream's latent by the weighted sum of all; nothing without weights."""
+    """Replace the latent of every stream by the weighted sum of all. Without weights, do nothing."""
     if weights is None:
         return
     z = fuse([stream.z for stream in streams], weights, fusion.normalise)

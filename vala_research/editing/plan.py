@@ -1,4 +1,4 @@
-"""A fusion in words: it can be written down, compared, and sent to another process."""
+"""A fusion described by names: it can be printed, compared, and sent to another process."""
 
 from __future__ import annotations
 

@@ -60,15 +60,15 @@ class Source:
 
     @classmethod
     def of(cls, pipeline: Any, **own: Any) -> "Source":
-        """The models of a diffusers pipeline, such as AnimateDiffPipeline; own: other fields."""
+        """A source from a diffusers pipeline, such as AnimateDiffPipeline. own: other fields."""
         parts = ("unet", "scheduler", "tokenizer", "text_encoder", "vae")
         return cls(**{name: getattr(pipeline, name) for name in parts} | own)
 
 
 def own_schedule(schedule: Schedule, scheduler: Any) -> Schedule:
-    """A source's own levels and prediction type, at the timesteps nearest to the edit's levels.
+    """The levels and prediction type of a source, at the timesteps nearest to the edit's levels.
 
-    Nearest in sqrt(alpha_bar), the share of the signal; the levels of the edit map to themselves.
+    Nearest in sqrt(alpha_bar), the share of the signal. The edit's own levels map to themselves.
     """
     own = Schedule.from_scheduler(scheduler, 1)
     if own.alpha_bar == schedule.alpha_bar:
@@ -80,7 +80,10 @@ def own_schedule(schedule: Schedule, scheduler: Any) -> Schedule:
 
 
 def windows_of(n_frames: int, window: int | None, overlap: int) -> tuple[slice, ...]:
-    """The fewest windows that share `overlap` frames or more, evenly spread; none if one does."""
+    """The fewest evenly spread windows that share at least `overlap` frames.
+
+    Empty where one window holds the whole clip.
+    """
     if window is None or n_frames <= window:
         return ()
     n = len(chunks(n_frames - overlap, window - overlap))
@@ -89,11 +92,11 @@ def windows_of(n_frames: int, window: int | None, overlap: int) -> tuple[slice, 
 
 
 def shares_of(windows: Sequence[slice]) -> Float[Tensor, "windows f"]:
-    """Shares of the windows in the prediction of each frame: they sum to one over the windows.
+    """Shares of the windows in the prediction of each frame. They sum to one over the windows.
 
-    Proportional to the distance from the window's border, as FreeNoise weighs windows of temporal
-    attention (Qiu et al. 2023, arXiv 2310.15169): from frame to frame one window gives way to the
-    next by degrees, where equal shares make a seam.
+    A share is proportional to the distance from the window's border, as FreeNoise weighs windows of
+    temporal attention (Qiu et al. 2023, arXiv 2310.15169). So one window gives way to the next
+    frame by frame; equal shares would make a seam.
     """
     place = torch.arange(max(w.stop for w in windows)) + 0.5
     inside = [torch.minimum(place - w.start, w.stop - place).clamp(min=0) for w in windows]

@@ -118,13 +118,13 @@ def measured_edit(
     frames_per_chunk: int,
 ) -> dict:  # fmt: skip
     """One row of `edit_memory`, in this process, which has made no larger edit before."""
-    generator = torch.Generator().manual_seed(0)
+    generator, has_anchors = torch.Generator().manual_seed(0), attention == "anchors"
     forget_peak()
     with LiveTensors() as live:
         clip = torch.rand(n_frames, 3, size, size, generator=generator)
         pipe(
             clip, "a blue circle", "a red circle", num_inference_steps=steps,
-            attention=AnchorSettings(granularity=granularity) if attention == "anchors" else attention,
+            attention=AnchorSettings(granularity=granularity) if has_anchors else attention,
             frames_per_chunk=frames_per_chunk, output_type="pt",
         )  # fmt: skip
     peak = peak_mebibytes()
