@@ -50,7 +50,7 @@ class Backbone:
     ) -> Float[Tensor, "g f c h w"]:
         """The network's prediction at timestep t, in the precision of z.
 
-        text: one prompt per branch, or one per frame of it (rows = f, or 1 that all frames share).
+        text: one prompt per branch, or one per frame (rows = f, or 1 that all frames share).
         added: SDXL's conditions, one row per branch. residuals: of a ControlNet, (g f) rows each,
             by the UNet's argument names.
         Raises FloatingPointError when the network returns NaN or infinity.

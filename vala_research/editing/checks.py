@@ -23,7 +23,7 @@ def check_call(
     asked: Sequence[str],
     offered: Sequence[str],
 ) -> None:
-    """Check the plain arguments of an edit. asked: tensors that the callback wants, out of offered."""
+    """Check the plain arguments of an edit. asked: tensors the callback wants, out of offered."""
     check_guidance(guidance_scale)
     if output_type not in OUTPUT_TYPES:
         raise InputError(

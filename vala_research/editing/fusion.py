@@ -97,7 +97,7 @@ def begin(
 
 
 def mix(streams: Sequence[Stream], weights: Sequence[float] | None, fusion: Fusion | None) -> None:
-    """Replace the latent of every stream by the weighted sum of all. Without weights, do nothing."""
+    """Replace the latent of every stream by the weighted sum of all; nothing without weights."""
     if weights is None:
         return
     z = fuse([stream.z for stream in streams], weights, fusion.normalise)
