@@ -62,7 +62,7 @@ class Backbone:
         rows = (text[:, None] if text.ndim == 3 else text).to(dtype)
         if rows.shape[1] not in (1, f):
             raise InputError(
-                f"There are {rows.shape[1]} rows of text for {f} frames: give one per frame, or one."
+                f"There are {rows.shape[1]} rows of text for {f} frames: give one per frame or one."
             )
         if isinstance(self.unet, UNet3DConditionModel):  # it repeats the prompt for every frame
             if rows.shape[1] > 1:
