@@ -1,7 +1,7 @@
-"""Edits measured one by one, and what the miniature can do at all.
+"""Measure edits one by one: one row of metrics per edit.
 
-In the sprite world every number has a right answer: the true edit is rendered, the attributes are
-read back. Of other clips the rows hold what can be said without one.
+In the sprite world every number has a right answer: the true edit is rendered, and the attributes
+are read back. Rows of other clips hold the metrics that need no right answer.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vala_research.diffusion.attention import (
-    Keyframes,
-)
+from vala_research.diffusion.attention import Keyframes
 from vala_research.diffusion.inversion import Inversion, InversionSettings
 from vala_research.editing.plan import Plan, inverted_sources
 from vala_research.editing.source import Source
@@ -70,46 +68,50 @@ def run_edits(
     measure: Measure | None = None,
     clip_scorer=None,
 ) -> Iterator[dict]:
-    """One row a case and setting; a clip is inverted once for settings that invert alike.
+    """Yield one row per case and setting. Settings that invert alike share the inversions.
 
     Columns: those of `edit_row`; inversion_psnr of the reconstruction to the VAE round trip;
-    seconds (of finding the policy and inverting too, also where they are shared) and peak_mib of
-    this row. measure: further columns, of an edited clip and what is known of it (`Material`).
-    Settings of one adapter come together, after each other; none stays loaded.
+    seconds, which include the inversion even where it is shared; peak_mib of this row.
+    measure: makes further columns from an edited clip and what is known of it (`Material`).
+    Rows are grouped by adapter. Afterwards no adapter is loaded.
     """
     for adapter in dict.fromkeys(s.adapter for s in settings.values()):
         pipe.unload_adapter()
         if adapter:
             pipe.load_adapter(adapter)
-        chosen = {n: s for n, s in settings.items() if s.adapter == adapter}
-        yield from _run_edits(pipe, cases, chosen, n_frames, size, measure, clip_scorer)
+        alike = {n: s for n, s in settings.items() if s.adapter == adapter}
+        yield from _run_edits(pipe, cases, alike, n_frames, size, measure, clip_scorer)
     pipe.unload_adapter()
 
 
 def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> Iterator[dict]:
     """The rows of settings that share an adapter."""
-    found: dict[tuple, Inverted] = {}
+    inversions: dict[tuple, Inverted] = {}
     for case in tqdm(cases, "edits", disable=None):
         material = case.material(n_frames, size)
         known = truth_row(material, clip_scorer)
         for name, s in settings.items():
+            # Invert the clip, unless a setting that inverts alike has done so.
             how = (repr(s.inverting()), s.fusion and s.fusion.inverting())
             key = (case.index, case.source_prompt, *how)
             forget_peak()
-            if key not in found:
-                found[key] = inverted(pipe, material.frames, case.source_prompt, s, case.index)
-            start, given = time.perf_counter(), found[key]
+            if key not in inversions:
+                inversions[key] = inverted(pipe, material.frames, case.source_prompt, s, case.index)
+            start, known_clip = time.perf_counter(), inversions[key]
             if s.fusion is None:
-                start_at = {"latents": given.inversion, "attention": given.inversion.attention}
+                inversion = known_clip.inversion
+                start_at = {"latents": inversion, "attention": inversion.attention}
             else:
                 drawn = torch.Generator().manual_seed(case.index)  # an image source from noise
-                start_at = {"fusion": s.fusion.fusion(given.sources), "generator": drawn}
+                start_at = {"fusion": s.fusion.fusion(known_clip.sources), "generator": drawn}
+
+            # Edit and measure.
             frames = pipe(
                 None if s.fusion is None else material.frames, case.prompt, case.source_prompt,
                 output_type="pt", **s.arguments() | start_at,
             ).frames[0].cpu()  # fmt: skip
-            seconds = found[key].seconds + time.perf_counter() - start
-            cost = {"inversion_psnr": found[key].psnr, "seconds": seconds,
+            seconds = known_clip.seconds + time.perf_counter() - start
+            cost = {"inversion_psnr": known_clip.psnr, "seconds": seconds,
                     "peak_mib": peak_mebibytes()}  # fmt: skip
             row = {"setting": name, "kind": case.kind, "index": case.index} | known
             further = {} if measure is None else measure(frames, material)
@@ -127,13 +129,13 @@ def edited_frames(
         return {}
 
     rows = run_edits(pipe, [case], settings, n_frames, size, keep)
-    found = dict(zip([row["setting"] for row in rows], kept, strict=True))
-    return {name: found[name] for name in settings}
+    edits = dict(zip([row["setting"] for row in rows], kept, strict=True))
+    return {name: edits[name] for name in settings}
 
 
 @dataclass(frozen=True)
 class Inverted:
-    """One clip inverted under one policy, or by the sources of a fusion: what edits of it share."""
+    """One clip inverted under one policy, or by the sources of a fusion. Several edits share it."""
 
     inversion: Inversion | None
     psnr: float
@@ -144,9 +146,9 @@ class Inverted:
 def inverted(
     pipe, frames: Float[Tensor, "f c h w"], caption: str, s: EditSetting, seed: int = 0
 ) -> Inverted:
-    """Find the clip's policy, invert under it, and reconstruct (which is not timed).
+    """Find the clip's policy, invert under it, and reconstruct; the reconstruction is not timed.
 
-    A fusion's sources invert each for itself; their reconstructions are not measured (NaN).
+    The sources of a fusion invert each for itself. Their reconstructions are not measured (NaN).
     """
     if s.fusion is not None:
         sources, seconds = inverted_sources(
@@ -166,7 +168,7 @@ def inverted(
 
 
 def truth_row(material: Material, clip_scorer=None) -> dict:
-    """What no editor changes: the source's PSNR to the true edit, the true edit's CLIP-F."""
+    """Columns that no editor changes: PSNR of the source to the true edit, CLIP-F of the latter."""
     if material.truth is None:
         return {}
     row = {"source_psnr": metrics.psnr(material.frames, material.truth)}
@@ -181,11 +183,14 @@ def edit_row(
 ) -> dict:  # fmt: skip
     """Metrics of one edited clip.
 
-    warp_error under the source's flow; with a `ClipScorer` CLIP-T to the prompt and CLIP-F over
-    consecutive pairs. Where the true edit is known, psnr to it and gain over the source's, in dB;
-    warp_error_truth, E_warp under the true edit's own flow, by which a right new outline does not
-    lose and an old one does; success (share of frames with every attribute right) and one column
-    an attribute. Elsewhere psnr is to the source: how much was kept.
+    psnr: to the true edit, or to the source where no true edit is known. warp_error: under the
+    source's flow. clip_t, clip_f: with a `ClipScorer`, CLIP-T to the prompt and CLIP-F over
+    consecutive pairs. Only where the true edit is known:
+
+    * gain: psnr over that of the source, in dB.
+    * warp_error_truth: E_warp under the true edit's own flow. A right new outline does not lose by
+      it, and an old outline does.
+    * success: share of frames with every attribute right; and one column per attribute.
     """
     reference = material.frames if material.truth is None else material.truth
     row = {

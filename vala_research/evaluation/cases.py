@@ -1,4 +1,4 @@
-"""What is to be edited: sprite clips whose true edit is known, or one's own clips and prompts."""
+"""Cases to edit: sprite clips whose true edit is known, or your own clips and prompts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from vala_research.sprites.scene import Scene, World, random_scene, split_genera
 
 @dataclass(frozen=True)
 class Material:
-    """Frames of a case and the flow between them (true or estimated); the true edit, if known.
+    """Frames of a case, the flow between them (true or estimated), and the true edit if known.
 
-    The true edit's own flow differs from the source's where an edit moves the outline.
+    The flow of the true edit differs from the source's where an edit moves the outline.
     """
 
     frames: Float[Tensor, "f c h w"]
@@ -68,7 +68,7 @@ class EditCase:
 
 @dataclass(frozen=True)
 class ClipCase:
-    """One clip from disk and one edit of it, whose right answer nobody knows."""
+    """One clip from disk and one edit of it. Its true edit is not known."""
 
     kind: str
     index: int
@@ -85,7 +85,7 @@ class ClipCase:
 def edit_cases(
     world: World, split: str, n: int, kinds: Iterable[str] = tuple(EDITS)
 ) -> list[EditCase]:
-    """`n` cases of each kind; target values are drawn anew, within the world's rules."""
+    """Draw `n` sprite cases per kind of edit, within the rules of the world."""
     cases = []
     for kind in kinds:
         if kind not in EDITS:
@@ -100,7 +100,7 @@ def edit_cases(
 
 
 def folder_cases(folder: str | Path) -> list[ClipCase]:
-    """The edits that `edits.csv` in a folder of clips lists: clip, source_prompt, prompt[, kind].
+    """The edits listed in the `edits.csv` of a folder: clip, source_prompt, prompt[, kind].
 
     Several lines may edit one clip. Raises InputError naming a missing file, column or clip.
     """
@@ -128,9 +128,9 @@ def folder_cases(folder: str | Path) -> list[ClipCase]:
 
 @dataclass(frozen=True)
 class Case:
-    """A clip, its caption, the words of it whose map is looked at, where they truly are if known.
+    """A clip, its caption, and the words whose attention map is measured.
 
-    seed: of its noise, the same with and without the adapter.
+    mask: where the words truly are, if known. seed: of the noise, the same for all settings.
     """
 
     frames: Float[Tensor, "f 3 y x"]
@@ -148,9 +148,9 @@ class Case:
 def sprite_cases(
     n: int, world: World, n_frames: int = 2, size: int = 64, words: str = "shape"
 ) -> list[Case]:
-    """Test clips of the sprite world with an object; words: the attribute whose word is looked at.
+    """Test clips of the sprite world with an object. Frames are adjacent ones of a clip of 16.
 
-    Frames are adjacent ones of a clip of 16.
+    words: the attribute whose word is measured.
     """
     cases = []
     for i in range(n):

@@ -1,4 +1,4 @@
-"""What every metric asks of its frames: a clip, finite; of two that are compared, one shape."""
+"""Checks of the frames that metrics get: a finite clip, or two clips of one shape."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from vala_research import InputError
 
 
 def checked(frames: Tensor, at_least: int = 1, name: str = "frames") -> Tensor:
-    """f c h w in float32 on the CPU, or a sentence about what is wrong."""
+    """The frames f c h w in float32 on the CPU. Raises InputError."""
     if frames.ndim != 4 or 0 in frames.shape:
         raise InputError(f"{name} have shape {tuple(frames.shape)}: give a clip, f c h w.")
     if len(frames) < at_least:
@@ -18,7 +18,7 @@ def checked(frames: Tensor, at_least: int = 1, name: str = "frames") -> Tensor:
 
 
 def paired(frames: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Both checked, and of one shape."""
+    """Two clips, checked, of one shape. Raises InputError."""
     frames, reference = checked(frames), checked(reference, name="reference frames")
     if frames.shape != reference.shape:
         raise InputError(

@@ -1,6 +1,6 @@
 """Unit vectors of frames and prompts by any CLIPModel, without torchvision or image processors.
 
-Radford et al. 2021. A score belongs to its model: name the model beside every number.
+Radford et al. 2021. Scores of two models do not compare: name the model beside every number.
 """
 
 import json
@@ -35,9 +35,9 @@ class ClipScorer:
     def from_pretrained(
         cls, name_or_path: str | os.PathLike, tokenizer: str | os.PathLike | None = None
     ) -> "ClipScorer":
-        """Weights in safetensors only; mean and std of preprocessor_config.json where there is one.
+        """Load a CLIPModel in safetensors, and mean and std of preprocessor_config.json if any.
 
-        tokenizer: its own folder or hub id, if not that of the weights.
+        tokenizer: its folder or hub id, if not that of the weights.
         Raises InputError when there is no CLIPModel of that name.
         """
         from transformers import AutoTokenizer, CLIPModel
@@ -56,12 +56,12 @@ class ClipScorer:
 
     @torch.no_grad()
     def images(self, frames: Float[Tensor, "f c h w"], batch: int = 64) -> Float[Tensor, "f d"]:
-        """Unit vectors; frames are scaled to cover the tower's square and cropped at the centre."""
-        found = []
+        """Unit vectors of frames, scaled to cover the tower's square and cropped at the centre."""
+        vectors = []
         for part in frames.split(batch):
             pooled = self.model.vision_model(pixel_values=self._pixels(part)).pooler_output
-            found.append(self.model.visual_projection(pooled).float().cpu())
-        return F.normalize(torch.cat(found), dim=-1)
+            vectors.append(self.model.visual_projection(pooled).float().cpu())
+        return F.normalize(torch.cat(vectors), dim=-1)
 
     @torch.no_grad()
     def layers(self, frames: Float[Tensor, "f c h w"]) -> list[Float[Tensor, "f n d"]]:
@@ -77,7 +77,7 @@ class ClipScorer:
 
     @torch.no_grad()
     def texts(self, prompts: list[str]) -> Float[Tensor, "n d"]:
-        """Unit vectors; a prompt longer than the text tower is cut."""
+        """Unit vectors of prompts. A prompt longer than the text tower is cut."""
         limit = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(
             prompts, padding=True, truncation=True, max_length=limit, return_tensors="pt"
@@ -91,9 +91,9 @@ class ClipScorer:
 
 
 def normalisation(name: str, default: tuple) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the pixels, as a folder's preprocessor_config.json has them.
+    """Mean and std of the pixels, from the preprocessor_config.json of a folder.
 
-    default: where there is none, and for a hub id, whose models of one kind share them.
+    default: for folders without one, and for hub ids.
     """
     file = Path(name) / "preprocessor_config.json"
     if not file.is_file():

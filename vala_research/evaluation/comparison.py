@@ -1,6 +1,6 @@
-"""Editors are compared on the same clips: paired, with intervals, one process a core, resumable.
+"""Compare editors on the same clips: paired, with intervals, one process per core, resumable.
 
-`benchmark.run_edits` makes the rows; here they are collected and summed up.
+`benchmark.run_edits` makes the rows. This file collects them and sums them up.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _keep(output: Path, rows: list[dict], described: dict[str, str]) -> None:
 
 
 def _on_every_core(jobs: list[tuple], arguments: tuple, n_processes: int | None):
-    """The rows of each job as it is finished; in this process when one is asked for."""
+    """Yield the rows of each job as it is finished; in this process if one process is asked for."""
     n_processes = n_processes or (1 if torch.cuda.is_available() else os.cpu_count())
     bar = tqdm(total=len(jobs), desc="clips", disable=None)
     if min(n_processes, len(jobs)) <= 1:
@@ -169,13 +169,10 @@ def _edit_clip(*job) -> list[dict]:
     return list(run_edits(pipe, *job, clip_scorer=scorer))
 
 
-# What the rows say.
-
-
 def per_clip(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One value a clip (row) and setting (column): the mean over its edits.
+    """One value per clip (row) and setting (column): the mean over the clip's edits.
 
-    The edits of one clip are not independent, so that the clip is what intervals count.
+    The edits of one clip are not independent. So intervals count clips.
     """
     order = list(dict.fromkeys(rows.setting))
     return rows.pivot_table(metric, "index", "setting")[order]
@@ -184,9 +181,9 @@ def per_clip(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 def comparison_table(
     rows: pd.DataFrame, baseline: str, metrics: Iterable[str] = tuple(METRICS)
 ) -> pd.DataFrame:
-    """One row a setting and metric: mean, 95% interval, paired gain on the baseline, its p-value.
+    """One row per setting and metric: mean, 95% interval, paired gain on the baseline, p-value.
 
-    gain: positive is better, whatever the metric's direction; its interval and the p-value (two
+    gain: positive is better, whatever the metric's direction. Its interval and its p-value (two
     sided, not corrected for the number of comparisons) are of the difference on the same clips.
     """
     table = []

@@ -1,4 +1,4 @@
-"""FID: the Frechet distance between two Gaussians that are fitted to pictures' features.
+"""FID: the Frechet distance between two Gaussians fitted to the features of pictures.
 
 Heusel et al., NeurIPS 2017; Dowson and Landau 1982.
 """
@@ -21,9 +21,9 @@ from vala_research.evaluation.clip_scores import ClipScorer
 def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
     """|mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), S with divisor n - 1; at least 0.
 
-    With centred X (n d) and Y (m d): S_x S_y has the non-zero eigenvalues of (Y X^T)(Y X^T)^T up to
-    the divisors, so the root's trace is |Y X^T|_* / sqrt((n-1)(m-1)), the nuclear norm of an
-    m x n matrix: exact for singular covariances too, where a matrix square root is not.
+    With centred X (n d) and Y (m d), S_x S_y has the non-zero eigenvalues of (Y X^T)(Y X^T)^T up to
+    the divisors. So the trace of the root is |Y X^T|_* / sqrt((n-1)(m-1)), the nuclear norm of an
+    m x n matrix. It is exact for singular covariances too, unlike a matrix square root.
     Warns when a covariance is rank-deficient (n <= d): the distance is then biased upwards.
     """
     for z in (x, y):
@@ -47,9 +47,9 @@ def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
 
 
 def fid_miniature_clip(frames: Float[Tensor, "..."], reference: Float[Tensor, "..."]) -> float:
-    """FID's formula on the miniature CLIP's 64 numbers a frame (unit vectors); runs anywhere.
+    """The formula of FID on the 64 numbers per frame of the miniature's CLIP; runs anywhere.
 
-    In [0, 4], smaller is nearer. Warns when n <= 64. No number of it compares with one of `fid`.
+    In [0, 4], smaller is nearer. Warns when n <= 64. Never compare it with `fid`.
     """
     sets = _colour(frames), _colour(reference, "reference frames")
     scorer = ClipScorer.from_pretrained(miniature_path("clip"))
@@ -60,8 +60,8 @@ def _colour(frames: Tensor, name: str = "frames") -> Tensor:
     return checked(frames, name=name).expand(-1, 3, -1, -1)
 
 
-# A block's branches: names of convolutions one after the other. `/`: stride 2, no padding; `a|b`:
-# both, side by side; `avg` and `max` pool 3x3.
+# Branches of a block: names of convolutions in sequence. `/`: stride 2, no padding. `a|b`: both,
+# side by side. `avg` and `max`: 3x3 pooling.
 POOL = "branch_pool"
 A = ("branch1x1", "branch5x5_1 branch5x5_2", "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3",
      f"avg {POOL}")  # fmt: skip
@@ -83,7 +83,7 @@ SIDE, BN_EPS = 299, 1e-3
 
 @dataclass(frozen=True)
 class Inception:
-    """The network's tensors by name; load once, pass to every `fid`."""
+    """Inception v3 as its tensors by name. Load it once and pass it to every `fid`."""
 
     weights: dict[str, Tensor]
 
@@ -96,11 +96,11 @@ class Inception:
     @torch.no_grad()
     def embeddings(self, frames: Float[Tensor, "f 3 h w"], batch: int = 16) -> Float[Tensor, "f d"]:
         """Pooled features of pictures in [0, 1], d = 2048; resized to 299x299, bilinear."""
-        size, found = (SIDE, SIDE), []
+        size, pooled = (SIDE, SIDE), []
         for part in frames.split(batch):
             x = F.interpolate(part, size, mode="bilinear", align_corners=False)
-            found.append(self._forward(2 * x - 1).mean((2, 3)))
-        return torch.cat(found)
+            pooled.append(self._forward(2 * x - 1).mean((2, 3)))
+        return torch.cat(pooled)
 
     def _forward(self, x: Tensor) -> Float[Tensor, "f d height width"]:
         x = self._convolved(x, "Conv2d_1a_3x3", stride=2, is_padded=False)
@@ -146,9 +146,10 @@ def fid(
 ) -> float:
     """FID between two sets of frames (n c h w, m c h w); at least 0, smaller is nearer.
 
-    weights: `model.safetensors` of FID's Inception v3 in a folder or hub id. Resized to 299x299,
-    bilinear without antialiasing (pytorch-fid); clean-fid's resize gives other numbers. Warns when
-    n <= 2048: a clip's few frames give a rank-deficient covariance. Name n beside the number.
+    weights: `model.safetensors` of FID's Inception v3, in a folder or hub id. Frames are resized to
+    299x299, bilinear without antialiasing, as in pytorch-fid; the resize of clean-fid gives other
+    numbers. Warns when n <= 2048: so few frames give a rank-deficient covariance. Name n beside
+    the number.
     Raises InputError without weights, or with a single frame.
     """
     sets = _colour(frames), _colour(reference, "reference frames")

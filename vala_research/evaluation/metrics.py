@@ -1,11 +1,13 @@
-"""One function per reported number; each says its range, its direction and what it is against.
+"""Metrics: one function per reported number. Each states its range, direction and reference.
 
-Those of foreign networks (LPIPS, FID, PickScore, structure distance) lie in rooms of their own.
-Conventions: pixels in [0, 1], per frame and then the mean over frames; flow in pixels per frame,
-dx first. Papers differ in backbone, pairs, reference and scale: every docstring names its own.
+LPIPS, FID and structure distance lie in files of their own: `perceptual`, `frechet`, `structure`.
+Conventions: pixels in [0, 1]; a value per frame, then the mean over frames; flow in pixels per
+frame, dx first. Papers differ in backbone, pairs, reference and scale, so every docstring names
+its own.
 """
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,17 +18,11 @@ from torch import Tensor
 from vala_research import InputError, miniature_path
 from vala_research.evaluation.checks import checked, paired
 from vala_research.evaluation.clip_scores import ClipScorer
-from vala_research.evaluation.frechet import fid, fid_miniature_clip
-from vala_research.evaluation.perceptual import lpips, lpips_miniature
-from vala_research.evaluation.structure import structure_distance, structure_distance_miniature
+from vala_research.sprites.reader import read_attributes
 
-__all__ = [
-    "attribute_success", "clip_frames", "clip_text", "estimate_flow", "fid", "fid_miniature_clip",
-    "frame_accuracy", "inversion_psnr", "lpips", "lpips_miniature", "pickscore",
-    "pickscore_miniature", "psnr", "ssim", "structure_distance", "structure_distance_miniature",
-    "warp", "warp_error",
-]  # fmt: skip
 ClipSource = str | os.PathLike | ClipScorer  # a folder, a hub id, or one already loaded
+PICKSCORE = "yuvalkirstain/PickScore_v1"
+PICKSCORE_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # that of its base model
 
 
 # --- against a reference: the true edit, the source, or the VAE round trip (say which) ---------
@@ -65,7 +61,7 @@ def inversion_psnr(
     source: Float[Tensor, "..."],
     vae_round_trip: Float[Tensor, "..."],
 ) -> dict[str, float]:
-    """PSNR (dB, larger is better) of invert + denoise with unchanged prompt, both ways in use.
+    """PSNR (dB, larger is better) of invert + denoise with unchanged prompt, to both references.
 
     `to_source` is bounded by the VAE; `to_vae` (decode(encode(source))) measures inversion alone.
     """
@@ -185,19 +181,19 @@ def estimate_flow(
 
 
 def attribute_success(
-    frames: Float[Tensor, "..."], target: dict[str, str | None], read_attributes=None
+    frames: Float[Tensor, "..."],
+    target: dict[str, str | None],
+    read: Callable[[Tensor], list[dict]] = read_attributes,
 ) -> float:
     """Share of frames whose attributes all equal the target's; in [0, 1], larger is better.
 
-    target: any of shape, colour, background, pattern. The reader is the sprite world's own,
-    exact on clean frames; another may be given.
+    target: any of shape, colour, background, pattern. read: the reader of attributes; the default
+    is that of the sprite world, which is exact on clean frames.
     """
-    if read_attributes is None:
-        from vala_research.sprites.reader import read_attributes
-    found = read_attributes(checked(frames))
-    if not target or not set(target) <= set(found[0]):
-        raise InputError(f"target {target} names no attribute or unknown ones: {set(found[0])}.")
-    return float(np.mean([all(row[k] == v for k, v in target.items()) for row in found]))
+    rows = read(checked(frames))
+    if not target or not set(target) <= set(rows[0]):
+        raise InputError(f"target {target} names no attribute or unknown ones: {set(rows[0])}.")
+    return float(np.mean([all(row[k] == v for k, v in target.items()) for row in rows]))
 
 
 def _embedded(frames: Tensor, clip) -> tuple[ClipScorer, Tensor]:
@@ -206,34 +202,33 @@ def _embedded(frames: Tensor, clip) -> tuple[ClipScorer, Tensor]:
     return scorer, scorer.images(frames)
 
 
-WEIGHTS, TOKENIZER = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-
-
 def pickscore(
     frames: Float[Tensor, "..."],
     prompt: str,
-    clip: str | os.PathLike | ClipScorer = WEIGHTS,
+    clip: str | os.PathLike | ClipScorer = PICKSCORE,
     tokenizer: str | os.PathLike | None = None,
 ) -> float:
     """exp(logit_scale) x mean over frames of cos(image, prompt); larger is better.
 
-    In [-100, 100] where the scale is CLIP's 100; about 20 for photographs, the difference of two
-    edits counts. clip: PickScore_v1 in safetensors, by folder or hub id; tokenizer: its own folder
-    or hub id, by default beside the weights (of the hub's PickScore_v1: its base model's).
+    In [-100, 100] where the scale is CLIP's 100, and about 20 for photographs. The difference of
+    two edits counts.
+    clip: PickScore_v1 in safetensors, by folder or hub id. tokenizer: its own folder or hub id; the
+    default lies beside the weights (for the hub's PickScore_v1: with its base model).
     Raises InputError when there are no such weights.
     """
     frames = checked(frames)
     if not isinstance(clip, ClipScorer):
-        if tokenizer is None and str(clip) == WEIGHTS:
-            tokenizer = TOKENIZER
+        if tokenizer is None and str(clip) == PICKSCORE:
+            tokenizer = PICKSCORE_TOKENIZER
         clip = ClipScorer.from_pretrained(clip, tokenizer)
     cosines = clip.images(frames) @ clip.texts([prompt])[0]
     return (clip.model.logit_scale.exp().item() * cosines).mean().item()
 
 
 def pickscore_miniature(frames: Float[Tensor, "..."], prompt: str) -> float:
-    """The same formula with the miniature's CLIP, which knows no one's preference; runs anywhere.
+    """The formula of PickScore with the miniature's CLIP, which knows no preferences.
 
-    A second CLIP-T on the scale of its logits: no number of it compares with one of `pickscore`.
+    Runs anywhere. It is a second CLIP-T, on the scale of the logits: never compare it with
+    `pickscore`.
     """
     return pickscore(frames, prompt, miniature_path("clip"))

@@ -1,4 +1,4 @@
-"""What stands beside a mean in a table row: its 95% interval, and the paired gain on a baseline.
+"""Statistics of table rows: 95% bootstrap intervals, and paired gains on a baseline.
 
 Efron and Tibshirani 1993, An Introduction to the Bootstrap.
 """
@@ -61,9 +61,9 @@ def paired_gain(values: Values, baseline: Values, confidence: float = 0.95, seed
         raise InputError(
             f"{len(values)} values and {len(baseline)} of the baseline: give one pair per clip."
         )
-    found = summarise(values - baseline, confidence, seed)
-    if found.n == 1:
-        return Gain(found.mean, found.low, found.high, 1, 1.0)
+    gain = summarise(values - baseline, confidence, seed)
+    if gain.n == 1:
+        return Gain(gain.mean, gain.low, gain.high, 1, 1.0)
     test = permutation_test(
         (values, baseline),
         lambda a, b, axis: np.mean(a - b, axis=axis),
@@ -71,7 +71,7 @@ def paired_gain(values: Values, baseline: Values, confidence: float = 0.95, seed
         rng=np.random.default_rng(seed),
         vectorized=True,
     )
-    return Gain(found.mean, found.low, found.high, found.n, float(test.pvalue))
+    return Gain(gain.mean, gain.low, gain.high, gain.n, float(test.pvalue))
 
 
 def _finite(values: Values) -> np.ndarray:
