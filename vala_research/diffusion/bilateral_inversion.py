@@ -139,7 +139,7 @@ def bilateral_sample(
     """Denoise from filtered latents, noisiest level to the final one; Eq. (12), GE-Adapter 3.2.
 
     step_rule: "ddim", or "paper_eq12", the mean of DDPM with noise from the generator
-    (`rms_error_bound` says how far that leads astray). The filter's schedule runs along sampling
+    (theory/README.md, B4, bounds the error of its path). The filter's schedule runs along sampling
     here: 0 its first step. With the place "frames" filtering is left to `predict`.
     """
     levels = (
