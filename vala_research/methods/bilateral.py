@@ -40,7 +40,7 @@ def bilateral_filter(
     Half precision is computed in float32. Only first derivatives exist.
     Raises InputError for an even window, one that reflection cannot fill, sigmas <= 0, NaN.
     """
-    _check_window(kernel_size, sigma_spatial, sigma_intensity, border)
+    check_window(kernel_size, sigma_spatial, sigma_intensity, border)
     _check("z", z)
     _, _, h, w = z.shape
     check_reflection("z", "sites", min(h, w), kernel_size, border)
@@ -62,7 +62,7 @@ def bilateral_filter_frames(
     The released code filters the outputs of attn1 in up_blocks[3] in this way, with window 5 and
     both sigmas 1. GE-Adapter 3.2 does not mention it.
     """
-    _check_window(kernel_size, sigma_spatial, sigma_intensity, border)
+    check_window(kernel_size, sigma_spatial, sigma_intensity, border)
     _check("x", x)
     check_reflection("x", "frames", len(x), kernel_size, border)
     plane, radius = x.reshape(1, 1, len(x), -1), (kernel_size // 2, 0)
@@ -90,7 +90,7 @@ class BilateralSettings:
     schedule: Callable[[float], float] | None = None
 
     def __post_init__(self):
-        _check_window(self.kernel_size, self.sigma_spatial, self.sigma_intensity, self.border)
+        check_window(self.kernel_size, self.sigma_spatial, self.sigma_intensity, self.border)
         if self.unit not in UNITS:
             raise InputError(f"Unknown unit {self.unit!r}: choose one of {', '.join(UNITS)}.")
 
@@ -157,7 +157,8 @@ def lipschitz_bound(mass: float) -> float:
     return 1 + 4 * float(lambertw(mass * math.exp(-1.5)).real)
 
 
-def _check_window(kernel_size: int, sigma_spatial: float, sigma_intensity: float, border: str):
+def check_window(kernel_size: int, sigma_spatial: float, sigma_intensity: float, border: str):
+    """Refuse an even window, sigmas <= 0 and an unknown border."""
     if kernel_size < 1 or kernel_size % 2 != 1:
         raise InputError(f"kernel_size is {kernel_size}: give a positive odd number.")
     for name, sigma in (("sigma_spatial", sigma_spatial), ("sigma_intensity", sigma_intensity)):

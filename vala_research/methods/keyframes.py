@@ -54,28 +54,28 @@ def optimal_set(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], n: int)
 def local_set(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], n: int) -> list[int]:
     """Find n columns greedily, then swap while that helps (Kaufman and Rousseeuw 1990, PAM)."""
     # Greedy choice: add the column that lowers the cost most.
-    chosen: list[int] = []
+    columns: list[int] = []
     nearest = torch.full_like(weight, torch.inf)
-    while len(chosen) < n:
+    while len(columns) < n:
         with_each = torch.minimum(cost, nearest[:, None]).T @ weight
-        with_each[chosen] = torch.inf
-        chosen.append(int(with_each.argmin()))
-        nearest = torch.minimum(nearest, cost[:, chosen[-1]])
+        with_each[columns] = torch.inf
+        columns.append(int(with_each.argmin()))
+        nearest = torch.minimum(nearest, cost[:, columns[-1]])
 
     # Swaps: replace one column by the best other one, until no swap lowers the cost.
     best, improved = float(nearest @ weight), True
     while improved:
         improved = False
         for i in range(n):
-            rest = chosen[:i] + chosen[i + 1 :]
+            rest = columns[:i] + columns[i + 1 :]
             others = cost[:, rest].amin(-1) if rest else torch.full_like(weight, torch.inf)
             with_each = torch.minimum(cost, others[:, None]).T @ weight
             with_each[rest] = torch.inf
             j = int(with_each.argmin())
             if with_each[j] < best * (1 - 1e-6):
-                chosen, best, improved = [*rest, j], float(with_each[j]), True
+                columns, best, improved = [*rest, j], float(with_each[j]), True
                 break
-    return sorted(chosen)
+    return sorted(columns)
 
 
 def cheapest_set(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], n: int) -> list[int]:
@@ -95,8 +95,8 @@ def kmeans_frames(u: Float[Tensor, "f n d"], n: int, seed: int = 0) -> list[int]
 
     x = u.flatten(1).cpu().double().numpy()
     distance = torch.from_numpy(KMeans(n, n_init=4, random_state=seed).fit(x).transform(x))
-    chosen: list[int] = []
+    frames: list[int] = []
     for k in range(n):
-        distance[chosen, k] = torch.inf
-        chosen.append(int(distance[:, k].argmin()))
-    return sorted(chosen)
+        distance[frames, k] = torch.inf
+        frames.append(int(distance[:, k].argmin()))
+    return sorted(frames)
