@@ -121,7 +121,7 @@ def seeded(u: Float[Tensor, "t d"], n_anchors: int) -> Float[Tensor, "k t"]:
 def merged(
     u: Float[Tensor, "t d"], r: Float[Tensor, "k t"], dirichlet: float
 ) -> Float[Tensor, "j t"]:
-    """Join the two groups whose union is most likely, while one group fewer is more likely."""
+    """Join pairs of groups, the most likely union first, while that raises the evidence."""
     mass, resultant = r.sum(1).double(), (r @ u).double()
     while len(mass) > 1:
         # Gain of the log evidence for each pair i < j.
@@ -131,7 +131,7 @@ def merged(
         gain = _evidence(mass[i] + mass[j], resultant[i] + resultant[j], dirichlet)
         gain = gain - alone[i] - alone[j] + torch.lgamma(a0)
 
-        # Stop where the prior of k - 1 instead of k groups does not make up for a loss.
+        # Stop where joining lowers the evidence, with the priors of k - 1 and of k groups.
         one_less = [torch.lgamma(n * a0) - torch.lgamma(n * a0 + len(u)) for n in (k - 1, k)]
         best = int(gain.argmax())
         if gain[best] + one_less[0] - one_less[1] < 0:
@@ -175,7 +175,7 @@ def from_sums(mass: Tensor, resultant: Tensor, kappa: Tensor, dirichlet: float) 
     d, length = resultant.shape[-1], resultant.norm(dim=-1)
     beta = kappa * length
 
-    # Mean of mu_k . u over the tokens of anchor k, expected under q(mu_k): A_d(kappa_k) equals it.
+    # Mean of mu_k . u over the tokens of anchor k, under q(mu_k). The new A_d(kappa_k) equals it.
     agreement = mean_length(d, beta) * length / mass.clamp_min(1e-300)
     directions = resultant / length.clamp_min(1e-300)[:, None]
     best = concentration(d, agreement, start=kappa)

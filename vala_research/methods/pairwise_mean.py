@@ -88,8 +88,8 @@ class _Window:
 
         outside: 0 at sites and -inf in the padding, where padding is no site; otherwise None.
         """
-        # Powers of two: on some processors torch's exp2 takes a quarter of the time of its exp.
         base = self.rh * width + self.rw  # padding before the first site, and after the last one
+        # Powers of two: on some processors torch's exp2 takes a quarter of the time of its exp.
         bits = min(self.sharpness / math.log(2), torch.finfo(p.dtype).max)
 
         # Half of the window's offsets: the other half are the same pairs from their far ends.
