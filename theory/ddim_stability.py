@@ -45,8 +45,7 @@ def _largest_step(has_random_noise: bool, seed: int, n: int, n_starts: int, n_st
     Networks are linear, of norm 1. The initial error has the norm of the largest bias: neither
     hides the other. With has_random_noise the noise is averaged, otherwise its norm is sqrt(n).
     """
-    size, level = BIAS * sqrt(n), sqrt(1 - ALPHA_NEXT)
-    c = update_factor(ALPHA, ALPHA_BAR)
+    size, level, c = BIAS * sqrt(n), sqrt(1 - ALPHA_NEXT), update_factor(ALPHA, ALPHA_BAR)
 
     def ratio(x: Tensor, v: Tensor, m: Tensor, z: Tensor) -> Tensor:
         xbar = x - size * v / v.norm(dim=1, keepdim=True)
