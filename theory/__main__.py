@@ -1,4 +1,4 @@
-"""The table of all statements: `python -m theory [--json] [--only C.7]`."""
+"""Print the table of all statements: `python -m theory [--json] [--only C.7]`."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ import theory.softmax_norms
 import theory.steady_flicker
 import theory.strict_saddles
 import theory.temporal_curvature
-import theory.temporal_loss  # noqa: F401 - each enters its statements in the table
+import theory.temporal_loss  # noqa: F401 - each file registers its statements
 from theory.verdict import STATEMENTS, Verdict
 
 
@@ -27,26 +27,26 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="One list of objects.")] = False,
     only: Annotated[str, typer.Option(help="One statement, such as C.7.")] = "",
 ) -> None:
-    """Check, attack and judge every statement; exit status 1 when a verdict does not reproduce."""
+    """Check and attack every statement. Exit status 1: a verdict does not reproduce."""
     if only and only not in STATEMENTS:
         print(f"Unknown statement {only!r}: choose one of {', '.join(ordered())}.", file=sys.stderr)
         raise typer.Exit(2)
     torch.set_num_threads(1)  # small tensors: more threads only wait for each other
-    found = []
+    verdicts = []
     for name in [only] if only else ordered():
         verdict = STATEMENTS[name]()
-        found.append(verdict)
+        verdicts.append(verdict)
         if not as_json:
             print(block(verdict), flush=True)
     if as_json:
-        print(json.dumps([v.as_row() for v in found], indent=2))
+        print(json.dumps([v.as_row() for v in verdicts], indent=2))
     else:
-        print(summary(found))
-    raise typer.Exit(0 if all(v.reproduced for v in found) else 1)
+        print(summary(verdicts))
+    raise typer.Exit(0 if all(v.reproduced for v in verdicts) else 1)
 
 
 def ordered() -> list[str]:
-    """The statements in the paper's order: C.2 before C.10, what has no number last."""
+    """Sort the statements in the paper's order: C.2 before C.10, unnumbered ones last."""
 
     def key(name: str) -> tuple:
         head, _, tail = name.partition(".")
@@ -57,7 +57,7 @@ def ordered() -> list[str]:
 
 
 def block(v: Verdict) -> str:
-    """One statement as a few lines of text."""
+    """Format one statement as a few lines of text."""
     lines = [
         f"{v.statement:<8} {v.verdict.upper()}{'' if v.reproduced else '   NOT REPRODUCED'}",
         f"claim: {v.claim}",
@@ -71,15 +71,15 @@ def block(v: Verdict) -> str:
     return "\n".join([first, *wrapped, ""])
 
 
-def summary(found: list[Verdict]) -> str:
-    """How many of which verdict."""
+def summary(verdicts: list[Verdict]) -> str:
+    """Count the statements by verdict."""
     counts: dict[str, int] = {}
-    for v in found:
+    for v in verdicts:
         counts[v.verdict] = counts.get(v.verdict, 0) + 1
     text = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
-    n = sum(v.reproduced for v in found)
-    seconds = sum(v.seconds for v in found)
-    return f"{len(found)} statements: {text}; {n} reproduced; {seconds:.0f} s"
+    n = sum(v.reproduced for v in verdicts)
+    seconds = sum(v.seconds for v in verdicts)
+    return f"{len(verdicts)} statements: {text}; {n} reproduced; {seconds:.0f} s"
 
 
 if __name__ == "__main__":

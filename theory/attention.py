@@ -1,4 +1,4 @@
-"""One head of attention beside its ideal: what differs, and what bounds the difference.
+"""Compare one head of attention with its ideal, and bound the difference.
 
 GE-Adapter's theory (arXiv 2504.16016) C.3. Proofs: theory/README.md, C1 to C4.
 """
@@ -17,8 +17,8 @@ from vala_research import InputError
 class Head:
     """One head of attention, Eq. (85): softmax(X W_Q W_K' Z' / sqrt(d)) Z W_V.
 
-    The paper's matrices are square; those of real layers, which the bounds allow, are not. Axes
-    before the last two are a batch.
+    The paper's matrices are square. Matrices of real layers are not; the bounds hold for them too.
+    Axes before the last two are a batch.
     """
 
     w_q: Float[Tensor, "*b c d"]
@@ -26,11 +26,11 @@ class Head:
     w_v: Float[Tensor, "*b e v"]
 
     def weights(self, x: Float[Tensor, "*b m c"], z: Float[Tensor, "*b n e"]) -> Tensor:
-        """P: how much each query attends to each token; rows sum to 1."""
+        """Weights P of each query over the tokens; rows sum to 1."""
         if x.shape[-1] != self.w_q.shape[-2] or z.shape[-1] != self.w_k.shape[-2]:
             raise InputError(
-                f"Queries are {x.shape[-1]} wide and tokens {z.shape[-1]}, and this head was made "
-                f"for {self.w_q.shape[-2]} and {self.w_k.shape[-2]}: give those."
+                f"Queries are {x.shape[-1]} wide and tokens {z.shape[-1]}, but this head takes "
+                f"{self.w_q.shape[-2]} and {self.w_k.shape[-2]}: give those widths."
             )
         return (x @ self.w_q @ (z @ self.w_k).mT / sqrt(self.w_q.shape[-1])).softmax(-1)
 
@@ -40,10 +40,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a head makes of (X_t, Z), beside the ideal (X*, Z*).
+    """Outputs of a head for (X_t, Z) and for the ideal (X*, Z*).
 
-    The ideal output is head(x_ideal, z_ideal): X* itself where Eq. (83) holds. No bound here asks
-    for that: x_ideal may be any other queries.
+    The ideal output is head(x_ideal, z_ideal). It is X* itself where Eq. (83) holds. No bound here
+    needs Eq. (83): x_ideal may be any other queries.
     """
 
     head: Head
@@ -54,6 +54,7 @@ class Comparison:
 
     @property
     def difference(self) -> Tensor:
+        """X~ - X*: output less ideal output."""
         return self.head(self.x, self.z) - self.head(self.x_ideal, self.z_ideal)
 
     @property
@@ -68,7 +69,7 @@ class Comparison:
         return self.head.weights(self.x, self.z) @ (self.z - self.z_ideal) @ self.head.w_v
 
     def bound_a(self) -> Tensor:
-        """What ||term A||_F cannot exceed: (F) without its last term."""
+        """Bound of ||term A||_F: (F) without its last term."""
         h = self.head
         keys = centred(self.z_ideal @ h.w_k @ h.w_q.mT)
         moved = two(keys) * fro(self.x - self.x_ideal)
@@ -76,21 +77,22 @@ class Comparison:
         return two(centred(self.z_ideal @ h.w_v)) / (2 * sqrt(h.w_q.shape[-1])) * moved
 
     def bound_f(self) -> Tensor:
-        """(F): what the Frobenius norm of the difference cannot exceed."""
+        """Bound (F) of the Frobenius norm of the difference."""
         last = two(self.head.weights(self.x, self.z)) * two(self.head.w_v)
         return self.bound_a() + last * fro(self.z - self.z_ideal)
 
     def bound_r(self) -> Tensor:
-        """(R): what no row of the difference exceeds; free of how many rows there are."""
+        """Bound (R) of every row of the difference; independent of the number of rows."""
         h, values, dz = self.head, self.z_ideal @ self.head.w_v, row(self.z - self.z_ideal)
         moved = row(self.z_ideal @ h.w_k @ h.w_q.mT) * row(self.x - self.x_ideal)
         moved = moved + row(self.x) * two(h.w_q @ h.w_k.mT) * dz
         return diameter(values) / (2 * sqrt(h.w_q.shape[-1])) * moved + two(h.w_v) * dz
 
     def bound_paper(self) -> Tensor:
-        """gamma ||Z - Z*||_F, Eq. (84), with the largest softmax constant that it allows, sqrt(d).
+        """The paper's bound gamma ||Z - Z*||_F, Eq. (84).
 
-        delta is the smallest singular value of W_V.
+        The softmax constant is the largest that the paper allows, sqrt(d). delta is the smallest
+        singular value of W_V.
         """
         h, factor = self.head, sqrt(self.head.w_q.shape[-1])
         gamma = factor * two(h.w_k) * two(h.w_v) / svdvals(h.w_v)[..., -1]
@@ -98,15 +100,17 @@ class Comparison:
 
 
 def fro(a: Tensor) -> Tensor:
+    """Frobenius norm."""
     return matrix_norm(a)
 
 
 def two(a: Tensor) -> Tensor:
+    """Spectral norm."""
     return matrix_norm(a, 2)
 
 
 def row(a: Tensor) -> Tensor:
-    """The largest norm of a row."""
+    """Largest norm of a row."""
     return a.norm(dim=-1).amax(-1)
 
 
@@ -116,15 +120,16 @@ def centred(a: Tensor) -> Tensor:
 
 
 def diameter(a: Tensor) -> Tensor:
-    """The largest distance of two rows."""
+    """Largest distance of two rows."""
     return (a[..., :, None, :] - a[..., None, :, :]).norm(dim=-1).flatten(-2).amax(-1)
 
 
 def ideal_output(head: Head, z: Tensor, n_rows: int, n_steps: int = 500) -> tuple[Tensor, float]:
-    """X* of Eq. (83) by iteration from the mean of the values, and what is left of (83) there.
+    """Find X* of Eq. (83) by iteration from the mean of the values.
 
     A solution always exists: the right side maps the convex hull of the values, row by row, into
     itself (Brouwer). The iteration finds it where the right side contracts.
+    Returns X* and its residual of Eq. (83).
     """
     x = (z @ head.w_v).mean(-2, keepdim=True).expand(*z.shape[:-2], n_rows, -1)
     for _ in range(n_steps):
@@ -133,16 +138,18 @@ def ideal_output(head: Head, z: Tensor, n_rows: int, n_steps: int = 500) -> tupl
 
 
 def judged(w_q, w_k, w_v, x, x_ideal, z, z_ideal) -> dict[str, float]:
-    """Both norms of the difference, and what the three bounds say of them; float64.
+    """Compute both norms of the difference and their three bounds, in float64.
 
-    difference, paper, F: Frobenius norms; row, R: the largest norm of a row. a, bound_a: of term
-    A alone. norm: ||P||_2.
+    difference, paper, F: Frobenius norm and its bounds.
+    row, R: largest norm of a row and its bound.
+    a, bound_a: Frobenius norm of term A and its bound.
+    norm: ||P||_2.
     """
     points = (p.double() for p in (x, x_ideal, z, z_ideal))
     c = Comparison(Head(w_q.double(), w_k.double(), w_v.double()), *points)
-    found = {
+    values = {
         "difference": fro(c.difference), "paper": c.bound_paper(), "F": c.bound_f(),
         "row": row(c.difference), "R": c.bound_r(), "a": fro(c.term_a), "bound_a": c.bound_a(),
         "norm": two(c.head.weights(c.x, c.z)),
     }  # fmt: skip
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Attention outputs differ by what queries and tokens differ: C.10, C.11, C.12, C.14.
+"""Bound the difference of attention outputs by queries and by tokens: C.10, C.11, C.12, C.14.
 
 GE-Adapter's theory (arXiv 2504.16016) C.3. Proofs: theory/README.md, C1 to C5.
 """
@@ -17,34 +17,37 @@ from theory.verdict import Counterexample, Verdict, statement
 def alignment(seed: int = 0, n_steps: int = 200) -> Verdict:
     """Theorem C.10, Eq. (84): ||X~ - X*||_F <= gamma ||Z - Z*||_F.
 
-    Verdict: false. Equal tokens give equal outputs only to equal queries, and X_t is not X*.
+    Verdict: false. Equal tokens give equal outputs only for equal queries, and X_t is not X*.
 
     True, for any X_t, Z, Z*, weights and X*, with H = I - 11'/L_tok, P of (X_t, Z):
     ||X~ - X*||_F <= ||H V*||_2 / (2 sqrt d) [||H K* W_Q'||_2 ||X_t - X*||_F
         + ||X_t W_Q W_K'||_2 ||Z - Z*||_F] + ||P||_2 ||W_V||_2 ||Z - Z*||_F.   (F)
-    Invertible weights, token counts and the existence of X* (Brouwer) need not be assumed.
+    No assumption is needed on the weights, the token counts or the existence of X* (Brouwer).
 
     Proof: theory/README.md, C3; X*: C4.
 
-    seed, n_steps: of two attacks on solutions of (83), with any tokens and with Z = Z*. Returns
-    the largest lhs / rhs.
+    seed, n_steps: settings of two attacks on solutions of (83), with any tokens and with Z = Z*.
+    Returns the largest lhs / rhs.
     """
 
     def ratio(c: Comparison) -> Tensor:
         return torch.where(solves_it(c), fro(c.difference) / c.bound_f(), 0.0)
 
-    found = search(solving, ratio, seed, n_steps)
+    # Attack with any tokens, and with equal tokens, where queries alone differ.
+    differing = search(solving, ratio, seed, n_steps)
     alike = search(solving, ratio, seed, n_steps, dz_scale=0.0)
-    worst = max(found, alike, key=lambda f: f.value)
+    worst = max(differing, alike, key=lambda attacked: attacked.value)
     broken, left = other_queries()
     return Verdict(
-        "C.10", "|X~ - X*|_F <= gamma |dZ|_F", "false",
-        "|X~ - X*|_F <= |HV*| / (2 sqrt d) (|HK*W_Q'| |X_t - X*|_F + |X_t W_Q W_K'| |dZ|_F)"
-        " + |P| |W_V| |dZ|_F",
-        worst.value, 1.0, witness=worst.witness,
+        statement="C.10", verdict="false",
+        claim="|X~ - X*|_F <= gamma |dZ|_F",
+        corrected="|X~ - X*|_F <= |HV*| / (2 sqrt d) (|HK*W_Q'| |X_t - X*|_F + |X_t W_Q W_K'| "
+        "|dZ|_F) + |P| |W_V| |dZ|_F",
+        measured=worst.value, bound=1.0,
+        witness=worst.witness,
         hypotheses={
             "X* solves (83), delta >= |W_V| / 100 at the worst": bool(solves_it(worst.point)),
-            "attained with equal tokens and with others": 0.98 <= min(found.value, alike.value),
+            "attained with equal tokens and with others": 0.98 <= min(differing.value, alike.value),
             "X* solves (83) in the counterexample": left < 1e-12,
             "iteration finds X* where (83) contracts": finds_ideals(seed),
         },
@@ -52,7 +55,7 @@ def alignment(seed: int = 0, n_steps: int = 200) -> Verdict:
             "d = M = 1, Z = Z* = (0, 1, 1), weights 1, X_t = 5",
             float(fro(broken.difference)), float(broken.bound_paper()),
         ),
-        least_tightness=0.999, n_searched=found.n_searched + alike.n_searched,
+        least_tightness=0.999, n_searched=differing.n_searched + alike.n_searched,
     )  # fmt: skip
 
 
@@ -60,26 +63,33 @@ def alignment(seed: int = 0, n_steps: int = 200) -> Verdict:
 def decomposition(seed: int = 0, n: int = 1000) -> Verdict:
     """Lemma C.11, Eq. (86): X~ - X* = (P - P*) V* + P dZ W_V.
 
-    Verdict: holds, an identity (add and subtract P V*). What the paper then drops from the logits
-    of the first term: A - B = [(X_t - X*) W_Q K*' + X_t W_Q W_K' dZ'] / sqrt d, also an identity.
+    Verdict: holds. It is an identity (add and subtract P V*). So is the logits' difference in the
+    first term, of which the paper then drops a part:
+    A - B = [(X_t - X*) W_Q K*' + X_t W_Q W_K' dZ'] / sqrt d.
 
     Proof: theory/README.md, C3; symbolically in the test.
 
-    seed, n: of the random cases. Returns the largest error of both, relative to what is summed.
+    seed, n: seed and number of random cases.
+    Returns the largest error of both identities, relative to their summands.
     """
     g = torch.Generator().manual_seed(seed)
     *_, dz = points = draw(g, SIZES[1], n)
     c = as_drawn(*points)
     h = c.head
+
+    # (86), then the identity of the logits: A - B against its split.
     outputs = fro(c.term_a + c.term_b - c.difference) / (fro(c.term_a) + fro(c.term_b))
     a, b = (q @ h.w_q @ (t @ h.w_k).mT for q, t in ((c.x, c.z), (c.x_ideal, c.z_ideal)))
     split = (c.x - c.x_ideal) @ h.w_q @ (c.z_ideal @ h.w_k).mT + c.x @ h.w_q @ h.w_k.mT @ dz.mT
     logits = fro(a - b - split) / (fro(a) + fro(b))
     worst = float(torch.maximum(outputs, logits).max())
     return Verdict(
-        "C.11", "X~ - X* = (P - P*) V* + P dZ W_V", "holds",
-        "as stated; in P - P*, logits differ by [(X_t - X*) W_Q K*' + X_t W_Q W_K' dZ'] / sqrt d",
-        worst, 0.0, hypotheses={"no case is degenerate": bool((fro(c.term_a) > 1e-9).all())},
+        statement="C.11", verdict="holds",
+        claim="X~ - X* = (P - P*) V* + P dZ W_V",
+        corrected="as stated; in P - P*, logits differ by [(X_t - X*) W_Q K*' + X_t W_Q W_K' dZ'] "
+        "/ sqrt d",
+        measured=worst, bound=0.0,
+        hypotheses={"no case is degenerate": bool((fro(c.term_a) > 1e-9).all())},
         n_searched=n,
     )  # fmt: skip
 
@@ -88,36 +98,41 @@ def decomposition(seed: int = 0, n: int = 1000) -> Verdict:
 def weights_differ(seed: int = 0, n_steps: int = 200) -> Verdict:
     """Lemma C.12, Eq. (98): ||term A||_F <= L_softmax ||W_Q|| ||W_K|| ||V*|| ||dZ||_F.
 
-    Verdict: false. Its own proof has a factor ||X_t||_F / sqrt d in (110), which (98) drops, and
-    sets Q* = X_t W_Q where (83) has X* W_Q. With both granted, ||X_t||_F <= sqrt d and equal
-    queries, (98) follows, with L_softmax = 1/2.
+    Verdict: false. The proof has a factor ||X_t||_F / sqrt d in (110), which (98) drops. It also
+    sets Q* = X_t W_Q where (83) has X* W_Q. With ||X_t||_F <= sqrt d and equal queries, (98)
+    follows, with L_softmax = 1/2.
 
     True: ||(P - P*) V*||_F <= ||H V*||_2 / (2 sqrt d)
         [||H K* W_Q'||_2 ||X_t - X*||_F + ||X_t W_Q W_K'||_2 ||dZ||_F].
 
     Proof: theory/README.md, C3.
 
-    seed, n_steps: of the attack. Returns the largest lhs / rhs.
+    seed, n_steps: settings of the attack. Returns the largest lhs / rhs.
     """
 
     def ratio(c: Comparison) -> Tensor:
         return fro(c.term_a) / c.bound_a()
 
-    found = search(as_drawn, ratio, seed, n_steps)
+    worst = search(as_drawn, ratio, seed, n_steps)
+
+    # Counterexample: one long query, tokens that move along it.
     e1, e2 = torch.eye(2, dtype=torch.float64)
     z_ideal, x = torch.stack([e2, -e2, e2, -e2]), 1000 * e1[None]
     dz = 1e-3 * torch.stack([e1, -e1, e1, -e1])
     broken = Comparison(Head(*torch.eye(2).double().expand(3, 2, 2)), x, x, z_ideal + dz, z_ideal)
     claimed = sqrt(2) * float(two(z_ideal) * fro(dz))  # the weights are 1, L_softmax = sqrt d
     return Verdict(
-        "C.12", "|term A|_F <= L |W_Q| |W_K| |V*| |dZ|_F", "false",
-        "|term A|_F <= |HV*| / (2 sqrt d) (|HK*W_Q'| |X_t - X*|_F + |X_t W_Q W_K'| |dZ|_F)",
-        found.value, 1.0, witness=found.witness,
+        statement="C.12", verdict="false",
+        claim="|term A|_F <= L |W_Q| |W_K| |V*| |dZ|_F",
+        corrected="|term A|_F <= |HV*| / (2 sqrt d) (|HK*W_Q'| |X_t - X*|_F + |X_t W_Q W_K'| "
+        "|dZ|_F)",
+        measured=worst.value, bound=1.0,
+        witness=worst.witness,
         counterexample=Counterexample(
             "Z* = +-e2 twice, dZ = +-e1 / 1000, X_t = (1000, 0), weights I",
             float(fro(broken.term_a)), claimed,
         ),
-        least_tightness=0.99, n_searched=found.n_searched,
+        least_tightness=0.99, n_searched=worst.n_searched,
     )  # fmt: skip
 
 
@@ -125,48 +140,52 @@ def weights_differ(seed: int = 0, n_steps: int = 200) -> Verdict:
 def combined(seed: int = 0, n_steps: int = 200) -> Verdict:
     """Lemma C.14, Eqs. (117), (118): gamma = L_softmax ||W_K|| ||W_V|| / delta, the rest absorbed.
 
-    Verdict: false. delta appears nowhere in the derivation: W_V and delta grow together, term B
-    with them, and gamma does not. ||W_Q||, ||Z*|| and the 1 of term B are not constants either.
+    Verdict: false. delta appears nowhere in the derivation: when W_V and delta grow together, term
+    B grows but gamma does not. ||W_Q||, ||Z*|| and the 1 of term B are not constants either.
 
-    True, with every factor kept, for rows (largest norm of a row, D the diameter of V*'s rows), at
-    any number M of queries:
+    True for any number M of queries, with every factor kept. Norms are largest norms of a row, and
+    D is the diameter of V*'s rows:
     ||X~ - X*||_row <= D / (2 sqrt d) [||K* W_Q'||_row ||X_t - X*||_row
         + ||X_t||_row ||W_Q W_K'||_2 ||dZ||_row] + ||W_V||_2 ||dZ||_row.   (R)
 
     Proof: theory/README.md, C5.
 
-    seed, n_steps: of the attack. Returns the largest lhs / rhs.
+    seed, n_steps: settings of the attacks. Returns the largest lhs / rhs.
     """
 
     def ratio(c: Comparison) -> Tensor:
         return row(c.difference) / c.bound_r()
 
-    found = search(as_drawn, ratio, seed, n_steps)
+    differing = search(as_drawn, ratio, seed, n_steps)
     alike = search(as_drawn, ratio, seed, n_steps, dz_scale=0.0)
-    worst = max(found, alike, key=lambda f: f.value)
+    worst = max(differing, alike, key=lambda attacked: attacked.value)
+
+    # Counterexample: small keys, so that outputs are nearly means of the moved tokens.
     eye = torch.eye(2, dtype=torch.float64)
     head, z_ideal = Head(eye, 1e-3 * eye, eye), torch.stack([*eye, *-eye, eye[0], eye[1]])
     x_ideal, left = ideal_output(head, z_ideal, 1)
     broken = Comparison(head, x_ideal, x_ideal, z_ideal + 0.1, z_ideal)
     return Verdict(
-        "C.14", "gamma = L |W_K| |W_V| / delta", "false",
-        "|X~ - X*|_row <= D / (2 sqrt d) (|K*W_Q'|_row |X_t - X*|_row"
-        " + |X_t|_row |W_Q W_K'| |dZ|_row) + |W_V| |dZ|_row",
-        worst.value, 1.0, witness=worst.witness,
+        statement="C.14", verdict="false",
+        claim="gamma = L |W_K| |W_V| / delta",
+        corrected="|X~ - X*|_row <= D / (2 sqrt d) (|K*W_Q'|_row |X_t - X*|_row + |X_t|_row |W_Q "
+        "W_K'| |dZ|_row) + |W_V| |dZ|_row",
+        measured=worst.value, bound=1.0,
+        witness=worst.witness,
         hypotheses={
-            "attained with equal tokens and with others": 0.98 <= min(found.value, alike.value),
+            "attained with equal tokens and with others": 0.98 <= min(differing.value, alike.value),
             "X* solves (83) in the counterexample": left < 1e-12,
         },
         counterexample=Counterexample(
             "d = 2, M = 1, L_tok = 6, W_K = I / 1000, W_Q = W_V = I, X_t = X*, dZ = .1",
             float(fro(broken.difference)), float(broken.bound_paper()),
         ),
-        least_tightness=0.999, n_searched=found.n_searched + alike.n_searched,
+        least_tightness=0.999, n_searched=differing.n_searched + alike.n_searched,
     )  # fmt: skip
 
 
 def finds_ideals(seed: int, n: int = 64) -> bool:
-    """(83) has the solution that Brouwer promises, on random heads whose right side contracts."""
+    """Iteration solves (83), as Brouwer promises, for random heads whose right side contracts."""
     d, m, _ = SIZES[1]
     w_q, w_k, w_v, _, _, z, _ = draw(torch.Generator().manual_seed(seed), SIZES[1], n)
     rate = two(centred(z @ w_v)) * two(centred(z @ w_k @ w_q.mT)) / (2 * sqrt(d))
@@ -175,7 +194,7 @@ def finds_ideals(seed: int, n: int = 64) -> bool:
 
 
 def other_queries() -> tuple[Comparison, float]:
-    """Equal tokens, X_t = 5 away from X*: the counterexample of C.10, and what is left of (83)."""
+    """Counterexample of C.10: equal tokens, X_t = 5 away from X*; and the residual of (83)."""
     z, one = torch.tensor([[0.0], [1.0], [1.0]]).double(), torch.ones(1, 1).double()
     head = Head(one, one, one)
     x_ideal, left = ideal_output(head, z, 1)

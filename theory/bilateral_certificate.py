@@ -1,8 +1,8 @@
-"""What a filter of three taps can do at most, by interval arithmetic: no sampling, no theorem used.
+"""Bound a filter of three taps by interval arithmetic, without samples and without theorems.
 
-A site with two neighbours that differ from it by (d1, d2): the plane of all (d1, d2) is covered by
-boxes, the unbounded ones included, and on each box the quantity is enclosed with outward rounding.
-A box that does not show the claim is halved. Independent of the proofs in theory/README.md.
+The two neighbours of a site differ from it by (d1, d2). Boxes cover the plane of all (d1, d2); some
+are unbounded. On each box the quantity is enclosed with outward rounding. A box that does not show
+the claim is halved. This is independent of the proofs in theory/README.md.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Certificate:
-    """Every image has B(x) - x within `bias` sigma, and B is `lipschitz`-Lipschitz in l_inf.
+    """|B(x) - x| <= `bias` sigma for every image, and B is `lipschitz`-Lipschitz in l_inf.
 
-    n_boxes: how many the plane was cut into.
+    n_boxes: number of boxes evaluated.
     """
 
     bias: float
@@ -37,16 +37,21 @@ def certify(
 ) -> Certificate:
     """Show that |shift| <= bias and that absolute row sums of the Jacobian are <= lipschitz.
 
-    For sigma_intensity 1, which scales bias alone. d1 >= 0 suffices: (d1, d2) -> (-d1, -d2) turns
-    the shift around and leaves the row sum. A window at a border, truncated or mirrored, is among
-    them: an absent neighbour is one infinitely far off in value.
-    corner: side of the square outside of which boxes are unbounded. Raises InputError when the
-    claim is not shown within most_boxes, which a false claim never is.
+    sigma_intensity is 1; it scales bias alone. d1 >= 0 suffices: (d1, d2) -> (-d1, -d2) flips the
+    sign of the shift and keeps the row sum. Windows at a border are covered, truncated or mirrored:
+    an absent neighbour is infinitely far off in value.
+
+    corner: side of the square outside of which boxes are unbounded.
+    Raises InputError when the claim is not shown within most_boxes. A false claim is never shown.
     """
     if not sigma_spatial > 0:
         raise InputError(f"sigma_spatial is {sigma_spatial}: give a positive number.")
+
+    # Cover the half plane d1 >= 0. Halve a box along its longer side until each shows the claim.
     left = [(a, b) for a in ((0.0, corner), (corner, inf))
             for b in ((-corner, corner), (corner, inf), (-inf, -corner))]  # fmt: skip
+
+    # Enclose a box; halve its longer side where the enclosure does not show the claim.
     g, n_boxes = iv.exp(-((1 / iv.mpf(sigma_spatial)) ** 2) / 2), 0
     while left:
         d1, d2 = left.pop()
@@ -64,7 +69,7 @@ def certify(
 
 
 def enclosures(d1: Range, d2: Range, g: iv.mpf) -> tuple[iv.mpf, iv.mpf]:
-    """Intervals that hold shift and absolute row sum 1 + 2 nu for all differences in the box.
+    """Enclose the shift and the absolute row sum 1 + 2 nu for all differences in the box.
 
     shift = g (q1 + q2) / D, nu = g sum (p - shift q)_+ / D, D = 1 + g (e1 + e2), with
     e = exp(-d^2 / 2), q = d e, p = (d^2 - 1) e.
@@ -78,7 +83,7 @@ def enclosures(d1: Range, d2: Range, g: iv.mpf) -> tuple[iv.mpf, iv.mpf]:
 
 @cache
 def moments(low: float, high: float) -> tuple[iv.mpf, iv.mpf, iv.mpf]:
-    """Ranges of e, d e and (d^2 - 1) e for d in [low, high]: their ends, and extrema within.
+    """Enclose e, d e and (d^2 - 1) e for d in [low, high], by the ends and the extrema within.
 
     e has its extremum at 0, d e at -1 and 1, (d^2 - 1) e at 0 and the square roots of 3.
     """
@@ -97,6 +102,7 @@ def moments(low: float, high: float) -> tuple[iv.mpf, iv.mpf, iv.mpf]:
 
 
 def _at(d: float) -> tuple[iv.mpf, iv.mpf, iv.mpf]:
+    """e, d e and (d^2 - 1) e at d; all 0 at infinity."""
     if not isfinite(d):
         return (iv.mpf(0),) * 3
     x = iv.mpf(d)

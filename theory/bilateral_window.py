@@ -1,9 +1,10 @@
-"""A bilateral filter of an image with few sites as matrices: its weights, and its Jacobian.
+"""Weights and Jacobian of a bilateral filter as matrices, for an image with few sites.
 
-The same numbers as `vala_research.methods.bilateral`, sigma_intensity 1, in a form that an attack
-can differentiate twice. What mirrors onto a site counts with the site: its spatial weights add up.
+The numbers equal those of `vala_research.methods.bilateral` at sigma_intensity 1. An attack can
+differentiate this form twice. Spatial weights of mirrored sites are added to those of the site.
 """
 
+from collections.abc import Callable
 from itertools import product
 from math import exp
 
@@ -12,37 +13,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
-from vala_research.methods.bilateral import BORDERS, bias_bound, lipschitz_bound
+from vala_research.methods.bilateral import (
+    bias_bound,
+    check_reflection,
+    check_window,
+    lipschitz_bound,
+)
 
 
 def spatial_weights(
     shape: tuple[int, int], kernel_size: int, sigma_spatial: float, border: str = "truncate"
 ) -> Float[Tensor, "n n"]:
-    """G_yx: the weight in space of site x in the window of site y, sites in rows of an image.
+    """Spatial weights G_yx of site x in the window of site y; sites are ordered by rows.
 
     Raises InputError where `bilateral_filter` would: an even window, sigma_spatial <= 0, a window
     that reflection cannot fill, an unknown border.
     """
-    if kernel_size < 1 or kernel_size % 2 != 1:
-        raise InputError(f"kernel_size is {kernel_size}: give a positive odd number.")
-    if not sigma_spatial > 0:
-        raise InputError(f"sigma_spatial is {sigma_spatial}: give a positive number.")
-    if border not in BORDERS:
-        raise InputError(f"Unknown border {border!r}: choose one of {', '.join(BORDERS)}.")
-    rows, columns = (_line(n, kernel_size // 2, sigma_spatial, border) for n in shape)
+    check_window(kernel_size, sigma_spatial, 1.0, border)
+    rows, columns = (_line(n, kernel_size, sigma_spatial, border) for n in shape)
     return torch.kron(rows, columns)
 
 
-def _line(n: int, radius: int, sigma: float, border: str) -> Tensor:
-    """The weights of an axis; an axis of one site has no neighbours, whatever the border."""
-    g = torch.zeros(n, n, dtype=torch.float64)
+def _line(n: int, kernel_size: int, sigma: float, border: str) -> Tensor:
+    """Spatial weights along one axis. An axis of one site has no neighbours, at any border."""
+    g, radius = torch.zeros(n, n, dtype=torch.float64), kernel_size // 2
     if n == 1:
         return g + 1
-    if border == "reflect" and radius >= n:
-        raise InputError(
-            f"A window of {2 * radius + 1} does not fit {n} sites by reflection: give at least "
-            f"{radius + 1}, or the border 'truncate'."
-        )
+    check_reflection("the image", "sites", n, kernel_size, border)
     for y, offset in product(range(n), range(-radius, radius + 1)):
         x = y + offset
         if border == "reflect":
@@ -53,16 +50,17 @@ def _line(n: int, radius: int, sigma: float, border: str) -> Tensor:
 
 
 def weights(x: Float[Tensor, "*b n"], g: Float[Tensor, "n n"]) -> Float[Tensor, "*b n n"]:
-    """W(x), rows that sum to 1: B(x) = W(x) x, and W(guide) x is the filter with a fixed guide."""
+    """W(x) with rows that sum to 1: B(x) = W(x) x; W(guide) x is the filter with a fixed guide."""
     delta = x[..., None, :] - x[..., :, None]  # b y x
     w = g * torch.exp(-(delta**2) / 2)
     return w / w.sum(-1, keepdim=True)
 
 
 def jacobian(x: Float[Tensor, "*b n"], g: Float[Tensor, "n n"]) -> Float[Tensor, "*b n n"]:
-    """dB_y / dx_x = w (1 - delta (delta - s)), s = B(x)_y - x_y; on the diagonal what is missing.
+    """Jacobian dB_y / dx_x = w (1 - delta (delta - s)) off the diagonal, s = B(x)_y - x_y.
 
-    A constant added to an image is added to its filtered image, and so rows sum to 1.
+    Rows sum to 1, since a constant added to an image is added to its filtered image. The diagonal
+    follows from that.
     """
     delta = x[..., None, :] - x[..., :, None]
     w = weights(x, g)
@@ -71,16 +69,21 @@ def jacobian(x: Float[Tensor, "*b n"], g: Float[Tensor, "n n"]) -> Float[Tensor,
     return off + torch.diag_embed(1 - off.sum(-1))
 
 
+def spectral_norm(matrix_of: Callable[..., Tensor], g: Tensor, x: Tensor) -> Tensor:
+    """Largest singular value of `weights` or `jacobian` at x."""
+    return torch.linalg.matrix_norm(matrix_of(x, g), ord=2)
+
+
 def masses(g: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
-    """S of each window: its spatial weights but that of the site itself, which is 1."""
+    """S of each window: sum of its spatial weights without the site itself, whose weight is 1."""
     return (g - g.diagonal().diag()).sum(1)
 
 
 def column_bound(g: Float[Tensor, "n n"]) -> float:
-    """Largest column sum that W(x) can have, over all images x: theory/README.md, B3.
+    """Largest column sum of W(x) over all images x: theory/README.md, B3.
 
-    max_x 1 / (1 + sum_y g) + sum_y g / (1 + g). Only for the border "truncate", where weights are
-    symmetric: raises InputError for others.
+    max_x 1 / (1 + sum_y g) + sum_y g / (1 + g). It needs symmetric weights, hence the border
+    "truncate". Raises InputError for others.
     """
     if not torch.equal(g, g.T):
         raise InputError("These windows mirror sites: take spatial weights of border 'truncate'.")
@@ -89,12 +92,13 @@ def column_bound(g: Float[Tensor, "n n"]) -> float:
 
 
 def euclidean_bound(g: Float[Tensor, "n n"], grid: int = 20001) -> float:
-    """sqrt(L_inf L_1): the Lipschitz constant of B in l2 is at most so much.
+    """Bound of the Lipschitz constant of B in l2: sqrt(L_inf L_1).
 
-    L_1 <= 1 + n* + max_x sum_y rho(G_yx), n* = (L_inf - 1) / 2, rho(g) the largest entry that a
-    neighbour of weight g can have. rho is a maximum over delta, taken on a grid on [0, 8]; beyond,
-    and between the points, it is larger by less than 1e-6, which is added.
+    L_1 <= 1 + n* + max_x sum_y rho(G_yx), n* = (L_inf - 1) / 2. rho(g) is the largest entry of a
+    neighbour of weight g: a maximum over delta, taken on a grid on [0, 8]. Beyond the grid and
+    between its points rho is larger by less than 1e-6, which is added.
     """
+    # The factor of the weight in an entry, over delta, for either sign.
     mass = float(masses(g).max())
     sup, shift = lipschitz_bound(mass), bias_bound(mass, 1.0)
     delta = torch.linspace(0, 8, grid, dtype=torch.float64)
@@ -105,6 +109,7 @@ def euclidean_bound(g: Float[Tensor, "n n"], grid: int = 20001) -> float:
         q = weight * torch.exp(-square / 2)
         return float((q / (1 + q) * most).max()) + 1e-6
 
+    # Sum rho over each column; equal weights are computed once.
     off = g - g.diagonal().diag()
     known = {v: rho(v) for v in {float(v) for v in off.unique()} if v > 0}
     columns = [sum(known[float(v)] for v in column if v > 0) for column in off.T]

@@ -1,6 +1,6 @@
-"""A deterministic step is not the paper's update, errs half as fast, and can be undone: DDIM.
+"""DDIM is not the paper's update: its errors grow half as fast, and its steps can be inverted.
 
-What `vala_research.diffusion.schedule.ddim_step` does to errors, either way.
+Growth of errors under `vala_research.diffusion.schedule.ddim_step`, either way.
 """
 
 from math import sqrt
@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from theory.attack import attack
-from theory.ddim_stability import excess, log_product, shares
 from theory.error_factors import (
     denoising_factors,
+    excess,
     inversion_factors,
     levels_of,
     log_denoising_bound,
     log_growth,
     log_inversion_bound,
+    log_product,
     schedules,
+    shares,
     stable_diffusion,
     update_mean,
 )
@@ -32,12 +34,15 @@ def denoising(
 ) -> Verdict:
     """The paper, (8), (12), (53): its update is the DDIM step, and C of (71) bounds its error.
 
-    Verdict: false: (53) without noise is the mean of DDPM, which moves twice as far along eps as
-    DDIM in fine steps. Its errors grow with exponent 2L where those of DDIM grow with L.
-    Corrected: a step's constant is A_t + |B_t| L, ddim_step(z, eps) = A_t z + B_t eps, attained by
-    eps(x) = -L x; and prod_t (A_t + |B_t| L) <= K(alpha_bar_T)^L / sqrt(alpha_bar_T) for any
+    Verdict: false. (53) without noise is the mean of DDPM. In fine steps it moves twice as far
+    along eps as DDIM. Its errors grow with exponent 2L, errors of DDIM with exponent L.
+
+    Corrected: the constant of a step is A_t + |B_t| L, where ddim_step(z, eps) = A_t z + B_t eps;
+    eps(x) = -L x attains it. prod_t (A_t + |B_t| L) <= K(alpha_bar_T)^L / sqrt(alpha_bar_T) for any
     schedule from alpha_bar_0 = 1 and any number of steps.
-    Proof: theory/README.md, B5: in x / sqrt(alpha_bar) a step is Euler's in lambda.
+
+    Proof: theory/README.md, B5: in x / sqrt(alpha_bar) a step is an Euler step in lambda.
+
     seed: of the attack over schedules of n_levels that end at Stable Diffusion's last level, L = 1.
     Returns measured: sum ln((A_t + |B_t| L) sqrt(alpha_t)) / (L ln K), bound 1.
     """
@@ -47,26 +52,36 @@ def denoising(
         levels = schedules(logits, signal)
         return (denoising_factors(levels, 1.0).log().sum(-1) - signal / 2) / log_growth(levels)
 
+    # Attack the bound over schedules; then random schedules, and the worst path through the code.
     worst = attack(ratio, shares(n_starts, n_levels), seed, n_steps, 0.1)
     above, n_random = excess(log_product(denoising_factors), log_denoising_bound, seed)
     products = {n: worst_path(n) for n in (10, 50, 1000)}
     closed = float(log_denoising_bound(levels_of(stable_diffusion()), 1.0).exp())
+
+    # Counterexample: one step of each from the same point.
     one, none = torch.ones(1).double(), torch.zeros(1).double()
     apart = update_mean(none, one, 0.5 / 0.6, 0.5) - ddim_step(none, one, 0.5, 0.6)
     return Verdict(
-        "DDIM", "the update (53) is the DDIM step", "false",
-        "DDIM errs by A_t + |B_t| L a step, in all by <= K(alpha_bar_T)^L / sqrt(alpha_bar_T)",
-        worst.value, 1.0, {"Stable Diffusion, L = 1, by steps": products, "closed form": closed},
-        {f"{n_random} random schedules keep the bound": above <= 1e-9,
-         "eps = -x through ddim_step keeps the closed form": max(products.values()) <= closed},
-        Counterexample("x = 0, eps = 1, alpha_bar 0.5 -> 0.6: |update - DDIM|",
-                       float(apart.abs()), 0.0),
+        statement="DDIM", verdict="false",
+        claim="the update (53) is the DDIM step",
+        corrected="DDIM errs by A_t + |B_t| L a step, in all by <= K(alpha_bar_T)^L / "
+        "sqrt(alpha_bar_T)",
+        measured=worst.value, bound=1.0,
+        witness={"Stable Diffusion, L = 1, by steps": products, "closed form": closed},
+        hypotheses={
+            f"{n_random} random schedules keep the bound": above <= 1e-9,
+            "eps = -x through ddim_step keeps the closed form": max(products.values()) <= closed,
+        },
+        counterexample=Counterexample(
+            "x = 0, eps = 1, alpha_bar 0.5 -> 0.6: |update - DDIM|",
+            float(apart.abs()), 0.0,
+        ),
         least_tightness=0.95, n_searched=worst.n_searched + n_random,
     )  # fmt: skip
 
 
 def worst_path(n_steps: int, lipschitz: float = 1.0, is_inversion: bool = False) -> float:
-    """An error of 1, walked through `ddim_step` by the worst network: eps = -L x, or +L x back."""
+    """Carry an error of 1 through `ddim_step` by the worst network: eps = -L x, or L x back."""
     x, steps = torch.ones(1, dtype=torch.float64), list(stable_diffusion(n_steps))
     for step in reversed(steps) if is_inversion else steps:
         ends = step.alpha_bar_t, step.alpha_bar_s
@@ -82,12 +97,15 @@ def inversion(seed: int = 0, n_levels: int = 64, n_starts: int = 16, n_steps: in
     """The paper, C.6 by its title, and section 3.2: inversion is stable, and its path leads back.
 
     Verdict: holds with hypotheses, for deterministic DDIM. (53) is no inversion: it denoises.
-    Corrected: an inversion step t-1 -> t has the constant A_t + |B_t| L, attained by eps(x) = L x;
-    their product is <= sqrt(alpha_bar_T) K(alpha_bar_T)^max(1, L) for any schedule from
-    alpha_bar_0 = 1: for L <= 1 an error at most doubles. The step's exact preimage is the only
+
+    Corrected: an inversion step t-1 -> t has the constant A_t + |B_t| L, attained by eps(x) = L x.
+    The product of constants is <= sqrt(alpha_bar_T) K(alpha_bar_T)^max(1, L) for any schedule from
+    alpha_bar_0 = 1. For L <= 1 an error at most doubles. The exact preimage of a step is the only
     fixed point of z -> A z_s + B eps(z), reached at rate q, where
-    q = (lambda_t - lambda_s) sqrt(alpha_bar_t) L < 1; one iteration, which is usual, misses it.
+    q = (lambda_t - lambda_s) sqrt(alpha_bar_t) L < 1. The usual single iteration misses it.
+
     Proof: theory/README.md, B7: 1 + L (sinh s' - sinh s) / cosh s <= exp(max(1, L) (s' - s)).
+
     seed: of the attack over schedules of n_levels, L = 1.
     Returns measured: sum ln((A_t + |B_t| L) / sqrt(alpha_t)) / ln K, bound 1.
     """
@@ -97,27 +115,36 @@ def inversion(seed: int = 0, n_levels: int = 64, n_starts: int = 16, n_steps: in
         levels = schedules(logits, signal)
         return (inversion_factors(levels, 1.0).log().sum(-1) + signal / 2) / log_growth(levels)
 
+    # Attack the bound over schedules; then random schedules, and the worst path through the code.
     worst = attack(ratio, shares(n_starts, n_levels), seed, n_steps, 0.1)
     above, n_random = excess(log_product(inversion_factors), log_inversion_bound, seed)
     products = {n: worst_path(n, is_inversion=True) for n in (10, 50, 1000)}
     closed = float(log_inversion_bound(levels_of(stable_diffusion()), 1.0).exp())
+
+    # Fixed-point iterations with q < 1, and with q > 1 as the counterexample.
     q, errors = fixed_point_errors(0.5, 0.7, 0.8, seed)
     beyond = fixed_point_errors(0.01, 0.9, 3.0, seed, is_linear=True)
     return Verdict(
-        "DDIM-inversion", "inversion is stable and leads back (title of C.6)",
-        "holds with hypothesis",
-        "errors grow by <= sqrt(alpha_bar_T) K(alpha_bar_T)^max(1, L); a step inverts exactly, by "
-        "fixed point, where q = (lambda_t - lambda_s) sqrt(alpha_bar_t) L < 1",
-        worst.value, 1.0,
-        {"Stable Diffusion, L = 1, by steps": products, "closed form": closed, "q": q,
-         "errors of the iteration": errors},
-        {f"{n_random} random schedules keep the bound": above <= 1e-9,
-         "eps = x through ddim_step keeps the closed form": max(products.values()) <= closed,
-         "q < 1: iterations contract by q": q < 1 and all(
-             b <= q * a + 1e-15 for a, b in zip(errors[:-1], errors[1:], strict=True)),
-         "q < 1: 60 iterations are exact": errors[-1] < 1e-14},
-        Counterexample(f"q = {beyond[0]:.2f}, eps = L x: the iteration's error after 3 and 0 steps",
-                       beyond[1][3], beyond[1][0]),
+        statement="DDIM-inversion", verdict="holds with hypothesis",
+        claim="inversion is stable and leads back (title of C.6)",
+        corrected="errors grow by <= sqrt(alpha_bar_T) K(alpha_bar_T)^max(1, L); a step inverts "
+        "exactly, by fixed point, where q = (lambda_t - lambda_s) sqrt(alpha_bar_t) L < 1",
+        measured=worst.value, bound=1.0,
+        witness={
+            "Stable Diffusion, L = 1, by steps": products, "closed form": closed, "q": q,
+            "errors of the iteration": errors,
+        },
+        hypotheses={
+            f"{n_random} random schedules keep the bound": above <= 1e-9,
+            "eps = x through ddim_step keeps the closed form": max(products.values()) <= closed,
+            "q < 1: iterations contract by q": q < 1 and all(
+                b <= q * a + 1e-15 for a, b in zip(errors[:-1], errors[1:], strict=True)),
+            "q < 1: 60 iterations are exact": errors[-1] < 1e-14,
+        },
+        counterexample=Counterexample(
+            f"q = {beyond[0]:.2f}, eps = L x: the iteration's error after 3 and 0 steps",
+            beyond[1][3], beyond[1][0],
+        ),
         least_tightness=0.9, n_searched=worst.n_searched + n_random,
     )  # fmt: skip
 
@@ -130,13 +157,19 @@ def fixed_point_errors(
     n_iterations: int = 60,
     is_linear: bool = False,
 ) -> tuple[float, list[float]]:
-    """q, and |z^k - z*| of z^{k+1} = ddim_step(z_s, eps(z^k), s -> t) from z^0 = z_s.
+    """Measure errors of the iteration z^{k+1} = ddim_step(z_s, eps(z^k), s -> t) from z^0 = z_s.
 
-    eps(z) = L tanh(M z), ||M|| = 1, or L z. z*, which is drawn, is stepped down to z_s first, so
-    that the exact preimage is known. Raises InputError for alpha_bar_t > alpha_bar_s.
+    eps(z) = L tanh(M z) with ||M|| = 1, or L z. z* is drawn and stepped down to z_s first, so that
+    the exact preimage is known.
+    Returns q, and |z^k - z*| for every k. Raises InputError for alpha_bar_t > alpha_bar_s.
     """
     if not 0 < alpha_bar_t <= alpha_bar_s <= 1:
-        raise InputError(f"The levels are {alpha_bar_t}, {alpha_bar_s}: give 0 < t's <= s's <= 1.")
+        raise InputError(
+            f"The levels are {alpha_bar_t}, {alpha_bar_s}: give 0 < alpha_bar_t <= alpha_bar_s, "
+            "at most 1."
+        )
+
+    # Draw z* and the network.
     generator = torch.Generator().manual_seed(seed)
     exact = torch.randn(8, generator=generator, dtype=torch.float64)
     m = torch.randn(8, 8, generator=generator, dtype=torch.float64)
@@ -145,6 +178,7 @@ def fixed_point_errors(
     def eps(z: Tensor) -> Tensor:
         return lipschitz * (z if is_linear else torch.tanh(m @ z))
 
+    # Step z* down to z_s, then iterate back.
     z_s = ddim_step(exact, eps(exact), alpha_bar_t, alpha_bar_s)
     z, errors = z_s, []
     for _ in range(n_iterations + 1):

@@ -1,7 +1,7 @@
-"""Where no two neighbours are parallel the temporal loss falls linearly: the end of C.4's proof.
+"""The temporal loss falls linearly where no two neighbours are parallel: the end of C.4's proof.
 
-The inequality of Polyak and Lojasiewicz (Karimi, Nutini, Schmidt 2016) in place of convexity, which
-the loss lacks in the features.
+The inequality of Polyak and Lojasiewicz (Karimi, Nutini, Schmidt 2016) replaces convexity. The loss
+is not convex in the features.
 """
 
 import math
@@ -27,17 +27,17 @@ def rate(
 ) -> Verdict:
     """End of the proof of Theorem C.4: the iterates converge to a minimiser, if L is convex.
 
-    Verdict: holds with hypothesis; L is not convex in F (C.5), but where no two neighbours are
-    parallel it has a gradient that only zero loss stops.
+    Verdict: holds with hypothesis. L is not convex in F (C.5). But where no two neighbours are
+    parallel, its gradient vanishes only at zero loss.
 
     Corrected: where 1 - s_t^2 >= c^2 and |F_t| <= R (the paper's M belongs here),
     |grad L|^2 / 2 >= mu L, mu = (32 c^2 / ((T-1) R^2)) sin^2(pi / (2 (T-1))) sin^2(pi / (2 T)), so
     L_{k+1} <= (1 - 2 mu eta (1 - eta L_s / 2)) L_k while the path stays there.
 
-    Proof: theory/README.md, A5.4. Attained at T = 3; at T = 4, 5, 6, 8 longer attacks than this one
-    ended at .57, .75, .53, .49 of it.
+    Proof: theory/README.md, A5.4. Attained at T = 3. For T = 4, 5, 6, 8 longer attacks reached .57,
+    .75, .53, .49 of the bound.
 
-    seed, n_starts, n_steps, frames: of the attack.
+    seed, n_starts, n_steps: settings of the attacks. frames: the numbers of frames attacked.
     Returns the largest mu L / (|grad L|^2 / 2), over all T.
     """
 
@@ -52,28 +52,28 @@ def rate(
     def draw_frames(n: int):
         return lambda g: (torch.randn(n_starts, n, 3, generator=g, dtype=torch.float64),)
 
-    found = {n: attack(ratio, draw_frames(n), seed, n_steps) for n in frames}
-    worst = max(found, key=lambda n: found[n].value)
+    attacks = {n: attack(ratio, draw_frames(n), seed, n_steps) for n in frames}
+    worst = max(attacks, key=lambda n: attacks[n].value)
     return Verdict(
-        "C.4b",
-        "the iterates converge to a minimiser, as the loss is convex",
-        "holds with hypothesis",
-        "with 1 - s_t^2 >= c^2 and |F_t| <= R: linearly, 1 - 2 mu eta (1 - eta L_s / 2) a step, mu "
-        "= 32 c^2 / ((T-1) R^2) sin^2(pi / 2(T-1)) sin^2(pi / 2T)",
-        found[worst].value,
-        1.0,
-        {"n_frames": worst, "frames": found[worst].point[0],
-         "attacked": {n: a.value for n, a in found.items()}},
-        {"descent keeps the rate": _keeps_rate(seed)},
-        least_tightness=0.99,
-        n_searched=sum(a.n_searched for a in found.values()),
+        statement="C.4b", verdict="holds with hypothesis",
+        claim="the iterates converge to a minimiser, as the loss is convex",
+        corrected="with 1 - s_t^2 >= c^2 and |F_t| <= R: linearly, 1 - 2 mu eta (1 - eta L_s / 2) "
+        "a step, mu = 32 c^2 / ((T-1) R^2) sin^2(pi / 2(T-1)) sin^2(pi / 2T)",
+        measured=attacks[worst].value, bound=1.0,
+        witness={
+            "n_frames": worst, "frames": attacks[worst].point[0],
+            "attacked": {n: a.value for n, a in attacks.items()},
+        },
+        hypotheses={"descent keeps the rate": _keeps_rate(seed)},
+        least_tightness=0.99, n_searched=sum(a.n_searched for a in attacks.values()),
     )  # fmt: skip
 
 
 def promised_losses(x: Tensor, steps: float, n_steps: int) -> list[float]:
-    """What A5.4 promises of one descent, 1 f d, with steps of `steps` / L_s: n_steps + 1 losses.
+    """Losses that A5.4 promises for one descent, 1 f d, with steps of `steps` / L_s.
 
-    c and R are those of the path itself, so this is known only afterwards.
+    c and R are those of the path, so that the promise is known only afterwards.
+    Returns n_steps + 1 losses.
     """
     eta, allowed = steps / smoothness_of(x), [losses(x).item()]
     for _ in range(n_steps):
@@ -83,14 +83,14 @@ def promised_losses(x: Tensor, steps: float, n_steps: int) -> list[float]:
 
 
 def step_factor(x: Tensor, eta: Tensor, steps: float) -> Tensor:
-    """1 - 2 mu eta (1 - eta L_s / 2) of clips b f d, with their own c and R."""
+    """1 - 2 mu eta (1 - eta L_s / 2) per clip, b f d, with the c and R of that clip."""
     sine = (1 - similarities(x).square()).amin(1).clamp_min(0).sqrt()
     mu = pl_constant(x.shape[1], sine, x.norm(dim=-1).amax(1))
     return 1 - 2 * mu * eta * (1 - steps / 2)
 
 
 def _keeps_rate(seed: int, steps: float = 1.0, n_steps: int = 100) -> bool:
-    """Every step of 64 descents lowers L by the factor that its own c, R, m allow."""
+    """Whether every step of 64 descents lowers L by the factor that its c, R and m allow."""
     x = torch.randn(64, 4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     eta = steps / smoothness_of(x)
     for _ in range(n_steps):

@@ -1,10 +1,12 @@
-"""What one step makes of an error, and closed forms of what all steps do, for any schedule.
+"""Growth of an error in one step, and closed forms for all steps, for any schedule.
 
-Levels are alpha_bar_0 >= ... >= alpha_bar_T, the least noisy one first; alpha_t = alpha_bar_t /
-alpha_bar_{t-1}; L is the network's Lipschitz constant. K(a) = (1 + sqrt(1 - a)) / sqrt(a).
+Levels are alpha_bar_0 >= ... >= alpha_bar_T, the least noisy level first.
+alpha_t = alpha_bar_t / alpha_bar_{t-1}. L is the network's Lipschitz constant.
+K(a) = (1 + sqrt(1 - a)) / sqrt(a).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import exp, lgamma, sqrt
 
 import torch
 from jaxtyping import Float
@@ -15,7 +17,7 @@ from vala_research.diffusion.schedule import Schedule, inference_timesteps
 
 
 def check_levels(levels: Float[Tensor, "*b n"], lipschitz: float = 0.0) -> None:
-    """Refuse what is no schedule: levels outside (0, 1] or not decreasing, a constant below 0."""
+    """Refuse levels outside (0, 1] or increasing, and a Lipschitz constant below 0."""
     if levels.shape[-1] < 2:
         raise InputError(f"There are {levels.shape[-1]} noise levels: give 2 or more.")
     if not ((levels > 0) & (levels <= 1)).all():
@@ -27,7 +29,7 @@ def check_levels(levels: Float[Tensor, "*b n"], lipschitz: float = 0.0) -> None:
 
 
 def stable_diffusion(n_steps: int = 1000) -> Schedule:
-    """Scaled-linear betas from 0.00085 to 0.012 over 1000 levels, ending at no noise at all."""
+    """Scaled-linear betas from 0.00085 to 0.012 over 1000 levels. The final level has no noise."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     levels = (1 - betas).cumprod(0).tolist()
     steps = inference_timesteps(1000, n_steps, "trailing", 0)
@@ -37,8 +39,8 @@ def stable_diffusion(n_steps: int = 1000) -> Schedule:
 def levels_of(schedule: Schedule) -> Float[Tensor, " n"]:
     """alpha_bar of all levels that the schedule visits, the final one first."""
     steps = list(schedule)
-    found = [steps[-1].alpha_bar_s] + [step.alpha_bar_t for step in reversed(steps)]
-    return torch.tensor(found, dtype=torch.float64)
+    levels = [steps[-1].alpha_bar_s] + [step.alpha_bar_t for step in reversed(steps)]
+    return torch.tensor(levels, dtype=torch.float64)
 
 
 def update_mean(
@@ -53,6 +55,12 @@ def update_factors(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Ten
     check_levels(levels, lipschitz)
     alpha, noise = levels[..., 1:] / levels[..., :-1], (1 - levels[..., 1:]).sqrt()
     return (1 + (1 - alpha) / noise * lipschitz) / alpha.sqrt()
+
+
+def update_factor(alpha: float, alpha_bar: float) -> float:
+    """C_t of one step for L = 1."""
+    levels = torch.tensor([alpha_bar / alpha, alpha_bar], dtype=torch.float64)
+    return float(update_factors(levels, 1.0))
 
 
 def ddim_coefficients(
@@ -71,7 +79,7 @@ def denoising_factors(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[
 
 
 def inversion_factors(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b t"]:
-    """A_t + |B_t| L of the inversion's steps t-1 -> t, t = 1..T."""
+    """A_t + |B_t| L of the inversion steps t-1 -> t, t = 1..T."""
     check_levels(levels, lipschitz)
     a, b = ddim_coefficients(levels[..., :-1], levels[..., 1:])
     return a + b.abs() * lipschitz
@@ -84,49 +92,64 @@ def log_growth(levels: Float[Tensor, "*b n"]) -> Float[Tensor, "*b"]:
 
 
 def log_update_bound(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
-    """ln of K^(2L) / sqrt(alpha_bar), above the sum of ln C_t: theory/README.md, B4."""
+    """ln of K^(2L) / sqrt(alpha_bar), an upper bound of sum ln C_t: theory/README.md, B4."""
     return (levels[..., 0] / levels[..., -1]).log() / 2 + 2 * lipschitz * log_growth(levels)
 
 
 def log_denoising_bound(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
-    """ln of K^L / sqrt(alpha_bar), above the sum of ln (A_t + |B_t| L): theory/README.md, B5."""
+    """ln of K^L / sqrt(alpha_bar), a bound of sum ln (A_t + |B_t| L): theory/README.md, B5."""
     return (levels[..., 0] / levels[..., -1]).log() / 2 + lipschitz * log_growth(levels)
 
 
 def log_inversion_bound(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
-    """ln of sqrt(alpha_bar) K^max(1, L), the same for inversion: theory/README.md, B7.
+    """ln of sqrt(alpha_bar) K^max(1, L), the bound for inversion: theory/README.md, B7.
 
-    With fine steps sqrt(alpha_bar) K^L is met for every L; for L < 1 coarse steps exceed it.
+    Fine steps approach sqrt(alpha_bar) K^L for every L. For L < 1 coarse steps exceed it.
     """
     scale = (levels[..., -1] / levels[..., 0]).log() / 2
     return scale + max(1.0, lipschitz) * log_growth(levels)
 
 
 def noise_gain(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
-    """sum_t (prod_{s < t} C_s)^2 (1 - alpha_{t-1}): the noise's mean square at the end, over N.
+    """Mean square of the noise at the end, over N: sum_t (prod_{s < t} C_s)^2 (1 - alpha_{t-1}).
 
-    Step t -> t-1 adds noise of variance 1 - alpha_{t-1}, the last one, t = 1, none; later steps
-    s = t-1, ..., 1 stretch it.
+    Step t -> t-1 adds noise of variance 1 - alpha_{t-1}; the last step, t = 1, adds none. Later
+    steps s = t-1, ..., 1 stretch the noise.
     """
     gain = update_factors(levels, lipschitz).cumprod(-1)[..., :-1]
     return (gain**2 * (1 - levels[..., 1:-1] / levels[..., :-2])).sum(-1)
 
 
 def noise_gain_bound(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
-    """K(a)^(4L) (1 / a - 1), a = alpha_bar_{T-1}: theory/README.md, B6. From alpha_bar_0 = 1."""
+    """K(a)^(4L) (1 / a - 1), a = alpha_bar_{T-1}, for alpha_bar_0 = 1: theory/README.md, B6."""
     if not (levels[..., 0] == 1).all():
-        raise InputError("The final level is not 1: this bound starts at no noise at all.")
+        raise InputError(
+            "The final level is not 1: this bound starts at no noise. Give a first level of 1."
+        )
     before = levels[..., :-1]
     return (4 * lipschitz * log_growth(before)).exp() * (1 / before[..., -1] - 1)
+
+
+def mean_norm(dimension: int) -> float:
+    """E||z|| = sqrt(2) Gamma((d + 1) / 2) / Gamma(d / 2) for d standard normal numbers."""
+    if dimension < 1:
+        raise InputError(f"The dimension is {dimension}: give 1 or more.")
+    return sqrt(2) * exp(lgamma((dimension + 1) / 2) - lgamma(dimension / 2))
+
+
+def sum_of_norms(levels: Tensor, lipschitz: float) -> float:
+    """The sum of (74) with the C_t of each step: sum_t prod C_s sqrt(1 - alpha_{t-1})."""
+    gain = update_factors(levels, lipschitz).cumprod(-1)[:-1]
+    return float((gain * (1 - levels[1:-1] / levels[:-2]).sqrt()).sum())
 
 
 def rms_closed_form(
     levels: Float[Tensor, " n"], lipschitz: float, n_values: int, start: float, bias: float
 ) -> float:
-    """sqrt(G_T^2 start^2 + N H) + bias sqrt(N) sum_t G_t, above R_0: theory/README.md, B6.
+    """Bound of R_0: sqrt(G_T^2 start^2 + N H) + bias sqrt(N) sum_t G_t; theory/README.md, B6.
 
-    G_t = K(alpha_bar_t)^(2L) / sqrt(alpha_bar_t). n_values: N; start: R_T; bias: b(S) sigma of the
-    filter, of every step. From alpha_bar_0 = 1.
+    G_t = K(alpha_bar_t)^(2L) / sqrt(alpha_bar_t). levels: alpha_bar_0 = 1. n_values: N. start: R_T.
+    bias: b(S) sigma of the filter, at every step.
     """
     ends = range(2, len(levels) + 1)
     g = torch.stack([log_update_bound(levels[:n], lipschitz) for n in ends]).exp()
@@ -136,7 +159,7 @@ def rms_closed_form(
 
 
 def random_levels(seed: int, n: int = 20_000) -> Iterator[tuple[Float[Tensor, "b n"], float]]:
-    """n schedules from alpha_bar 1 of 2 to 100 steps, their ends and L (0 to 3) random too."""
+    """Draw n schedules from alpha_bar 1 of 2 to 100 steps, with random ends and L in [0, 3]."""
     generator, each = torch.Generator().manual_seed(seed), n // 20
     for i in range(20):
         lipschitz = float(3 * torch.rand(1, generator=generator))
@@ -148,6 +171,26 @@ def random_levels(seed: int, n: int = 20_000) -> Iterator[tuple[Float[Tensor, "b
 def schedules(
     logits: Float[Tensor, "b t"], log_signal: Float[Tensor, "*b"] | float
 ) -> Float[Tensor, "b n"]:
-    """Any schedule of t steps from alpha_bar 1 down to exp(-log_signal): shares are a softmax."""
+    """Any schedule of t steps from alpha_bar 1 to exp(-log_signal), as a softmax of logits."""
     u = torch.as_tensor(log_signal, dtype=logits.dtype)[..., None] * logits.softmax(-1).cumsum(-1)
     return torch.cat([torch.ones_like(u[:, :1]), torch.exp(-u)], -1)
+
+
+def shares(n_starts: int, n_levels: int) -> Callable[[torch.Generator], tuple[Tensor]]:
+    """Draw starts of an attack on `schedules`: logits from even steps to very uneven ones."""
+    spread = torch.linspace(0, 3, n_starts)[:, None]
+    return lambda generator: (spread * torch.randn(n_starts, n_levels, generator=generator),)
+
+
+def excess(log_value: Callable, log_bound: Callable, seed: int) -> tuple[float, int]:
+    """Largest value less bound over random schedules, and the number of schedules."""
+    largest, n = -float("inf"), 0
+    for levels, lipschitz in random_levels(seed):
+        above = log_value(levels, lipschitz) - log_bound(levels, lipschitz)
+        largest, n = max(largest, float(above.max())), n + len(levels)
+    return largest, n
+
+
+def log_product(factors: Callable) -> Callable:
+    """ln of the product of all steps' factors."""
+    return lambda levels, lipschitz: factors(levels, lipschitz).log().sum(-1)

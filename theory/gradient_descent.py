@@ -1,7 +1,7 @@
-"""Gradient descent on the features themselves never raises the temporal loss: C.4, C.5.
+"""Gradient descent on the features never raises the temporal loss: C.4, C.5.
 
-Appendix C.1 of arXiv 2501.04606, theorem 4.4 and lemma 4.5 of arXiv 2504.16016. Where it ends is
-in `strict_saddles`, how fast in `descent_rate`. L_s = 2 c_T / ((T-1) m^2) is the smoothness of
+Appendix C.1 of arXiv 2501.04606, theorem 4.4 and lemma 4.5 of arXiv 2504.16016. `strict_saddles`
+shows where descent ends, `descent_rate` how fast. L_s = 2 c_T / ((T-1) m^2) is the smoothness of
 `temporal_curvature`, with m the least norm of the *first* features.
 """
 
@@ -21,16 +21,16 @@ FLAT = 1e-8  # below this loss a ratio of differences is rounding
 
 
 def smoothness_of(x: Tensor) -> Tensor:
-    """L_s of b clips, b f d -> b."""
+    """L_s per clip, b f d -> b."""
     n_frames = x.shape[1]
     return 2 * path_constant(n_frames) / ((n_frames - 1) * x.norm(dim=-1).amin(1).square())
 
 
 def descend(x: Tensor, steps: float, n_steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient descent on b clips side by side, step size `steps` / L_s of the first frames.
+    """Run gradient descent on b clips at once, with step size `steps` / L_s of the first frames.
 
-    Returns the losses (n_steps + 1, b), the norms (n_steps + 1, b, f) and the last frames. Raises
-    InputError for a step size that is not positive.
+    Returns the losses (n_steps + 1, b), the norms (n_steps + 1, b, f) and the last frames.
+    Raises InputError for a step size that is not positive.
     """
     if steps <= 0:
         raise InputError(f"The step is {steps} / L_s: give a positive number, below 2 to descend.")
@@ -44,7 +44,7 @@ def descend(x: Tensor, steps: float, n_steps: int) -> tuple[Tensor, Tensor, Tens
 
 
 def curvature_of_step(x: Tensor, steps: float = 1.9) -> Tensor:
-    """(L(F - eta g) - L(F) + eta |g|^2) / (eta^2 |g|^2 / 2) over L_s; at most 1 is descent."""
+    """(L(F - eta g) - L(F) + eta |g|^2) / (eta^2 |g|^2 / 2) over L_s; at most 1 means descent."""
     smooth, g = smoothness_of(x), gradients(x)
     eta, square = steps / smooth, g.square().sum((1, 2))
     excess = losses(x - eta[:, None, None] * g) - losses(x) + eta * square
@@ -56,25 +56,28 @@ def curvature_of_step(x: Tensor, steps: float = 1.9) -> Tensor:
 def descent(seed: int = 0, n_starts: int = 64, n_steps: int = 200) -> Verdict:
     """Theorem C.4, (40), (46) to (52): steps of eta < 2 / L on (20)'s loss lower L_temporal.
 
-    Verdict: false: (40) steps on the total loss, (47) uses the gradient of L_temporal. (47) needs
-    no convexity, only a Lipschitz gradient.
+    Verdict: false. (40) steps on the total loss, but (47) uses the gradient of L_temporal. (47)
+    needs no convexity, only a Lipschitz gradient.
 
-    Corrected: steps on L itself, in the features, with 0 < eta < 2 / L_s. Then
-    L_{k+1} <= L_k - eta (1 - eta L_s / 2) |grad|^2, min_{k<n} |grad|^2 <= L_0 / (n eta (1 - eta L_s
-    / 2)), norms never decrease (so no hypothesis on the path is needed), and stay bounded:
-    sum |F_t|^2 <= its start + 2 eta L_0 / (2 - eta L_s); the features converge to one critical
-    point. At T = 3 the threshold 2 / L_s is exact.
+    Corrected: take steps on L, in the features, with 0 < eta < 2 / L_s. Then
+    (1) L_{k+1} <= L_k - eta (1 - eta L_s / 2) |grad|^2;
+    (2) min_{k<n} |grad|^2 <= L_0 / (n eta (1 - eta L_s / 2));
+    (3) norms never decrease, so that no hypothesis on the path is needed;
+    (4) norms stay bounded: sum |F_t|^2 <= its start + 2 eta L_0 / (2 - eta L_s);
+    (5) the features converge to one critical point.
+    At T = 3 the threshold 2 / L_s is exact.
 
     Proof: theory/README.md, A5.1 and A5.2.
 
-    seed, n_starts, n_steps: of the attack on one step at T = 3, and of the descents.
+    seed, n_starts, n_steps: settings of the attack on one step at T = 3, and of the descents.
     Returns the largest curvature along a step over L_s, at T = 3.
     """
 
     def draw(generator: torch.Generator) -> tuple[Tensor]:
         return (torch.randn(n_starts, 3, 3, generator=generator, dtype=torch.float64),)
 
-    found = attack(curvature_of_step, draw, seed, n_steps)
+    # Attack one step; run descents from random starts; test the threshold and the total loss.
+    worst = attack(curvature_of_step, draw, seed, n_steps)
     generator = torch.Generator().manual_seed(seed)
     runs = {
         n: descend(torch.randn(64, n, 3, generator=generator, dtype=torch.float64), 1.9, 200)
@@ -83,30 +86,33 @@ def descent(seed: int = 0, n_starts: int = 64, n_steps: int = 200) -> Verdict:
     down, up = (_threshold(steps) for steps in (1.9, 2.1))
     before, after, total_before, total_after = total_loss_step()
     return Verdict(
-        "C.4",
-        "steps of eta < 2 / L on the total loss lower L_temporal at every step",
-        "false",
-        "steps on L_temporal in the features do, eta < 2 / L_s, L_s = 2 c_T / ((T-1) m^2), m of "
-        "the start; norms never fall",
-        found.value,
-        1.0,
-        {"frames": found.point[0], "total loss": (total_before, total_after),
-         "one step of 1.9 and 2.1 / L_s": (down, up)},
-        {
+        statement="C.4", verdict="false",
+        claim="steps of eta < 2 / L on the total loss lower L_temporal at every step",
+        corrected="steps on L_temporal in the features do, eta < 2 / L_s, L_s = 2 c_T / ((T-1) "
+        "m^2), m of the start; norms never fall",
+        measured=worst.value, bound=1.0,
+        witness={
+            "frames": worst.point[0], "total loss": (total_before, total_after),
+            "one step of 1.9 and 2.1 / L_s": (down, up),
+        },
+        hypotheses={
             "the loss never rises": all((v.diff(dim=0) < 1e-14).all() for v, _, _ in runs.values()),
             "norms never fall": all((n.diff(dim=0) > -1e-12).all() for _, n, _ in runs.values()),
             "norms stay bounded": all(_bounded(v, n) for v, n, _ in runs.values()),
             "1.9 / L_s falls, 2.1 / L_s rises at T = 3": down < 1 < up,
             "the total loss falls meanwhile": total_after < total_before,
         },
-        Counterexample("T = 3, F = (e, e, e), a step on |F - Y|^2 / 2 + L of eta = .05 < 2 / L: L",
-                       after, before),
-        0.99,
-        found.n_searched + sum(v.numel() for v, _, _ in runs.values()),
+        counterexample=Counterexample(
+            "T = 3, F = (e, e, e), a step on |F - Y|^2 / 2 + L of eta = .05 < 2 / L: L",
+            after, before,
+        ),
+        least_tightness=0.99,
+        n_searched=worst.n_searched + sum(v.numel() for v, _, _ in runs.values()),
     )  # fmt: skip
 
 
 def _bounded(values: Tensor, norms: Tensor, steps: float = 1.9) -> bool:
+    """Whether sum |F_t|^2 stays below its start + 2 eta L_0 / (2 - eta L_s)."""
     smooth = 2 * path_constant(norms.shape[2]) / ((norms.shape[2] - 1) * norms[0].amin(1) ** 2)
     eta = steps / smooth
     allowed = norms[0].square().sum(1) + 2 * eta * values[0] / (2 - steps)
@@ -114,16 +120,17 @@ def _bounded(values: Tensor, norms: Tensor, steps: float = 1.9) -> bool:
 
 
 def _threshold(steps: float) -> float:
-    """L after over L before one step of `steps` / L_s, frames nearly e, n, -e: (1 - steps)^2."""
+    """L after over L before one step of `steps` / L_s from frames near e, n, -e: (1 - steps)^2."""
     x = torch.tensor([[1.0, 0.0], [1e-4, 1.0], [-1.0, 0.0]], dtype=torch.float64)
     after = x - steps / 6 * loss_gradient(x)  # c_3 = 6, T - 1 = 2, and all norms are 1
     return (temporal_consistency_loss(after) / temporal_consistency_loss(x)).item()
 
 
 def total_loss_step(eta: float = 0.05) -> tuple[float, float, float, float]:
-    """(L before, after, total before, after) one step on |F - Y|^2 / 2 + L from equal frames.
+    """Take one step on |F - Y|^2 / 2 + L from equal frames.
 
-    Y pulls one frame aside: its likeness to the others falls, unevenly.
+    Y pulls one frame aside: its similarity to the others falls, unevenly.
+    Returns L before and after, then the total loss before and after.
     """
     x = torch.tensor([[1.0, 0.0]] * 3, dtype=torch.float64)
     target = torch.tensor([[1.0, 2.0], [1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
@@ -140,16 +147,17 @@ def total_loss_step(eta: float = 0.05) -> tuple[float, float, float, float]:
 def convexity(seed: int = 0, n_starts: int = 32, frames: tuple[int, ...] = (3, 4, 6, 9)) -> Verdict:
     """Lemma C.5, (41) to (45): L = |D s|^2 / (T-1) is convex in the similarities s.
 
-    Verdict: holds, though not strictly (constants are its kernel), and D is a first difference, not
-    "second-order". It is false in F, which is what C.4 descends in; the use that is left is A5.3.
+    Verdict: holds, but not strictly: constants are the kernel. D is a first difference, not
+    "second-order". The claim is false in F, in which C.4 descends. Its remaining use is A5.3.
 
     Corrected: as stated, and grad_s L is Lipschitz with exactly (8 / (T-1)) cos^2(pi / (2 (T-1))).
 
     Proof: the Hessian in s is (2 / (T-1)) D'D; D D' = tridiag(-1, 2, -1) of size T-2 has the
     eigenvalues 4 sin^2(pi j / (2 (T-1))), j = 1, ..., T-2.
 
-    seed, n_starts, frames: of the attack on |grad L(s) - grad L(s')| / |s - s'|.
-    Returns its largest ratio to the constant, over all T.
+    seed, n_starts: settings of the attack on |grad L(s) - grad L(s')| / |s - s'|.
+    frames: the numbers of frames attacked.
+    Returns the largest ratio of this quotient to the constant, over all T.
     """
 
     def ratio(v: Tensor) -> Tensor:
@@ -162,31 +170,32 @@ def convexity(seed: int = 0, n_starts: int = 32, frames: tuple[int, ...] = (3, 4
     def draw_chords(n: int):
         return lambda g: (torch.randn(n_starts, n - 1, generator=g, dtype=torch.float64),)
 
-    found = {n: attack(ratio, draw_chords(n), seed, 200) for n in frames}
-    worst = max(found, key=lambda n: found[n].value)
+    attacks = {n: attack(ratio, draw_chords(n), seed, 200) for n in frames}
+    worst = max(attacks, key=lambda n: attacks[n].value)
+
+    # In F: two clips with zero loss whose midpoint has a positive loss.
     a = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
     b = torch.tensor([[1.0, 0.0]] * 3, dtype=torch.float64)
     ends = max(temporal_consistency_loss(x).item() for x in (a, b))
     middle = temporal_consistency_loss((a + b) / 2).item()
     return Verdict(
-        "C.5",
-        "the loss is convex in the similarities",
-        "holds",
-        "its gradient in s has the exact constant (8 / (T-1)) cos^2(pi / (2 (T-1))); in F the loss "
-        "is not convex",
-        found[worst].value,
-        1.0,
-        {"n_frames": worst, "chord": found[worst].point[0]},
-        {"chords of s lie above the loss": _chords(seed)},
-        Counterexample("in F instead: midpoint of A = (e1, e1 + e2, e2) and B = (e1, e1, e1)",
-                       middle, ends),
-        0.999,
-        sum(a.n_searched for a in found.values()),
+        statement="C.5", verdict="holds",
+        claim="the loss is convex in the similarities",
+        corrected="its gradient in s has the exact constant (8 / (T-1)) cos^2(pi / (2 (T-1))); in "
+        "F the loss is not convex",
+        measured=attacks[worst].value, bound=1.0,
+        witness={"n_frames": worst, "chord": attacks[worst].point[0]},
+        hypotheses={"chords of s lie above the loss": _chords(seed)},
+        counterexample=Counterexample(
+            "in F instead: midpoint of A = (e1, e1 + e2, e2) and B = (e1, e1, e1)",
+            middle, ends,
+        ),
+        least_tightness=0.999, n_searched=sum(a.n_searched for a in attacks.values()),
     )  # fmt: skip
 
 
 def _chords(seed: int, n_frames: int = 6) -> bool:
-    """Convex along 1000 random chords, and constants cost nothing."""
+    """Whether L is convex along 1000 random chords, and adding a constant leaves it unchanged."""
     s, r = torch.rand(
         2, 1000, n_frames - 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )

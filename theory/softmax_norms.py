@@ -1,4 +1,4 @@
-"""Softmax halves differences, and its rows are distributions, not small: L_softmax, C.13.
+"""Softmax halves differences; its rows are distributions, and not small: L_softmax, C.13.
 
 GE-Adapter's theory (arXiv 2504.16016) C.3. Proofs: theory/README.md, C1 and C2.
 """
@@ -15,7 +15,7 @@ from theory.verdict import ROUNDING, Counterexample, Verdict, statement
 from vala_research import InputError
 
 SIZES = ((1, 5), (6, 2), (3, 3), (2, 5))  # queries, tokens
-RESOLVED = 1e8 * torch.finfo(torch.float64).eps  # a difference of so much is right to 1e-8
+RESOLVED = 1e8 * torch.finfo(torch.float64).eps  # such a difference is accurate to 1e-8
 
 
 @statement("L_softmax")
@@ -24,16 +24,16 @@ def lipschitz_constant(
 ) -> Verdict:
     """Third condition of Theorem C.10: "the Lipschitz constant of softmax satisfies L <= sqrt d".
 
-    Verdict: vacuous, as it always does: L <= 1/2 < 1 <= sqrt d.
+    Verdict: vacuous. It always holds: L <= 1/2 < 1 <= sqrt d.
 
     True: ||softmax a - softmax b||_2 <= 1/2 ||a - b||_2 for any number of tokens >= 2, and the
     total variation of softmax a and softmax b is <= tanh(osc(a - b) / 4), osc being max - min.
 
     Proof: J = diag(p) - pp' is 0 on constants, and v'Jv = Var_p(v) <= (max v - min v)^2 / 4
-    <= ||v||^2 / 2 (Popoviciu). For the second: theory/README.md, C1.
+    <= ||v||^2 / 2 (Popoviciu). The second part: theory/README.md, C1.
 
-    seed, n_steps: of the attacks. sizes: numbers of tokens, 2 or more each. Returns the largest
-    quotient.
+    seed, n_steps: settings of the attacks. sizes: numbers of tokens, each at least 2.
+    Returns the largest quotient.
     """
     if min(sizes) < 2:
         raise InputError(f"Softmax of {min(sizes)} tokens is constant: give 2 or more.")
@@ -51,16 +51,19 @@ def lipschitz_constant(
         swing = step.amax(-1) - step.amin(-1)
         return torch.where(moved > RESOLVED, moved / (swing / 4).tanh(), 0.0)
 
+    # Attack both bounds at every number of tokens.
     lipschitz, total = (
         [attack(f, partial(draw, n_tokens=n), seed, n_steps, lr=0.3) for n in sizes]
         for f in (quotient, variation)
     )
-    found = max(lipschitz, key=lambda f: f.value)
-    a, step = found.point
+    worst = max(lipschitz, key=lambda attacked: attacked.value)
+    a, step = worst.point
     return Verdict(
-        "L_softmax", "L_softmax <= sqrt d is a condition", "vacuous",
-        "L_softmax = 1/2 for any number of tokens >= 2; TV <= tanh(osc / 4)",
-        found.value, 0.5, witness={"a": a, "b": a + step},
+        statement="L_softmax", verdict="vacuous",
+        claim="L_softmax <= sqrt d is a condition",
+        corrected="L_softmax = 1/2 for any number of tokens >= 2; TV <= tanh(osc / 4)",
+        measured=worst.value, bound=0.5,
+        witness={"a": a, "b": a + step},
         hypotheses={
             "1/2 is attained at every number of tokens": all(f.value > 0.499 for f in lipschitz),
             "TV <= tanh(osc / 4) holds and is attained": attained(total),
@@ -78,24 +81,31 @@ def attention_norm(seed: int = 0, n_steps: int = 200) -> Verdict:
     True: sqrt(M / L_tok) <= ||P||_2 <= sqrt(max column sum of P) <= sqrt M, hence
     ||term B||_F <= ||P||_2 ||W_V||_2 ||dZ||_F; row by row, the constant is 1.
 
-    Proof: ||P 1|| = sqrt M and ||1|| = sqrt L_tok give the first; ||P||_2^2 <= ||P||_1 ||P||_inf,
-    whose second factor is 1, the rest. Equal rows 1/L_tok attain the first two, rows that all
-    choose one token the last two.
+    Proof: ||P 1|| = sqrt M and ||1|| = sqrt L_tok give the first inequality. The others follow from
+    ||P||_2^2 <= ||P||_1 ||P||_inf, whose second factor is 1. Equal rows 1/L_tok attain the first
+    two. Rows that all choose one token attain the last two.
 
-    seed, n_steps: of the attacks, over logits. Returns the largest ||P||_2 / sqrt(max column sum).
+    seed, n_steps: settings of the attacks over logits.
+    Returns the largest ||P||_2 / sqrt(max column sum).
     """
+    # Attack each of the three inequalities.
     upper = [attack(filled, starts(*size), seed, n_steps) for size in SIZES]
     lower = [attack(spread, starts(*size), seed, n_steps) for size in SIZES]
     whole = [attack(chosen, starts(*size), seed, n_steps, lr=0.5) for size in SIZES]
-    best = max(upper, key=lambda found: found.value)
+    best = max(upper, key=lambda attacked: attacked.value)
+
+    # Counterexample: four queries, two tokens, both moved by 1.
     one = torch.ones(1, 1, dtype=torch.float64)
     head, z = Head(one, one, one), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     x = torch.arange(4.0, dtype=torch.float64)[:, None]
     broken = Comparison(head, x, x, z + 1, z)
     return Verdict(
-        "C.13", "|P|_F <= 1, |term B|_F <= |W_V| |dZ|_F", "false",
-        "sqrt(M / L_tok) <= |P| <= sqrt(max column sum) <= sqrt M; |term B|_F <= |P| |W_V| |dZ|_F",
-        best.value, 1.0, witness={"logits": best.point[0]},
+        statement="C.13", verdict="false",
+        claim="|P|_F <= 1, |term B|_F <= |W_V| |dZ|_F",
+        corrected="sqrt(M / L_tok) <= |P| <= sqrt(max column sum) <= sqrt M; |term B|_F <= |P| "
+        "|W_V| |dZ|_F",
+        measured=best.value, bound=1.0,
+        witness={"logits": best.point[0]},
         hypotheses={
             "sqrt(M / L_tok) <= |P| holds and is attained": attained(lower),
             "|P| <= sqrt M holds and is attained": attained(whole),
@@ -110,28 +120,33 @@ def attention_norm(seed: int = 0, n_steps: int = 200) -> Verdict:
 
 
 def starts(m: int, n_tokens: int, n: int = 24):
+    """Draw logits n m n_tokens."""
     return lambda g: (3 * torch.randn(n, m, n_tokens, generator=g, dtype=torch.float64),)
 
 
 def filled(logits: Tensor) -> Tensor:
+    """||P||_2 / sqrt(max column sum)."""
     p = logits.softmax(-1)
     return two(p) / p.sum(-2).amax(-1).sqrt()
 
 
 def spread(logits: Tensor) -> Tensor:
+    """sqrt(M / L_tok) / ||P||_2."""
     return sqrt(logits.shape[-2] / logits.shape[-1]) / two(logits.softmax(-1))
 
 
 def chosen(logits: Tensor) -> Tensor:
+    """||P||_2 / sqrt M."""
     return two(logits.softmax(-1)) / sqrt(logits.shape[-2])
 
 
-def attained(found: list) -> bool:
-    return all(0.999 <= f.value <= 1 + ROUNDING for f in found)
+def attained(attacks: list) -> bool:
+    """Whether every attack attains its bound and none exceeds it."""
+    return all(0.999 <= attacked.value <= 1 + ROUNDING for attacked in attacks)
 
 
 def rows_shrink(seed: int, n: int = 1000) -> bool:
-    """No row of P dZ is longer than the longest of dZ."""
+    """Whether no row of P dZ is longer than the longest row of dZ."""
     g = torch.Generator().manual_seed(seed)
     p = (3 * torch.randn(n, 6, 3, generator=g, dtype=torch.float64)).softmax(-1)
     dz = torch.randn(n, 3, 2, generator=g, dtype=torch.float64)

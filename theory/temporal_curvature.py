@@ -19,12 +19,15 @@ from vala_research.methods.temporal import temporal_consistency_loss
 
 def curvature_along(x: Tensor, motion: Tensor, flicker_weight: float = 0.0) -> Tensor:
     """Second derivative of L + w mean(1 - s) at x along a motion, b f d; from s' and s'' (A2)."""
+    # Similarities, and inner products of unit frames f with relative motions v.
     r = x.norm(dim=-1, keepdim=True)
     f, v = x / r, motion / r
     s, a, q = (f[:, :-1] * f[:, 1:]).sum(-1), (f * v).sum(-1), v.square().sum(-1)
     n_1 = (v[:, :-1] * f[:, 1:] + f[:, :-1] * v[:, 1:]).sum(-1)
     n_2 = 2 * (v[:, :-1] * v[:, 1:]).sum(-1)
     b, c, both = a[:, :-1], a[:, 1:], a[:, :-1] + a[:, 1:]
+
+    # s' and s'', then L'' from their differences.
     s_1 = n_1 - s * both
     s_2 = n_2 - 2 * n_1 * both + s * (3 * b**2 + 3 * c**2 + 2 * b * c - q[:, :-1] - q[:, 1:])
     form = s_1.diff(dim=-1).square() + s.diff(dim=-1) * s_2.diff(dim=-1)
@@ -32,7 +35,7 @@ def curvature_along(x: Tensor, motion: Tensor, flicker_weight: float = 0.0) -> T
 
 
 def path_constant(n_frames: int) -> float:
-    """c_T: largest eigenvalue of the Laplacian of a path whose edges weigh 2, 4, ..., 4, 2; < 16.
+    """c_T: largest eigenvalue of the Laplacian of a path with edge weights 2, 4, ..., 4, 2; < 16.
 
     6, 10.472, 12.899, 14.068, 15.059, 15.984 for T = 3, 4, 5, 6, 8, 50. Raises InputError below 3.
     """
@@ -45,7 +48,7 @@ def path_constant(n_frames: int) -> float:
 
 
 def sign_pattern(n_frames: int, d: int = 2) -> Tensor:
-    """e, -e, -e, e, e, -e, ...: similarities -1, 1, -1, 1, ..., where L is largest; f d."""
+    """Frames e, -e, -e, e, e, -e, ..., f d. Similarities are -1, 1, -1, ...; L is largest there."""
     signs = torch.tensor([1.0 - 2.0 * ((t + 1) // 2 % 2) for t in range(n_frames)])
     return signs.double()[:, None] * torch.eye(1, d, dtype=torch.float64)
 
@@ -62,37 +65,38 @@ def smoothness(
 ) -> Verdict:
     """Theorem C.1, (21) and (22): |F_t| <= M makes L differentiable, its gradient Lipschitz.
 
-    Verdict: false. L is undefined at F_t = 0 and its gradient unbounded nearby; M is irrelevant.
+    Verdict: false. L is undefined at F_t = 0 and its gradient is unbounded nearby. M is irrelevant.
 
-    Corrected: L is analytic where no F_t = 0, and for m <= |F_t| the norm of its Hessian is at most
-    2 c_T / ((T-1) m^2) < 32 / ((T-1) m^2), c_T of `path_constant`; more sharply, the Hessian lies
+    Corrected: L is analytic where no F_t = 0. For m <= |F_t| the norm of its Hessian is at most
+    2 c_T / ((T-1) m^2) < 32 / ((T-1) m^2), c_T of `path_constant`. More sharply, the Hessian lies
     between -+ (2 c_T / (T-1)) diag(|F_t|^-2). Attained for every T, at `sign_pattern`.
 
-    Proof: theory/README.md, A3. The attack climbs in frames and in the motion at once, half of the
-    starts random, half near the pattern. T = 3 is certified on a grid as well.
+    Proof: theory/README.md, A3. The attack climbs in frames and in the motion at once. Half of the
+    starts are random, half are near the pattern. T = 3 is also certified on a grid.
 
-    seed, n_starts, n_steps, frames: of the attack, and the numbers of frames attacked.
+    seed, n_starts, n_steps: settings of the attack. frames: the numbers of frames attacked.
     Returns the largest curvature over its bound, over all T.
     """
-    found = {n: curvature_attack(n, seed, n_starts, n_steps) for n in frames}
-    ratios = {n: value / path_constant(n) for n, (value, _, _) in found.items()}
+    # Attack each T, evaluate the pattern, certify T = 3.
+    attacks = {n: curvature_attack(n, seed, n_starts, n_steps) for n in frames}
+    ratios = {n: value / path_constant(n) for n, (value, _, _) in attacks.items()}
     worst = max(ratios, key=ratios.get)
     pattern = {n: curvature_of(sign_pattern(n)) * (n - 1) / 2 for n in (3, 8, 20, 50)}
     certified = curvature_supremum()
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return Verdict(
-        "C.1",
-        "where |F_t| <= M the loss is differentiable and its gradient Lipschitz",
-        "false",
-        "where |F_t| >= m the Hessian is at most 2 c_T / ((T-1) m^2), c_T = 6, 10.47, 12.90, ... "
-        "< 16: exact for every T",
-        ratios[worst],
-        1.0,
-        {"n_frames": worst, "frames": found[worst][1], "constants": pattern,
-         "attacked": {n: v for n, (v, _, _) in found.items()}, "certified": certified},
-        {
+        statement="C.1", verdict="false",
+        claim="where |F_t| <= M the loss is differentiable and its gradient Lipschitz",
+        corrected="where |F_t| >= m the Hessian is at most 2 c_T / ((T-1) m^2), c_T = 6, 10.47, "
+        "12.90, ... < 16: exact for every T",
+        measured=ratios[worst], bound=1.0,
+        witness={
+            "n_frames": worst, "frames": attacks[worst][1], "constants": pattern,
+            "attacked": {n: v for n, (v, _, _) in attacks.items()}, "certified": certified,
+        },
+        hypotheses={
             "the worst points are of norm 1": all(
-                (x.norm(dim=-1) - 1).abs().max().item() < 1e-9 for _, x, _ in found.values()
+                (x.norm(dim=-1) - 1).abs().max().item() < 1e-9 for _, x, _ in attacks.values()
             ),
             "each T attains 0.999 of its constant": min(ratios.values()) > 0.999,
             "the pattern attains it up to T = 50": all(
@@ -102,25 +106,24 @@ def smoothness(
             "lemma A3.3 certified by intervals": lemma_margin() > 0.5,
             "the vectorised curvature is the library's": _agrees(x),
         },
-        Counterexample(
+        counterexample=Counterexample(
             "T = 3, M = 1, F = (e, d n, -e), |d| = 1e-3: |grad L(d) - grad L(-d)| <= (16 / M) 2 d",
             *_near_zero(1e-3),
         ),
-        0.999,
-        sum(n for _, _, n in found.values()),
+        least_tightness=0.999, n_searched=sum(n for _, _, n in attacks.values()),
     )  # fmt: skip
 
 
 def curvature_attack(
     n_frames: int, seed: int = 0, n_starts: int = 64, n_steps: int = 400, flicker_weight: float = 0
 ) -> tuple[float, Tensor, int]:
-    """Largest |x' H x| (T-1) / (2 |x|^2) at unit frames, the frames, points searched.
+    """Attack |x' H x| (T-1) / (2 |x|^2) at unit frames; H is the Hessian of L + w mean(1 - s).
 
-    H: Hessian of L + w mean(1 - s).
+    Returns the largest value, its frames, and the number of points searched.
     """
 
     def ratio(x: Tensor, motion: Tensor) -> Tensor:
-        scaled = motion * x.norm(dim=-1, keepdim=True)  # the Hessian goes as 1 / |F_t|^2
+        scaled = motion * x.norm(dim=-1, keepdim=True)  # the Hessian scales as 1 / |F_t|^2
         size = motion.square().sum((1, 2))
         return curvature_along(x, scaled, flicker_weight).abs() * (n_frames - 1) / (2 * size)
 
@@ -130,12 +133,12 @@ def curvature_attack(
         x = torch.where(torch.arange(n_starts)[:, None, None] % 2 == 0, x, near)
         return x / x.norm(dim=-1, keepdim=True), motion
 
-    found = attack(ratio, draw, seed, n_steps)
-    return found.value, found.point[0] / found.point[0].norm(dim=-1, keepdim=True), found.n_searched
+    worst = attack(ratio, draw, seed, n_steps)
+    return worst.value, worst.point[0] / worst.point[0].norm(dim=-1, keepdim=True), worst.n_searched
 
 
 def _agrees(x: Tensor) -> bool:
-    """curvature_along equals the library's Hessian in every axis."""
+    """Whether `curvature_along` equals the library's Hessian along every axis."""
     h = torch.autograd.functional.hessian(temporal_consistency_loss, x).reshape(x.numel(), -1)
     axes = torch.eye(x.numel(), dtype=x.dtype).reshape(-1, *x.shape)
     ours = curvature_along(x.expand(len(axes), -1, -1), axes)
@@ -143,7 +146,7 @@ def _agrees(x: Tensor) -> bool:
 
 
 def _near_zero(d: float) -> tuple[float, float]:
-    """(change of the gradient, what (39) allows) as the middle frame goes from d n to -d n."""
+    """Change of the gradient as the middle frame moves from d n to -d n, and the bound of (39)."""
     x = torch.tensor([[1.0, 0.0], [d * math.sqrt(0.5)] * 2, [-1.0, 0.0]], dtype=torch.float64)
     y = torch.cat([x[:1], -x[1:2], x[2:]])
     return (loss_gradient(x) - loss_gradient(y)).norm().item(), 16 * 2 * d
@@ -153,17 +156,17 @@ def _near_zero(d: float) -> tuple[float, float]:
 def gradient_chords(seed: int = 0, n_starts: int = 128, n_steps: int = 200) -> Verdict:
     """Lemma C.3, (39): so the gradient of L is Lipschitz with constant 16 / M.
 
-    Verdict: false, and no consequence of (38), even where |F_t| = M: a bounded gradient makes L
-    Lipschitz, not its gradient; and the gradient of a scale-free L falls as 1 / |F|, its Hessian
-    as 1 / |F|^2, so no c / M can do.
+    Verdict: false. It does not follow from (38), even where |F_t| = M: a bounded gradient makes L
+    Lipschitz, not its gradient. L is scale-free: its gradient falls as 1 / |F| and its Hessian as
+    1 / |F|^2, so that no constant c / M suffices.
 
-    Corrected: 2 c_T / ((T-1) m^2) along paths on which |F_t| >= m; pi / 2 times that for any two
-    points with |F_t| >= m, since the path around the ball |F_t| < m is no longer.
+    Corrected: 2 c_T / ((T-1) m^2) along paths with |F_t| >= m. For any two points with |F_t| >= m
+    it is pi / 2 times that: around the ball |F_t| < m a path is at most pi / 2 chords long.
 
-    Proof: theory/README.md, A3.5. At T = 3, where c_T = 6, chords through the ball were measured,
-    not proved, to be no worse than paths (ratio 6).
+    Proof: theory/README.md, A3.5. At T = 3, where c_T = 6, chords through the ball were measured to
+    be no worse than paths (ratio 6). This is not proved.
 
-    seed, n_starts, n_steps: of the attack on chords between points of norm 1 or more.
+    seed, n_starts, n_steps: settings of the attack on chords between points of norm 1 or more.
     Returns the largest |grad L(F) - grad L(G)| / |F - G| at T = 3, and 3 pi.
     """
 
@@ -181,33 +184,30 @@ def gradient_chords(seed: int = 0, n_starts: int = 128, n_steps: int = 200) -> V
         far = torch.where(torch.arange(n_starts)[:, None, None] % 2 == 0, far, x + 0.1 * far)
         return x, far
 
-    found = attack(ratio, draw, seed, n_steps, 0.02)
-    ends = [outside(x[None])[0] for x in found.point]
+    worst = attack(ratio, draw, seed, n_steps, 0.02)
+    ends = [outside(x[None])[0] for x in worst.point]
     ratio_2, ratio_sum, allowed = chord_on_the_sphere(0.1)
     return Verdict(
-        "C.3b",
-        "where |F_t| <= M the gradient of the loss is Lipschitz with constant 16 / M",
-        "false",
-        "with 2 c_T / ((T-1) m^2) < 32 / ((T-1) m^2) along paths where |F_t| >= m, pi / 2 times "
-        "that between any two such points",
-        found.value,
-        math.pi / 2 * path_constant(3),
-        {"frames": ends[0], "others": ends[1], "ratio in (39)'s norm": ratio_sum},
-        {
+        statement="C.3b", verdict="false",
+        claim="where |F_t| <= M the gradient of the loss is Lipschitz with constant 16 / M",
+        corrected="with 2 c_T / ((T-1) m^2) < 32 / ((T-1) m^2) along paths where |F_t| >= m, pi / "
+        "2 times that between any two such points",
+        measured=worst.value, bound=math.pi / 2 * path_constant(3),
+        witness={"frames": ends[0], "others": ends[1], "ratio in (39)'s norm": ratio_sum},
+        hypotheses={
             "|F_t| >= m at both ends": all(bool((x.norm(dim=-1) > 1 - 1e-12).all()) for x in ends),
             "(39)'s own norm is exceeded too": ratio_sum > allowed,
-            "no chord is worse than a path": found.value <= path_constant(3) * (1 + 1e-6),
+            "no chord is worse than a path": worst.value <= path_constant(3) * (1 + 1e-6),
         },
-        Counterexample("T = 3, |F_t| = M = .1, F = M (e, -e, -e)", ratio_2, allowed),
-        0.6,
-        found.n_searched,
-    )
+        counterexample=Counterexample("T = 3, |F_t| = M = .1, F = M (e, -e, -e)", ratio_2, allowed),
+        least_tightness=0.6, n_searched=worst.n_searched,
+    )  # fmt: skip
 
 
 def chord_on_the_sphere(size: float) -> tuple[float, float, float]:
-    """Change of the gradient over the distance, Euclidean and as in (39), and 16 / M.
+    """Change of the gradient over the distance: in the Euclidean norm, in the norm of (39); 16 / M.
 
-    From (e, -e, -e) along the steepest motion (1, 2, -1), all frames of norm M.
+    The chord starts at (e, -e, -e), along the steepest motion (1, 2, -1). All frames have norm M.
     """
     x = sign_pattern(3)
     y = x + 1e-3 * torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, -1.0]], dtype=torch.float64)

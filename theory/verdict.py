@@ -1,8 +1,8 @@
-"""A verdict is a claim, what is true instead, and the numbers that reproduce both.
+"""A verdict holds a claim, the corrected statement, and the numbers that reproduce both.
 
-The contract of every check in `theory`: a function of no required argument, one a statement,
-that returns a `Verdict`. A bound must hold under attack, be attained within a stated factor, and
-where the claim is false a counterexample must break the claim as written.
+Every check in `theory` is a function of one statement, without required arguments, that returns a
+`Verdict`. The bound must hold under attack and be attained within a stated factor. Where the claim
+is false, a counterexample must break the claim as written.
 """
 
 import math
@@ -13,7 +13,7 @@ from functools import wraps
 from typing import Any
 
 VERDICTS = ("holds", "holds with hypothesis", "false", "vacuous")
-ROUNDING = 1e-6  # relative: an attack ends in differences of numbers that are nearly equal
+ROUNDING = 1e-6  # relative: an attack ends with differences of nearly equal numbers
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,17 @@ class Counterexample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of one statement.
+    """The result of checking one statement.
 
-    statement: "C.7"; claim: the paper's, in a line; verdict: one of VERDICTS. corrected: what is
-    true, in a line. measured, bound: the worst case found of the corrected statement, and its
-    bound. witness: the point that attains it. hypotheses: how each was checked, and whether it was
-    met at every point searched. least_tightness: the stated factor of the bound that must be
-    attained (0: the bound is not claimed to be attained). n_searched: points looked at.
+    statement: its name, such as "C.7".
+    claim: the paper's claim, in one line.
+    verdict: one of VERDICTS.
+    corrected: the true statement, in one line.
+    measured, bound: worst case of the corrected statement, and its bound.
+    witness: the point that attains the worst case.
+    hypotheses: how each was checked, and whether it held at every point searched.
+    least_tightness: factor of the bound that must be attained; 0 if the bound need not be attained.
+    n_searched: number of points evaluated.
     """
 
     statement: str
@@ -65,14 +69,14 @@ class Verdict:
 
     @property
     def tightness(self) -> float:
-        """measured / bound; an identity's bound of 0 is met by a measured 0."""
+        """measured / bound. An identity has bound 0, which a measured 0 attains."""
         if self.bound == 0:
             return 1.0 if self.measured <= 1e-12 else math.inf
         return self.measured / self.bound
 
     @property
     def reproduced(self) -> bool:
-        """The bound holds, is attained, the hypotheses were met, the counterexample breaks."""
+        """The bound holds and is attained, hypotheses are met, the counterexample breaks."""
         return (
             math.isfinite(self.measured)
             and self.least_tightness <= self.tightness <= 1 + ROUNDING
@@ -94,14 +98,14 @@ STATEMENTS: dict[str, Check] = {}
 
 
 def statement(name: str) -> Callable[[Check], Check]:
-    """Enter a check in the table under its name, and time it."""
+    """Register a check in the table under its name, and time it."""
 
     def register(check: Check) -> Check:
         @wraps(check)
         def timed(*args: Any, **kwargs: Any) -> Verdict:
             start = time.perf_counter()
-            found = check(*args, **kwargs)
-            return replace(found, seconds=time.perf_counter() - start)
+            verdict = check(*args, **kwargs)
+            return replace(verdict, seconds=time.perf_counter() - start)
 
         STATEMENTS[name] = timed
         return timed

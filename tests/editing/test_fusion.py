@@ -38,7 +38,7 @@ def test_the_released_schedule():
 @pytest.mark.parametrize("kind", [*KINDS, lambda p: [p, 1 - p]])
 def test_weights_stay_on_the_simplex(kind, initial):
     if callable(kind) and len(initial) != 2:
-        with pytest.raises(InputError, match="at progress 0 .*give one a source"):
+        with pytest.raises(InputError, match="at progress 0 .*give one per source"):
             FusionSchedule(kind, initial).weights(20, 40)
         return
     schedule = FusionSchedule(kind, initial, 0.25)
@@ -95,7 +95,7 @@ def test_fuse():
     torch.testing.assert_close(fuse([z[0], 2 * z[0] - 1], [0.4, 0.6], True), z[0])
     with pytest.raises(InputError, match="must share one"):
         fuse([z[0], z[1][:2]], [0.5, 0.5])
-    with pytest.raises(InputError, match="give one a source, 3"):
+    with pytest.raises(InputError, match="give one per source, 3"):
         fuse(z, [0.5, 0.5])
 
 

@@ -146,8 +146,8 @@ def test_defaults_are_those_of_the_paper():
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda m: m(random(2, 6, 11), random(2, 5, 8)), "Image tokens are 11 wide .* 12"),
-        (lambda m: m(random(2, 6, 12), random(2, 5, 768)), "Text tokens are 768 wide .* 8"),
+        (lambda m: m(random(2, 6, 11), random(2, 5, 8)), "Image tokens are 11 wide, .* 12"),
+        (lambda m: m(random(2, 6, 12), random(2, 5, 768)), "Text tokens are 768 wide, .* 8"),
         (lambda m: m(random(3, 6, 12), random(1, 5, 8)), "3 frames .* 1 rows of text"),
         (lambda m: m(random(2, 0, 12), random(2, 5, 8)), "no image tokens"),
         (lambda m: m(random(2, 6, 12), random(2, 5, 8) / 0), "text tokens of frame 0 hold NaN"),

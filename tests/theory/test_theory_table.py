@@ -16,7 +16,8 @@ from theory.verdict import STATEMENTS, Counterexample, Verdict
 KEYS = {"statement", "claim", "verdict", "counterexample", "corrected", "measured", "bound",
         "tightness", "seconds", "reproduced"}  # fmt: skip
 GOOD = Verdict(
-    "C.2", "x <= 1", "false", "x <= 2", 1.9, 2.0,
+    statement="C.2", claim="x <= 1", verdict="false", corrected="x <= 2",
+    measured=1.9, bound=2.0,
     counterexample=Counterexample("x = 1.9", 1.9, 1.0), least_tightness=0.9,
 )  # fmt: skip
 

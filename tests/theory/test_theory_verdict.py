@@ -12,7 +12,8 @@ from theory.attack import attack
 from theory.verdict import Counterexample, Verdict
 
 GOOD = Verdict(
-    "X.1", "x <= 1", "false", "x <= 2", 1.9, 2.0, hypotheses={"x is real": True},
+    statement="X.1", claim="x <= 1", verdict="false", corrected="x <= 2",
+    measured=1.9, bound=2.0, hypotheses={"x is real": True},
     counterexample=Counterexample("x = 1.9", 1.9, 1.0), least_tightness=0.9,
 )  # fmt: skip
 

@@ -126,9 +126,10 @@ def bilateral_sample(
 ) -> Float[Tensor, "f c h w"]:
     """Denoise from filtered latents, from the noisiest level on; Eq. (12), GE-Adapter 3.2.
 
-    step_rule: "ddim", or "paper_eq12": the mean of DDPM, with noise from the generator. The
-    filter's schedule runs along sampling: 0 is the first step. With the place "frames", filtering
-    is left to `predict`.
+    step_rule: "ddim", or "paper_eq12": the mean of DDPM, with noise from the generator
+        (theory/README.md, B4, bounds the error of its path).
+    The filter's schedule runs along sampling: 0 is the first step. With the place "frames",
+    filtering is left to `predict`.
     """
     levels = (
         update_levels(schedule) if settings.step_rule == "paper_eq12" else [None] * len(schedule)

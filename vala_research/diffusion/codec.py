@@ -1,7 +1,7 @@
-"""What enters and leaves the latent space: frames through the VAE, prompts through CLIP.
+"""Encode frames by the VAE and prompts by CLIP; decode latents to frames.
 
-Frames are floats in [0, 1] on our side and in [-1, 1] on the VAE's; latents are scaled by its
-config.
+Frames are floats in [0, 1] everywhere but inside the VAE, which takes [-1, 1]. Latents are scaled
+by the VAE's config.
 """
 
 import math
@@ -21,21 +21,23 @@ from vala_research import InputError
 from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.patching import chunks
 
-# Pixels the VAE sees at once: its decoder then works in about 2 GB (fp32), whatever the clip's
-# length.
+# Pixels per call of the VAE: its decoder then needs about 2 GB (fp32), for any length of clip.
 PIXELS_PER_CHUNK = 2**20
-SMALL_VOCABULARY = (
-    4096  # below it a tokenizer knows a toy world, and unknown words deserve a warning
-)
+# A tokenizer with fewer tokens knows a toy world only; unknown words then deserve a warning.
+SMALL_VOCABULARY = 4096
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def as_frames(video: Any) -> Float[Tensor, "f 3 h w"]:
-    """A clip in any accepted form as one float tensor in [0, 1].
+    """Convert a clip in any accepted form to one float tensor in [0, 1].
 
-    f c h w tensor; numpy f h w c or f c h w; floats in [0, 1] or uint8; list of PIL images; or an
-    object with `.frames`. Raises InputError for an empty clip, other channels than 3, other ranges.
+    video: one of
+        a tensor f c h w, or a numpy array f h w c or f c h w, of floats in [0, 1] or of uint8;
+        a list of PIL images;
+        an object with `.frames` of such a form.
+    Raises InputError for an empty clip, other channels than 3, other ranges.
     """
+    # To a tensor f c h w.
     video = getattr(video, "frames", video)
     if isinstance(video, list | tuple):
         video = _stack(video)
@@ -45,10 +47,26 @@ def as_frames(video: Any) -> Float[Tensor, "f 3 h w"]:
         video = video.permute(0, 3, 1, 2) if is_channels_last else video
     if not isinstance(video, Tensor):
         raise InputError(
-            f"The video is a {type(video).__name__}: give a tensor or array of frames, a list "
-            "of PIL "
-            "images, or a clip from read_clip."
+            f"The video is a {type(video).__name__}: give a tensor or array of frames, a list of "
+            "PIL images, or a clip from read_clip."
         )
+    _check_shape(video)
+
+    # To floats in [0, 1].
+    if video.dtype == torch.uint8:
+        return video.float() / 255
+    video = video if video.is_floating_point() else video.float()
+    low, high = video.min().item(), video.max().item()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # a codec's rounding is forgiven; NaN is not
+        raise InputError(
+            f"The video's pixels run from {low:.3g} to {high:.3g}: give finite values in [0, 1] "
+            "(divide by 255), or uint8."
+        )
+    return video.clamp(0, 1)
+
+
+def _check_shape(video: Tensor) -> None:
+    """Refuse all but f 3 h w with at least one frame."""
     if video.ndim != 4:
         raise InputError(
             f"The video has shape {tuple(video.shape)}: give one clip with axes frame, channel, "
@@ -63,20 +81,10 @@ def as_frames(video: Any) -> Float[Tensor, "f 3 h w"]:
             f"The video has {video.shape[1]} channels: give 3 (repeat grey ones, drop or blend "
             "alpha)."
         )
-    if video.dtype == torch.uint8:
-        return video.float() / 255
-    video = video if video.is_floating_point() else video.float()
-    low, high = video.min().item(), video.max().item()
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # a codec's rounding is forgiven; NaN is not
-        raise InputError(
-            f"The video's pixels run from {low:.3g} to {high:.3g}: give finite values in [0, 1] "
-            "(divide by 255), or uint8."
-        )
-    return video.clamp(0, 1)
 
 
 def _stack(images: list | tuple) -> np.ndarray:
-    """PIL images as one uint8 array f h w c."""
+    """Stack PIL images to one uint8 array f h w c."""
     if not images:
         raise InputError("The video is an empty list: give at least one frame.")
     if not all(isinstance(image, PIL.Image.Image) for image in images):
@@ -89,7 +97,7 @@ def _stack(images: list | tuple) -> np.ndarray:
 
 
 def check_size(frames: Tensor, vae: Any) -> None:
-    """The VAE halves the image a fixed number of times; the UNet copes with any latent size."""
+    """Refuse sizes that the VAE cannot halve often enough; the UNet takes any latent size."""
     (h, w), k = frames.shape[-2:], vae_factor(vae)
     if h % k or w % k:
         near = f"{max(k, h // k * k)} high and {max(k, w // k * k)} wide"
@@ -100,7 +108,7 @@ def check_size(frames: Tensor, vae: Any) -> None:
 
 
 def chunks_of(n_frames: int, height: int, width: int, frames_per_chunk: int | None) -> list[slice]:
-    """Frames the VAE sees together: as asked, or as fit in PIXELS_PER_CHUNK, at least one."""
+    """Split frames for the VAE: as requested, or as fit in PIXELS_PER_CHUNK, at least one each."""
     auto = max(1, PIXELS_PER_CHUNK // (height * width))
     return chunks(n_frames, auto if frames_per_chunk is None else frames_per_chunk)
 
@@ -108,7 +116,7 @@ def chunks_of(n_frames: int, height: int, width: int, frames_per_chunk: int | No
 def encode_frames(
     vae: Any, frames: Float[Tensor, "f 3 h w"], frames_per_chunk: int | None = None
 ) -> Float[Tensor, "f c y x"]:
-    """Scaled latents in the frames' precision: the posterior's mode, so nothing is random."""
+    """Encode frames to scaled latents, in the frames' precision. The posterior's mode is taken."""
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     z = [
         vae.encode((2 * frames[part] - 1).to(vae.dtype)).latent_dist.mode().to(frames.dtype)
@@ -120,7 +128,10 @@ def encode_frames(
 def decode_latents(
     vae: Any, z: Float[Tensor, "f c y x"], frames_per_chunk: int | None = None
 ) -> Float[Tensor, "f 3 h w"]:
-    """Frames in [0, 1], in the latents' precision; FloatingPointError when not finite."""
+    """Decode latents to frames in [0, 1], in the latents' precision.
+
+    Raises FloatingPointError where the VAE returns NaN or infinity.
+    """
     z = z / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
     k = vae_factor(vae)
     frames = torch.cat(
@@ -138,7 +149,7 @@ def decode_latents(
 
 
 def as_output(frames: Float[Tensor, "f c h w"], output_type: str) -> Any:
-    """A batch of one clip as "pil", "np" or "pt"."""
+    """Convert frames to a batch of one clip, as "pil", "np" or "pt"."""
     if output_type == "pt":
         return frames[None]
     array = rearrange(frames, "f c h w -> f h w c").cpu().float().numpy()
@@ -148,10 +159,10 @@ def as_output(frames: Float[Tensor, "f c h w"], output_type: str) -> Any:
 def encode_prompts(
     tokenizer: Any, text_encoder: Any, prompts: list[str], device: torch.device
 ) -> Float[Tensor, "g n d"]:
-    """One text embedding a prompt, each different prompt encoded once.
+    """Encode prompts to one text embedding each; equal prompts are encoded once.
 
-    Warns of what a prompt longer than the tokenizer's limit loses, and, where the vocabulary is a
-    small one, of words that are not in it. Raises InputError for a prompt that is not a string.
+    Warns of the end of a prompt that is beyond the tokenizer's limit. Warns of words that a small
+    vocabulary does not hold. Raises InputError for a prompt that is not a string.
     """
     for prompt in prompts:
         if not isinstance(prompt, str):
@@ -160,6 +171,8 @@ def encode_prompts(
     limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
     for prompt in distinct:
         _warn_of_losses(tokenizer, prompt, limit)
+
+    # One batch of all different prompts, padded to the limit.
     inputs = tokenizer(
         distinct, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
     )
@@ -170,16 +183,18 @@ def encode_prompts(
 
 
 def _warn_of_losses(tokenizer: Any, prompt: str, limit: int) -> None:
-    """What the tokenizer cuts off, or does not know."""
+    """Warn of words that the tokenizer cuts off, or does not know."""
     ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
     if len(ids) > limit:
-        # The last place that is read belongs to the end token.
+        # The last position that is read belongs to the end token.
         cut = tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True).strip()
         warnings.warn(
             f"The prompt has {len(ids) - 2} tokens and the model reads {limit - 2}: cut off "
             f"{cut!r}.",
             stacklevel=3,
         )
+
+    # Words of the prompt outside a small vocabulary.
     if len(tokenizer) >= SMALL_VOCABULARY:
         return
     words = dict.fromkeys(re.findall(r"[^\W_]+", prompt.lower()))
@@ -193,15 +208,15 @@ def _warn_of_losses(tokenizer: Any, prompt: str, limit: int) -> None:
 
 
 def _is_known(tokenizer: Any, word: str) -> bool:
-    """A small vocabulary holds its words whole: a word in pieces was never seen in training."""
+    """Whether the word is one token. A word in pieces was never seen in training."""
     ids = tokenizer(word, add_special_tokens=False).input_ids
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
 
 
 def check_guidance(guidance_scale: float) -> None:
-    """A finite number that is not negative."""
+    """Refuse a guidance scale that is negative or not finite."""
     if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
         raise InputError(
-            f"guidance_scale is {guidance_scale!r}: give a finite number of at least 0 (1 "
-            "turns it off)."
+            f"guidance_scale is {guidance_scale!r}: give a finite number of at least 0 (1 turns it "
+            "off)."
         )

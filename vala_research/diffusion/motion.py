@@ -1,4 +1,4 @@
-"""A video model on top of an image model costs its motion modules only: the rest is shared.
+"""Build a video model on an image model: motion modules are new, all other weights are shared.
 
 AnimateDiff (Guo et al. 2023, arXiv 2307.04725): attention along frames after every block of an
 image UNet.
@@ -18,11 +18,11 @@ from vala_research.diffusion.patching import is_temporal
 def load_motion_unet(
     unet: UNet2DConditionModel, motion: str | PathLike | MotionAdapter, **hub
 ) -> UNetMotionModel:
-    """The UNet with motion modules, its own weights being those of `unet`, not copies of them.
+    """Add motion modules to a UNet. All other weights are those of `unet`, not copies.
 
-    motion: "miniature", a folder or hub id of a MotionAdapter in safetensors, or one in memory.
-    hub: `revision`, `cache_dir`, `token`, `local_files_only`. Raises InputError when it cannot be
-    read or belongs to another UNet.
+    motion: "miniature", a folder or hub id of a MotionAdapter in safetensors, or a MotionAdapter.
+    hub: `revision`, `cache_dir`, `token`, `local_files_only`.
+    Raises InputError when the motion modules cannot be read or belong to another UNet.
     """
     if not isinstance(motion, MotionAdapter):
         folder = miniature_path("motion") if str(motion) == "miniature" else motion
@@ -33,20 +33,22 @@ def load_motion_unet(
                 f"The motion modules {str(folder)!r} cannot be loaded: give the folder or hub id "
                 "of an AnimateDiff MotionAdapter with safetensors weights."
             ) from error
+
+    # Build the video model, then let it use the weights of `unet`.
     try:
-        with silenced(logging):  # it warns of an empty list of modules
+        with silenced(logging):  # diffusers warns of an empty list of modules
             video = UNetMotionModel.from_unet2d(unet, motion)
     except (ValueError, RuntimeError) as error:
         raise InputError(
             "The motion modules were made for another UNet than this one "
-            f"({str(error).splitlines()[0]}): give those of its class."
+            f"({str(error).splitlines()[0]}): give motion modules of its class."
         ) from error
     share_weights(video.to(unet.device), unet)
     return video.train(unet.training)
 
 
 def share_weights(video: UNetMotionModel, unet: UNet2DConditionModel) -> None:
-    """Let the video model use the image model's parameters wherever they have one name."""
+    """Let the video model use the image model's parameters wherever both have the same name."""
     # peft moves a layer with a LoRA one level down.
     own = {name.replace(".base_layer.", "."): p for name, p in unet.named_parameters()}
     for name, module in video.named_modules():
@@ -58,10 +60,10 @@ def share_weights(video: UNetMotionModel, unet: UNet2DConditionModel) -> None:
 
 
 def max_frames(unet: nn.Module) -> int | None:
-    """Frames that the positional encoding along time reaches; None where there is no limit."""
-    found = [
+    """Most frames that the positional encoding along time allows; None is no limit."""
+    lengths = [
         module.pe.shape[1]
         for name, module in unet.named_modules()
         if is_temporal(name) and name.endswith("pos_embed") and hasattr(module, "pe")
     ]
-    return min(found, default=None)
+    return min(lengths, default=None)

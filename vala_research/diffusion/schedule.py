@@ -1,8 +1,7 @@
-"""Deterministic DDIM is one affine map between two noise levels, written once, run both ways.
+"""Deterministic DDIM: one affine map between two noise levels, written once, run both ways.
 
-Song et al. 2021, Denoising Diffusion Implicit Models, Eq. (12) with sigma = 0. Notation:
-`alpha_bar_t` is the cumulative product of the schedule, `z_t = sqrt(alpha_bar_t) x0 + sqrt(1 -
-alpha_bar_t) eps`.
+Song et al. 2021, Denoising Diffusion Implicit Models, Eq. (12) with sigma = 0. `alpha_bar_t` is the
+cumulative product of the schedule, and z_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from torch import Tensor
 from vala_research import InputError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-Predict = Callable[[Tensor, int], Tensor]  # (z_t, t) -> what the network predicts there
+Predict = Callable[[Tensor, int], Tensor]  # (z_t, t) -> the prediction of the network
 
 
 def ddim_step(
@@ -26,10 +25,10 @@ def ddim_step(
     alpha_bar_from: float,
     alpha_bar_to: float,
 ) -> Float[Tensor, "*shape"]:
-    """Move `z` from one noise level to another along the noise direction `eps`, either way.
+    """Move `z` along the noise direction `eps` from one noise level to another, either way.
 
-    `x0 = (z - sqrt(1-a) eps) / sqrt(a)`, `z' = sqrt(b) x0 + sqrt(1-b) eps`, a = alpha_bar_from > 0,
-    b = alpha_bar_to. With the same `eps`, the step b -> a undoes the step a -> b.
+    x0 = (z - sqrt(1-a) eps) / sqrt(a), z' = sqrt(b) x0 + sqrt(1-b) eps,
+    a = alpha_bar_from > 0, b = alpha_bar_to. With the same eps, step b -> a undoes step a -> b.
     """
     a, b = float(alpha_bar_from), float(alpha_bar_to)
     scale = sqrt(b / a)
@@ -38,10 +37,10 @@ def ddim_step(
 
 @dataclass(frozen=True)
 class Step:
-    """One sampling step t -> s, s the less noisy level; inversion walks it s -> t.
+    """One sampling step t -> s, where s is the less noisy level; inversion takes it s -> t.
 
-    The network is always asked at `t`, in both directions: the last level (`s` = -1) has no
-    timestep of its own, and so the two directions meet in the same equation.
+    The network is evaluated at `t` in both directions, since the last level (s = -1) has no
+    timestep. Both directions therefore solve the same equation.
     """
 
     t: int
@@ -52,11 +51,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The signal schedule and the chain of timesteps that both sampling and inversion visit.
+    """The noise levels, and the timesteps that both sampling and inversion visit.
 
-    alpha_bar: the T training levels, decreasing; final_alpha_bar: the level after the last step
-    (1, or alpha_bar[0] when the checkpoint says `set_alpha_to_one: false`); timesteps: decreasing,
-    noisiest first.
+    alpha_bar: the T training levels, decreasing.
+    final_alpha_bar: level after the last step: 1, or alpha_bar[0] for a checkpoint with
+        `set_alpha_to_one: false`.
+    timesteps: decreasing, noisiest first.
     """
 
     alpha_bar: tuple[float, ...]
@@ -75,11 +75,13 @@ class Schedule:
     def from_scheduler(cls, scheduler: Any, num_inference_steps: int) -> "Schedule":
         """Read any diffusers scheduler of Stable Diffusion (DDIM, PNDM, Euler, DPM-Solver, ...).
 
-        The same levels as `DDIMScheduler.from_config(scheduler.config)`, without its clipping of
-        x0, which no inversion could undo. Differs from diffusers: a step always ends where the
-        next one begins; diffusers steps by T // n, which misses that level for `linspace` spacing,
-        and for `trailing` spacing when n does not divide T.
+        The levels are those of `DDIMScheduler.from_config(scheduler.config)`. x0 is not clipped,
+        since no inversion could undo that.
+        Differs from diffusers: a step always ends where the next step begins. diffusers steps by
+        T // n, which misses that level for `linspace` spacing, and for `trailing` spacing when n
+        does not divide T.
         """
+        # Keys that the checkpoint left out hold defaults of its scheduler: take those of DDIM.
         defaulted = set(scheduler.config.get("_use_default_values", ()))
         config = {k: v for k, v in scheduler.config.items() if k not in defaulted}
         alpha_bar = tuple(scheduler.alphas_cumprod.double().tolist())
@@ -96,7 +98,7 @@ class Schedule:
         return len(self.timesteps)
 
     def __iter__(self) -> Iterator[Step]:
-        """The steps in sampling order; `reversed(list(schedule))` is the order of inversion."""
+        """Yield the steps in sampling order; `reversed(list(schedule))` is inversion's order."""
         for t, s in zip(self.timesteps, (*self.timesteps[1:], -1), strict=True):
             alpha_bar_s = self.alpha_bar[s] if s >= 0 else self.final_alpha_bar
             yield Step(t, s, self.alpha_bar[t], alpha_bar_s)
@@ -104,10 +106,10 @@ class Schedule:
     def split(
         self, z: Float[Tensor, "*shape"], prediction: Float[Tensor, "*shape"], alpha_bar: float
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-        """(x0, eps) from a prediction at `z`: the one place that knows prediction types.
+        """Split a prediction at `z` into (x0, eps). No other place knows prediction types.
 
-        epsilon: eps; sample: x0; v (Salimans and Ho 2022): v = sqrt(alpha_bar) eps -
-        sqrt(1-alpha_bar) x0.
+        "epsilon" predicts eps; "sample" predicts x0; "v_prediction" (Salimans and Ho 2022) predicts
+        v = sqrt(alpha_bar) eps - sqrt(1-alpha_bar) x0.
         """
         a, b = sqrt(alpha_bar), sqrt(1 - alpha_bar)
         if self.prediction_type == "epsilon":
@@ -119,7 +121,7 @@ class Schedule:
     def denoise(
         self, z: Float[Tensor, "*shape"], prediction: Float[Tensor, "*shape"], step: Step
     ) -> Float[Tensor, "*shape"]:
-        """One sampling step t -> s, from (x0, eps): alpha_bar_t = 0 (zero SNR) is allowed."""
+        """Take one sampling step t -> s. alpha_bar_t = 0 (zero SNR) is allowed."""
         x0, eps = self.split(z, prediction, step.alpha_bar_t)
         return sqrt(step.alpha_bar_s) * x0 + sqrt(1 - step.alpha_bar_s) * eps
 
@@ -130,9 +132,9 @@ class Schedule:
         prediction: Float[Tensor, "*shape"],
         step: Step,
     ) -> Float[Tensor, "*shape"]:
-        """One inversion step s -> t, the prediction having been made at (z_t, t) for a guess z_t.
+        """Take one inversion step s -> t, with a prediction made at (z_t, t) for a guess z_t.
 
-        A guess that this map returns unchanged is the exact preimage of z_s under `denoise`.
+        A guess z_t that this map returns unchanged is the exact preimage of z_s under `denoise`.
         """
         _, eps = self.split(z_t, prediction, step.alpha_bar_t)
         return ddim_step(z_s, eps, step.alpha_bar_s, step.alpha_bar_t)
@@ -144,9 +146,9 @@ def sample(
     schedule: Schedule,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Float[Tensor, "*shape"]:
-    """Walk from the noisiest level to the final one: DDIM sampling with eta = 0.
+    """Denoise from the noisiest level to the final one: DDIM sampling with eta = 0.
 
-    progress: wraps the loop over steps, such as a progress bar.
+    progress: wraps the loop over steps, for example in a progress bar.
     """
     for step in progress(list(schedule)):
         z = schedule.denoise(z, predict(z, step.t), step)
@@ -154,12 +156,14 @@ def sample(
 
 
 def inference_timesteps(n_train: int, n_steps: int, spacing: str, offset: int) -> tuple[int, ...]:
-    """The timesteps of `n_steps` steps, noisiest first; Lin et al. 2024 (2305.08891), Table 2."""
+    """Space `n_steps` timesteps, noisiest first; Lin et al. 2024 (arXiv 2305.08891), Table 2."""
     if not isinstance(n_steps, int) or isinstance(n_steps, bool) or not 1 <= n_steps <= n_train:
         raise InputError(
             f"num_inference_steps is {n_steps!r}: choose a whole number from 1 to {n_train}, "
             "the number of steps this model was trained with."
         )
+
+    # Spacing as the scheduler says.
     if spacing == "leading":
         timesteps = [i * (n_train // n_steps) + offset for i in reversed(range(n_steps))]
     elif spacing == "trailing":
@@ -172,10 +176,11 @@ def inference_timesteps(n_train: int, n_steps: int, spacing: str, offset: int) -
             f"The scheduler's timestep_spacing {spacing!r} is not supported: "
             "use one of leading, trailing, linspace."
         )
+
+    # steps_offset can shift the first step beyond the last trained one.
     if timesteps[0] >= n_train:
         raise InputError(
-            f"num_inference_steps is {n_steps}: with the scheduler's steps_offset of {offset} "
-            "the first "
-            f"step would lie outside the {n_train} trained ones; choose {n_train // 2} or fewer."
+            f"num_inference_steps is {n_steps}: with the scheduler's steps_offset of {offset}, the "
+            f"first step lies outside the {n_train} trained steps; choose {n_train // 2} or fewer."
         )
     return tuple(timesteps)

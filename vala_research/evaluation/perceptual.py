@@ -1,7 +1,7 @@
-"""LPIPS: how far apart two pictures are in the features of a network that knows pictures.
+"""LPIPS: distance of two pictures in the features of a trained network.
 
 Zhang et al., CVPR 2018. The published package needs torchvision and reads pickles, so its two
-networks are written out here. Their weights are two files, in a folder or hub repository each:
+networks are written out here. Their weights are two files, each in a folder or hub repository:
 
 * `model.safetensors`: AlexNet or VGG-16 under torchvision's names, `features.0.weight`, ... (for
   VGG-16 the hub has "timm/vgg16.tv_in1k");
@@ -22,8 +22,7 @@ from vala_research.diffusion.checkpoint import read_weights, tensor_of
 from vala_research.evaluation.checks import paired
 from vala_research.evaluation.clip_scores import ClipScorer
 
-# Per convolution: its number, stride, padding, whether pooling comes before it, whether its
-# rectified output is compared.
+# Per convolution: number, stride, padding, is pooling before it, is its rectified output compared.
 ALEXNET = (
     (0, 4, 2, False, True), (3, 1, 2, True, True), (6, 1, 1, True, True), (8, 1, 1, False, True),
     (10, 1, 1, False, True),
@@ -39,7 +38,7 @@ LEAST_SIDE = 32
 
 @dataclass(frozen=True)
 class Lpips:
-    """AlexNet or VGG-16 (which, its first kernel tells) and five linear heads; load once."""
+    """AlexNet or VGG-16 (told apart by the first kernel) and five linear heads. Load once."""
 
     weights: dict[str, Tensor]
     heads: tuple[Tensor, ...]
@@ -48,7 +47,7 @@ class Lpips:
     def from_pretrained(
         cls, weights: str | os.PathLike, heads: str | os.PathLike | None = None
     ) -> "Lpips":
-        """The files named above; heads: their own folder or hub id, if not that of the weights."""
+        """Load the files named above. heads: their folder or hub id, if not that of the weights."""
         of = "AlexNet or VGG-16 under torchvision's names"
         network = read_weights(weights, "model.safetensors", of)
         first = tensor_of(network, "features.0.weight", of)
@@ -62,36 +61,36 @@ class Lpips:
         }
         linear = read_weights(weights if heads is None else heads, "heads.safetensors", "of LPIPS")
         names = [f"lin{i}.model.1.weight" for i in range(5)]
-        found = tuple(tensor_of(linear, name, "the heads of LPIPS") for name in names)
+        tensors = tuple(tensor_of(linear, name, "the heads of LPIPS") for name in names)
         widths = [len(kept[f"features.{number}.bias"]) for number, *_, tap in layers if tap]
-        if [head.shape[1] for head in found] != widths:
+        if [head.shape[1] for head in tensors] != widths:
             raise InputError(f"The heads in {heads or weights} are those of another network.")
-        return cls(kept, found)
+        return cls(kept, tensors)
 
     @torch.no_grad()
     def distances(
         self, a: Float[Tensor, "f 3 h w"], b: Float[Tensor, "f 3 h w"], batch: int = 16
     ) -> Float[Tensor, " f"]:
         """LPIPS of each pair of pictures in [0, 1]."""
-        found = []
+        distances = []
         for x, y in zip(a.split(batch), b.split(batch), strict=True):
             pairs = zip(self.heads, self.features(x), self.features(y), strict=True)
-            found.append(sum(_between(u, v, head) for head, u, v in pairs))
-        return torch.cat(found)
+            distances.append(sum(_between(u, v, head) for head, u, v in pairs))
+        return torch.cat(distances)
 
     def features(self, x: Float[Tensor, "f 3 h w"]) -> list[Float[Tensor, "f c height width"]]:
         """The five rectified outputs that are compared."""
         layers, side = NETWORKS[self.weights["features.0.weight"].shape[-1]]
         shift, scale = (torch.tensor(v).to(x)[:, None, None] for v in (SHIFT, SCALE))
-        x, found = (2 * x - 1 - shift) / scale, []
+        x, compared = (2 * x - 1 - shift) / scale, []
         for number, stride, padding, is_pooled, is_compared in layers:
             if is_pooled:
                 x = F.max_pool2d(x, side, 2)
             weight, bias = (self.weights[f"features.{number}.{k}"] for k in ("weight", "bias"))
             x = F.conv2d(x, weight.to(x), bias.to(x), stride, padding).relu()
             if is_compared:
-                found.append(x)
-        return found
+                compared.append(x)
+        return compared
 
 
 def _between(u: Tensor, v: Tensor, head: Tensor) -> Float[Tensor, " f"]:
@@ -108,9 +107,9 @@ def lpips(
 ) -> float:
     """LPIPS, mean over frames; at least 0, smaller is nearer.
 
-    Against the source or the true edit (say which); of neighbours, as GE-Adapter reports it, by
-    lpips(frames[1:], frames[:-1], ...). Pixels in [0, 1] are brought to [-1, 1] here, at their own
-    size. Name the network beside the number: AlexNet's and VGG-16's do not compare.
+    reference: the source or the true edit (say which). For neighbours, as GE-Adapter reports it,
+    call lpips(frames[1:], frames[:-1], ...). Pixels in [0, 1] become [-1, 1] here, at their own
+    size. Name the network beside the number: values of AlexNet and VGG-16 do not compare.
     Raises InputError without weights (see this file's head for their layout).
     """
     frames, reference = (x.expand(-1, 3, -1, -1) for x in paired(frames, reference))
@@ -123,10 +122,10 @@ def lpips(
 
 
 def lpips_miniature(frames: Float[Tensor, "..."], reference: Float[Tensor, "..."]) -> float:
-    """LPIPS's formula in the layers of the miniature's CLIP vision tower; runs anywhere.
+    """The formula of LPIPS in the layers of the miniature's CLIP vision tower; runs anywhere.
 
-    mean over frames, layers and tokens of |u - v|^2, u and v unit vectors; in [0, 4], smaller is
-    nearer. Without learned heads. No number of it compares with one of `lpips`.
+    Mean over frames, layers and tokens of |u - v|^2 for unit vectors u and v; in [0, 4], smaller is
+    nearer. It has no learned heads. Never compare it with `lpips`.
     """
     frames, reference = paired(frames, reference)
     scorer = ClipScorer.from_pretrained(miniature_path("clip"))

@@ -1,4 +1,4 @@
-"""Structure distance: whether the layout stays while the look changes, by the keys of a ViT.
+"""Structure distance: does the layout stay while the look changes? By the keys of a ViT.
 
 Tumanyan et al., CVPR 2022 (Splicing ViT features), with DINO ViT-B/8 (Caron et al., ICCV 2021).
 """
@@ -18,12 +18,12 @@ from vala_research.frames import fit_to_size
 
 DINO = "facebook/dino-vitb8"  # a hub id of the published metric's network
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KEYS = ("k_proj", "key")  # what transformers 5 and 4 call the layer
+KEYS = ("k_proj", "key")  # names of the layer in transformers 5 and 4
 
 
 @dataclass(frozen=True)
 class KeyEncoder:
-    """A vision transformer, the normalisation of its pixels; load once."""
+    """A vision transformer and the normalisation of its pixels. Load once."""
 
     model: nn.Module
     mean: tuple[float, ...]
@@ -83,8 +83,8 @@ def structure_distance(
 ) -> float:
     """Mean over frames and token pairs of (S_ij - S'_ij)^2, S_ij = cos(key_i, key_j).
 
-    In [0, 4], smaller: the layout is nearer that of the reference (the source, usually). Frames
-    are scaled to cover the model's square and cropped. Papers print it x 1000.
+    In [0, 4]; smaller means that the layout is nearer that of the reference, usually the source.
+    Frames are scaled to cover the model's square and cropped. Papers print it x 1000.
     Raises InputError when there is no such model.
     """
     frames, reference = (x.expand(-1, 3, -1, -1) for x in paired(frames, reference))
@@ -96,10 +96,10 @@ def structure_distance(
 def structure_distance_miniature(
     frames: Float[Tensor, "..."], reference: Float[Tensor, "..."]
 ) -> float:
-    """The same on the keys of the miniature's CLIP vision tower; runs anywhere, in [0, 4].
+    """Structure distance on the keys of the miniature's CLIP vision tower; runs anywhere.
 
-    No number of it compares with one of DINO's, and it separates look from layout less well:
-    another colour of the object moves it less than half a turn of the frame in 86 % of 200 scenes.
+    In [0, 4]. Never compare it with DINO's. It separates look from layout less well: in 86 % of 200
+    scenes another colour of the object moves it less than half a turn of the frame does.
     """
     scorer = ClipScorer.from_pretrained(miniature_path("clip"))
     return structure_distance(frames, reference, KeyEncoder.of_clip(scorer))

@@ -1,1 +1,1 @@
-"""One paper idea per file: torch in, torch out; nothing of the package is imported here."""
+"""One paper idea per file: torch in, torch out. Imports only InputError from the package."""

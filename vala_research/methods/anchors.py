@@ -1,20 +1,20 @@
-"""A clip is described by a few anchor directions; frames that cover them are its key frames.
+"""Describe a clip by a few anchor directions; the frames that cover them are its key frames.
 
-VALA (Wu et al. 2025, arXiv 2510.22970): latents of many frames are assigned to latent anchors by a
-variational objective with a contrastive term; the anchors choose key frames and compress what
+VALA (Wu et al. 2025, arXiv 2510.22970) assigns the latents of many frames to latent anchors, by a
+variational objective with a contrastive term. The anchors choose key frames and compress what
 frames attend to. The paper gives no coefficients. Here the assignment is the posterior of a mixture
-of von Mises-Fisher distributions with learnt concentrations: no temperature is to be tuned, and the
-scale of a feature does not matter.
+of von Mises-Fisher distributions with learnt concentrations. There is no temperature to tune, and
+the scale of a feature does not matter.
 
     u = x / |x|,  p(u) = sum_k pi_k C_d(kappa_k) exp(kappa_k mu_k . u),  pi ~ Dirichlet(a0),
     mu_k uniform on the sphere;  q(pi) Dirichlet, q(mu_k) von Mises-Fisher, kappa_k a point
 
-(Taghia et al. 2014, Bayesian estimation of the von Mises-Fisher mixture model with variational
-inference, with a point estimate for kappa.) What an anchor costs, KL(q(mu_k) | uniform), decides
-how many are worth having.
+Source: Taghia et al. 2014, Bayesian estimation of the von Mises-Fisher mixture model with
+variational inference; here with a point estimate for kappa. The cost of an anchor,
+KL(q(mu_k) | uniform), decides how many anchors are worth having.
 
-Differs from paper: closed-form coordinate ascent instead of a network trained to assign; the
-network (one attention head over frames) only refines the posterior, when asked to.
+Differs from paper: closed-form coordinate ascent replaces a network trained to assign. The network
+(one attention head over frames) only refines the posterior, on request.
 """
 
 from dataclasses import dataclass, field, replace
@@ -26,11 +26,11 @@ from torch import Tensor
 from vala_research import InputError
 from vala_research.methods import keyframes as frames_by
 from vala_research.methods.contrastive import frame_summaries, refined
-from vala_research.methods.mixture import ascend, fitted, maximised, posterior
+from vala_research.methods.mixture import Mixture, ascend, fitted, maximised, posterior
 
 GRANULARITIES = ("site", "token")
 FULL_SWEEPS = 1  # over all tokens, once a coreset has found the anchors
-NEAREST = 0.3  # share of an anchor's spread that a nearest token keeps; found on validation clips
+NEAREST = 0.3  # share of an anchor's spread that a nearest token keeps; tuned on validation clips
 KEYFRAME_METHODS = ("vala", "uniform", "random", "first", "kmeans", "kmedoids", "optimal")
 
 
@@ -38,13 +38,15 @@ KEYFRAME_METHODS = ("vala", "uniform", "random", "first", "kmeans", "kmedoids", 
 class AnchorSettings:
     """How anchors are found, and what they compress to.
 
-    n_anchors: upper bound; those that do not pay for themselves are dropped. dirichlet (a0): the
-    prior of the weights. contrastive_weight, refinement_steps: lambda_c and the Adam steps of the
-    refinement; 0 steps is plain variational Bayes. granularity: "site" (an anchor is a
-    pseudo-frame) or "token" (an anchor is one token). n_keyframes: None is one an anchor in use.
-    max_sweeps, tolerance: sweeps stop when one gains less, in nats a token. coreset: a clip of more
-    tokens is fitted to so many of them, ten times less exactly, and then by one sweep over all
-    (0: every sweep is over all).
+    n_anchors: upper bound; anchors that do not pay for their cost are dropped.
+    dirichlet: a0, the prior of the weights.
+    contrastive_weight, refinement_steps: lambda_c and the Adam steps of the refinement; 0 steps
+        are plain variational Bayes.
+    granularity: "site" (an anchor is a pseudo-frame) or "token" (an anchor is one token).
+    n_keyframes: None is one key frame per anchor in use.
+    max_sweeps, tolerance: sweeps stop when one gains less, in nats per token.
+    coreset: a clip of more tokens is first fitted to this many of them, at ten times the tolerance,
+        then by one sweep over all tokens. 0: every sweep is over all tokens.
     """
 
     n_anchors: int = 8
@@ -72,10 +74,11 @@ class AnchorSettings:
 
 @dataclass(frozen=True)
 class Anchors:
-    """What was found, heaviest anchor first.
+    """The anchors of one clip, heaviest first.
 
-    summaries: mean direction of each anchor's tokens within each frame. objective: the bound in
-    nats a token, one a sweep over all tokens; larger is better. granularity: what they compress to.
+    summaries: mean direction of each anchor's tokens in each frame.
+    objective: the bound after each sweep over all tokens, in nats per token; larger is better.
+    granularity: what the anchors compress to.
     """
 
     responsibilities: Float[Tensor, "f n k"]
@@ -89,12 +92,12 @@ class Anchors:
 
     @property
     def mass(self) -> Float[Tensor, "f k"]:
-        """How many tokens of each frame each anchor explains."""
+        """Number of tokens of each frame that each anchor explains."""
         return self.responsibilities.sum(1)
 
     @property
     def n_effective(self) -> int:
-        """Anchors that explain half a token and a thousandth of the clip."""
+        """Number of anchors that explain at least half a token and a thousandth of the clip."""
         mass = self.mass.sum(0)
         return int((mass >= max(0.5, 1e-3 * mass.sum().item())).sum())
 
@@ -109,37 +112,22 @@ def assign_anchors(
     settings: AnchorSettings = AnchorSettings(),
     generator: torch.Generator | None = None,
 ) -> Anchors:
-    """Fit the anchors of one clip: f frames of n tokens.
+    """Fit the anchors of one clip of f frames with n tokens each.
 
-    Sweeps over a coreset (the same sites of every frame) find and prune the anchors, sweeps over
-    all tokens finish them. The same features give the same anchors; `generator` only initialises
-    the refinement. Raises InputError for NaN, infinite or zero tokens and for an empty clip.
+    The same features give the same anchors. generator: initialises the refinement, nothing else.
+    Raises InputError for NaN, infinite or zero tokens, and for an empty clip.
     """
     u = unit_tokens(features)
-    f, n = u.shape[:2]
-    n_sites = min(n, max(1, settings.coreset // f)) if settings.coreset else n
-    sites = torch.linspace(0, n - 1, n_sites, device=u.device).round().long()
-    core = u[:, sites].flatten(0, 1)
-    a0, tolerance = settings.dirichlet, settings.tolerance
-    mixture, objective = fitted(
-        core, settings.n_anchors, a0, settings.max_sweeps, tolerance * (10 if n_sites < n else 1)
-    )
-    tokens = u.flatten(0, 1)
-    if n_sites < n:  # what was counted on the coreset stands for all tokens
-        mixture = replace(mixture, counts=a0 + (mixture.counts - a0) * n / n_sites)
-        mixture, objective = ascend(tokens, mixture, FULL_SWEEPS, tolerance)
-    mixture = mixture[mixture.counts.argsort(descending=True)]
-    logits = mixture.logits(tokens)
-    evidence, r = posterior(logits)
-    if n_sites < n:
-        objective.append((evidence - mixture.divergence()) / len(tokens))
-    logits, r = logits.unflatten(1, (f, n)), r.unflatten(1, (f, n)).permute(1, 2, 0)
-    if settings.refinement_steps and settings.contrastive_weight and f > 1:
-        r = refined(u, logits.permute(1, 2, 0), mixture.concentrations,
+    mixture, logits, r, objective = _fitted_to_clip(u, settings)
+
+    # Refine the posterior by the contrastive term; then repeat the M step and the order.
+    if settings.refinement_steps and settings.contrastive_weight and len(u) > 1:
+        r = refined(u, logits, mixture.concentrations,
                     settings.contrastive_weight, settings.refinement_steps, generator)  # fmt: skip
-        mixture = maximised(r.flatten(0, 1).T, tokens, a0)
+        mixture = maximised(r.flatten(0, 1).T, u.flatten(0, 1), settings.dirichlet)
         order = mixture.counts.argsort(descending=True)
         r, mixture = r[..., order], mixture[order]
+
     anchors = Anchors(
         r,
         mixture.directions.to(u),
@@ -149,12 +137,41 @@ def assign_anchors(
         objective,
         granularity=settings.granularity,
     )
-    n_keyframes = min(f, settings.n_keyframes or anchors.n_effective)
+    n_keyframes = min(len(u), settings.n_keyframes or anchors.n_effective)
     return replace(anchors, keyframes=covering_frames(anchors, n_keyframes))
 
 
+def _fitted_to_clip(
+    u: Float[Tensor, "f n d"], settings: AnchorSettings
+) -> tuple[Mixture, Float[Tensor, "f n k"], Float[Tensor, "f n k"], list[float]]:
+    """The mixture (heaviest anchor first), every token's logits and posterior, the objective."""
+    f, n = u.shape[:2]
+    tokens, a0, tolerance = u.flatten(0, 1), settings.dirichlet, settings.tolerance
+
+    # Sweeps over a coreset (the same sites of every frame) find and prune the anchors.
+    n_sites = min(n, max(1, settings.coreset // f)) if settings.coreset else n
+    sites = torch.linspace(0, n - 1, n_sites, device=u.device).round().long()
+    core = u[:, sites].flatten(0, 1)
+    accuracy = tolerance * (10 if n_sites < n else 1)
+    mixture, objective = fitted(core, settings.n_anchors, a0, settings.max_sweeps, accuracy)
+
+    # Sweeps over all tokens finish them. Counts of the coreset are first scaled to all tokens.
+    if n_sites < n:
+        mixture = replace(mixture, counts=a0 + (mixture.counts - a0) * n / n_sites)
+        mixture, objective = ascend(tokens, mixture, FULL_SWEEPS, tolerance)
+
+    # The posterior of every token; after a coreset its evidence completes the objective.
+    mixture = mixture[mixture.counts.argsort(descending=True)]
+    logits = mixture.logits(tokens)
+    evidence, r = posterior(logits)
+    if n_sites < n:
+        objective.append((evidence - mixture.divergence()) / len(tokens))
+    logits, r = (x.unflatten(1, (f, n)).permute(1, 2, 0) for x in (logits, r))
+    return mixture, logits, r, objective
+
+
 def unit_tokens(features: Float[Tensor, "f n d"]) -> Float[Tensor, "f n d"]:
-    """Every token divided by its length; half precision is raised to float32."""
+    """Divide every token by its length. Half precision is raised to float32."""
     if features.ndim != 3 or 0 in features.shape:
         raise InputError(
             f"features have shape {tuple(features.shape)}: give frames x tokens x channels, "
@@ -164,8 +181,7 @@ def unit_tokens(features: Float[Tensor, "f n d"]) -> Float[Tensor, "f n d"]:
     length = x.norm(dim=-1, keepdim=True)  # not finite where a channel is not
     if not torch.isfinite(length).all():
         raise InputError(
-            "features hold NaN or infinity (or lengths beyond 1e19): look at the step that made "
-            "them."
+            "features hold NaN or infinity (or lengths beyond 1e19): check the step before this."
         )
     if (length == 0).any():
         raise InputError(
@@ -175,23 +191,24 @@ def unit_tokens(features: Float[Tensor, "f n d"]) -> Float[Tensor, "f n d"]:
     return x / length
 
 
-# Key frames.
-
-
 def covering_frames(anchors: Anchors, n: int) -> list[int]:
-    """The n frames whose anchors' summaries lie nearest to those of all frames, in order.
+    """Choose the n frames whose anchor summaries lie nearest to those of all frames, in order.
 
-    An anchor of frame f costs its mass times what its tokens lose to frame s: the squared distance
-    to the nearest summary of an anchor present there, and as much as tokens of that anchor spread,
-    (d - 1) / kappa, the less the more of them there are to choose from. In its own frame it costs
-    nothing. This is D(S) with each anchor's tokens in a frame taken as one.
+    Cost of replacing frame f by frame s. For each anchor: its mass in f, times (a) the squared
+    distance to the nearest summary in s plus (b) a floor for the anchor's spread, (d - 1) / kappa,
+    which shrinks as s holds more of its tokens. Replacing a frame by itself costs nothing.
+    This is D(S) of `keyframes` with each anchor's tokens in a frame taken as one.
     """
     m, mass = anchors.summaries, anchors.mass
     present = mass > 1e-3 * mass.sum(-1, keepdim=True)
     rows, own = m[present], present.nonzero()[:, 0]
+
+    # The floor: the part of an anchor's spread that the nearest of its tokens in s keeps.
     dimension = max(1, m.shape[-1] - 1)
     spread = NEAREST * dimension / anchors.concentrations
     floor = spread * mass.clamp_min(1).pow(-2 / dimension)
+
+    # One row per anchor and frame in which it is present, one column per candidate frame s.
     cost = rows.new_zeros(len(rows), len(m))
     for s, there in enumerate(present):
         gap = (2 - 2 * rows @ m[s, there].T).clamp_min_(0) + floor[s, there]
@@ -206,9 +223,9 @@ def select_keyframes(
     generator: torch.Generator | None = None,
     settings: AnchorSettings = AnchorSettings(256, max_sweeps=5, coreset=4096),
 ) -> list[int]:
-    """n distinct frames of a clip, in order.
+    """Choose n distinct frames of a clip, in order.
 
-    method: vala (reads nothing but the anchors), uniform, random, first (the first n), kmeans (of
+    method: vala (reads the anchors alone), uniform, random, first (the first n), kmeans (of
     whole frames), kmedoids (swaps on D), optimal (enumeration on D). Raises InputError.
     """
     u = unit_tokens(features)
@@ -230,9 +247,3 @@ def select_keyframes(
         search = frames_by.local_set if method == "kmedoids" else frames_by.optimal_set
         return search(cost, torch.ones_like(cost[:, 0]), n)
     return list(range(n)) if method == "first" else frames_by.uniform_frames(f, n)
-
-
-def propagation_distortion(features: Float[Tensor, "f n d"], keyframes: list[int]) -> float:
-    """D(S) in [0, 4]; smaller is better, 0 when every frame is a key frame."""
-    cost = frames_by.token_costs(unit_tokens(features)).flatten(0, 1)
-    return frames_by.set_cost(cost, torch.ones_like(cost[:, 0]), keyframes)

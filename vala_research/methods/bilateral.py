@@ -1,7 +1,7 @@
-"""A bilateral filter smooths a latent but not across its edges, each channel by itself.
+"""Smooth a latent, but not across its edges, by a bilateral filter of each channel.
 
-GE-Adapter (arXiv 2501.04606) 3.2, eqs 9-11: the spatial filter of the SCD blocks, on the noisy
-latent of an inversion step; and the filter along frames of the released code.
+GE-Adapter (arXiv 2501.04606) 3.2, Eqs. (9)-(11): the spatial filter of the SCD blocks, applied to
+the noisy latent of an inversion step. Also the filter along frames of the released code.
 """
 
 import math
@@ -26,17 +26,21 @@ def bilateral_filter(
     sigma_intensity: float,
     border: str = "reflect",
 ) -> Float[Tensor, "f c h w"]:
-    """Each site becomes a mean of its window, weighted by nearness in place and in value.
+    """Replace each site by a mean of its window, weighted by nearness in place and in value.
 
     O_x = sum_y w_xy I_y / sum_y w_xy, w_xy = exp(-|x - y|^2 / 2 sigma_spatial^2)
     exp(-(I_x - I_y)^2 / 2 sigma_intensity^2), Eqs. (9)-(11), GE-Adapter 3.2.
-    sigma_spatial in sites; sigma_intensity in the units of z (`BilateralSettings` takes it in
-    standard deviations); both may be infinite. border: "reflect" mirrors the image without
-    repeating its edge, "truncate" leaves out of the window what lies outside of the image.
-    Half precision is computed in float32. First derivatives only.
+
+    kernel_size: side of the window in sites, odd.
+    sigma_spatial: in sites; may be infinite.
+    sigma_intensity: in the units of z (`BilateralSettings` takes standard deviations); may be
+        infinite.
+    border: "reflect" mirrors the image without repeating its edge; "truncate" cuts the window at
+        the edge.
+    Half precision is computed in float32. Only first derivatives exist.
     Raises InputError for an even window, one that reflection cannot fill, sigmas <= 0, NaN.
     """
-    _check_window(kernel_size, sigma_spatial, sigma_intensity, border)
+    check_window(kernel_size, sigma_spatial, sigma_intensity, border)
     _check("z", z)
     _, _, h, w = z.shape
     check_reflection("z", "sites", min(h, w), kernel_size, border)
@@ -52,13 +56,13 @@ def bilateral_filter_frames(
     sigma_intensity: float,
     border: str = "reflect",
 ) -> Float[Tensor, " f *rest"]:
-    """The same along frames alone: each value meets itself in the neighbouring frames.
+    """Filter along frames alone: average each value with the same site of neighbouring frames.
 
-    sigma_spatial in frames, the rest as in `bilateral_filter`. The released code filters the
-    outputs of attn1 in up_blocks[3] so, with window 5 and both sigmas 1 (GE-Adapter 3.2 does not
-    speak of it).
+    sigma_spatial: in frames. Other arguments as in `bilateral_filter`.
+    The released code filters the outputs of attn1 in up_blocks[3] in this way, with window 5 and
+    both sigmas 1. GE-Adapter 3.2 does not mention it.
     """
-    _check_window(kernel_size, sigma_spatial, sigma_intensity, border)
+    check_window(kernel_size, sigma_spatial, sigma_intensity, border)
     _check("x", x)
     check_reflection("x", "frames", len(x), kernel_size, border)
     plane, radius = x.reshape(1, 1, len(x), -1), (kernel_size // 2, 0)
@@ -69,11 +73,13 @@ def bilateral_filter_frames(
 class BilateralSettings:
     """The spatial filter of an inversion, step by step: `settings(z, fraction)` filters z.
 
-    kernel_size, sigma_spatial: in sites. sigma_intensity: in `unit`s; "std" is one number, the
-    population standard deviation of all frames, channels and sites of the latent being filtered,
-    so that every frame is filtered alike (a number: no gradient flows through it); "absolute" is
-    the latent's own unit. schedule: the factor of sigma_intensity at a fraction of the steps,
-    0 the first and 1 the last one; 0 leaves the latent as it is, None is 1 throughout.
+    kernel_size, sigma_spatial: in sites.
+    sigma_intensity: in units of `unit`.
+    unit: "std" is the population standard deviation over all frames, channels and sites of the
+        latent, so that every frame is filtered alike; no gradient flows through it. "absolute" is
+        the unit of the latent.
+    schedule: factor of sigma_intensity at a fraction of the steps, from 0 (first) to 1 (last). A
+        factor of 0 leaves the latent unchanged. None is a factor of 1 at every step.
     """
 
     kernel_size: int = 5
@@ -84,12 +90,12 @@ class BilateralSettings:
     schedule: Callable[[float], float] | None = None
 
     def __post_init__(self):
-        _check_window(self.kernel_size, self.sigma_spatial, self.sigma_intensity, self.border)
+        check_window(self.kernel_size, self.sigma_spatial, self.sigma_intensity, self.border)
         if self.unit not in UNITS:
             raise InputError(f"Unknown unit {self.unit!r}: choose one of {', '.join(UNITS)}.")
 
     def factor(self, fraction: float) -> float:
-        """What the schedule makes of sigma_intensity at that fraction of the steps."""
+        """Factor of sigma_intensity at this fraction of the steps."""
         factor = 1.0 if self.schedule is None else float(self.schedule(fraction))
         if not factor >= 0:
             raise InputError(
@@ -99,11 +105,11 @@ class BilateralSettings:
         return factor
 
     def intensity(self, z: Float[Tensor, "..."], fraction: float = 0.0) -> float:
-        """sigma_intensity at that fraction of the steps, in the units of z."""
+        """sigma_intensity at this fraction of the steps, in the units of z."""
         factor, unit = self.factor(fraction), 1.0
         if self.unit == "std":
             unit = float(z.detach().to(work_dtype(z)).std(correction=0))
-        # Where either is 0 there is nothing to smooth, and infinity times 0 would not say so.
+        # Either of them 0: nothing is smoothed. The product could be infinity times 0, NaN.
         return self.sigma_intensity * factor * unit if factor and unit else 0.0
 
     def __call__(
@@ -114,7 +120,7 @@ class BilateralSettings:
     def along_frames(
         self, x: Float[Tensor, " f *rest"], fraction: float = 0.0
     ) -> Float[Tensor, " f *rest"]:
-        """The filter along frames with the same settings; sigma_spatial is then in frames."""
+        """Filter along frames with the same settings; sigma_spatial is then in frames."""
         return self._filtered(bilateral_filter_frames, x, fraction)
 
     def _filtered(self, run: Callable, z: Tensor, fraction: float) -> Tensor:
@@ -125,7 +131,7 @@ class BilateralSettings:
 
 
 def neighbour_mass(kernel_size: int, sigma_spatial: float, n_axes: int = 2) -> float:
-    """S: the spatial weights of a full window but its centre; n_axes is 1 along frames."""
+    """S: sum of a full window's spatial weights without the centre; n_axes is 1 along frames."""
     radius = kernel_size // 2
     far_off = [i / sigma_spatial for i in range(-radius, radius + 1)]
     line = sum(math.exp(-q * q / 2) for q in far_off)
@@ -133,25 +139,26 @@ def neighbour_mass(kernel_size: int, sigma_spatial: float, n_axes: int = 2) -> f
 
 
 def bias_bound(mass: float, sigma_intensity: float) -> float:
-    """max |B(x) - x| over all images, attained: b(S) sigma, mass S.
+    """Largest |B(x) - x| over all images: b(S) sigma_intensity, where S is the mass.
 
-    b = u - 1/u, u = sqrt(1 + 2 W(S / (2 sqrt e))), W Lambert's: where all neighbours differ from
-    the centre by u sigma.
+    b = u - 1/u, u = sqrt(1 + 2 W(S / (2 sqrt e))), W Lambert's function. Attained where all
+    neighbours differ from the centre by u sigma_intensity.
     """
     u = math.sqrt(1 + 2 * float(lambertw(mass / (2 * math.sqrt(math.e))).real))
     return (u - 1 / u) * sigma_intensity
 
 
 def lipschitz_bound(mass: float) -> float:
-    """Lipschitz constant of B in the largest difference of a site: 1 + 4 W(S e^(-3/2)), mass S.
+    """Lipschitz constant of B in the maximum norm: 1 + 4 W(S e^(-3/2)), where S is the mass.
 
-    Attained where the window falls into two equal halves, above and below its centre by
-    sigma sqrt(3 + 2 W); it does not depend on sigma_intensity.
+    Attained where half of the window lies above the centre and half below, each by
+    sigma_intensity sqrt(3 + 2 W). The constant does not depend on sigma_intensity.
     """
     return 1 + 4 * float(lambertw(mass * math.exp(-1.5)).real)
 
 
-def _check_window(kernel_size: int, sigma_spatial: float, sigma_intensity: float, border: str):
+def check_window(kernel_size: int, sigma_spatial: float, sigma_intensity: float, border: str):
+    """Refuse an even window, sigmas <= 0 and an unknown border."""
     if kernel_size < 1 or kernel_size % 2 != 1:
         raise InputError(f"kernel_size is {kernel_size}: give a positive odd number.")
     for name, sigma in (("sigma_spatial", sigma_spatial), ("sigma_intensity", sigma_intensity)):
@@ -173,7 +180,7 @@ def _check(name: str, x: Tensor):
 
 
 def check_reflection(name: str, what: str, n: int, kernel_size: int, border: str):
-    """Refuse a window larger than reflection at the border can fill."""
+    """Refuse a window that reflection at the border cannot fill."""
     if border == "reflect" and kernel_size // 2 >= n:
         raise InputError(
             f"A window of {kernel_size} does not fit {n} {what} of {name} by reflection: give at "

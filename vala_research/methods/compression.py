@@ -1,7 +1,7 @@
-"""Anchors compress a clip to what every frame can afford to attend to: K maps, or K tokens.
+"""Compress a clip by its anchors to K maps or K tokens, which every frame can afford to attend to.
 
-VALA (arXiv 2510.22970) regroups l latents of a site to a few; the weights come from the assignment
-once a clip, so that a layer pays one small matrix product.
+VALA (arXiv 2510.22970) regroups the l latents of a site to a few. The weights come from the
+assignment, once per clip, so that a layer pays one small matrix product.
 """
 
 import math
@@ -17,12 +17,16 @@ from vala_research.methods.anchors import Anchors
 def compression_weights(
     anchors: Anchors, grid: tuple[int, int], n_tokens: int
 ) -> Float[Tensor, "k f n"]:
-    """Weights over frames (site: they sum to 1 at every site) or over all tokens (token).
+    """Compute the weights of each anchor over frames (site) or over all tokens (token).
 
-    The responsibilities, found on a `grid` of h x w sites, are averaged down to a layer of
-    `n_tokens`. At a site where an anchor explains nothing, it takes the frames by its mass in them.
-    Raises InputError when the layer is no such grid.
+    Granularity "site": weights sum to 1 over frames, at every site. At a site where an anchor
+    explains nothing, the frames are weighted by the anchor's mass in them.
+    Granularity "token": weights sum to 1 over all tokens.
+    grid: h x w sites on which the responsibilities were found.
+    n_tokens: sites of the layer; the responsibilities are averaged down to them.
+    Raises InputError when the layer's grid is no reduction of `grid`.
     """
+    # The layer's grid has the shape of the latents' grid.
     n = anchors.responsibilities.shape[1]
     h, w = grid
     factor = math.sqrt(n / n_tokens)
@@ -32,6 +36,8 @@ def compression_weights(
             f"A layer of {n_tokens} tokens does not fit anchors of {n} ({h} x {w}): find them "
             "on the latents of the same clip."
         )
+
+    # Average down to the layer, then normalise. A little mass per frame keeps empty sites defined.
     r = anchors.responsibilities.permute(2, 0, 1).unflatten(-1, grid)
     r = F.adaptive_avg_pool2d(r, size).flatten(2)  # k f n
     if anchors.granularity == "token":

@@ -1,7 +1,7 @@
-"""An anchor should look like itself in the next frame, and like no other anchor there.
+"""An anchor should resemble itself in the next frame, and no other anchor there.
 
 The contrastive term of VALA (arXiv 2510.22970), as InfoNCE (van den Oord et al. 2018) over frame
-summaries, and the small network that trades it off against the bound.
+summaries, and the small network that trades the term off against the bound.
 """
 
 import math
@@ -13,16 +13,17 @@ from torch import Tensor
 
 
 def frame_summaries(u: Float[Tensor, "f n d"], r: Float[Tensor, "f n k"]) -> Float[Tensor, "f k d"]:
-    """m_{f,k} = normalise(sum_i q(k|f,i) u_{f,i})."""
+    """Average each anchor's tokens in each frame: m_{f,k} = normalise(sum_i q(k|f,i) u_{f,i})."""
     return F.normalize(torch.einsum("fnk,fnd->fkd", r, u), dim=-1)
 
 
 def info_nce(
     summaries: Float[Tensor, "f k d"], mass: Float[Tensor, "f k"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Anchor k of frame f should resemble anchor k of frame f + 1, and no other anchor there.
+    """Penalise anchor k of frame f unless it resembles anchor k of frame f + 1, and no other there.
 
-    Pairs in which the anchor holds less than a hundredth of either frame are left out.
+    Mean of -log softmax(<m_{f,k}, m_{f+1,j}> / temperature) at j = k. A pair counts only if the
+    anchor holds more than a hundredth of both frames.
     """
     similarity = torch.einsum("fkd,fjd->fkj", summaries[:-1], summaries[1:]) / temperature
     present = mass > 0.01 * mass.sum(-1, keepdim=True)
@@ -41,19 +42,24 @@ def refined(
     generator: torch.Generator | None = None,
     width: int = 16,
 ) -> Float[Tensor, "f n k"]:
-    """Adam steps on J = -bound / N + lambda_c InfoNCE; the network starts as the identity.
+    """Refine the posterior by Adam steps on J = -bound / N + lambda_c InfoNCE.
 
-    Each anchor's summaries attend over frames; what they read bends the anchor's direction within
-    each frame, so that its tokens can be told apart by where the anchor is in other frames.
-    logits: E log pi_k + log p(u | k), whose softmax is where the refinement starts.
+    Each anchor's summaries attend over frames. The result bends the anchor's direction in each
+    frame, so that the anchor's place in other frames helps to assign its tokens. The network starts
+    as the identity.
+    logits: E log pi_k + log p(u | k); the refinement starts at their softmax.
+    contrastive_weight: lambda_c. width: channels of the attention head.
     """
+    # The network: queries and keys of one attention head, and a gate that is closed at first.
     d, kappa = u.shape[-1], concentrations.to(u)
     draw = torch.randn(2, d, width, generator=generator).to(u) / math.sqrt(d)
     query, key = (x.clone().requires_grad_() for x in draw)
     gate = torch.zeros(d, device=u.device, dtype=u.dtype, requires_grad=True)
+    optimiser = torch.optim.Adam([query, key, gate], lr=1e-2)
+
+    # Summaries and temperature are constants of the refinement.
     summaries = frame_summaries(u, logits.softmax(-1))
     temperature = 1 / kappa.mean().clamp_min(1.0).item()
-    optimiser = torch.optim.Adam([query, key, gate], lr=1e-2)
 
     def log_posterior() -> Tensor:
         q, k = summaries @ query, summaries @ key  # f k w

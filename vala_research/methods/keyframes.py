@@ -1,8 +1,8 @@
 """Key frames are good when every token of the clip has a close relative in one of them.
 
-D(S) = mean over frames f, tokens i of min over s in S, tokens j of |u_{f,i} - u_{s,j}|^2 is what a
-propagation of edited key-frame features to the other frames loses (Geyer et al. 2023, TokenFlow,
-4.1 copies features of nearest neighbours so).
+D(S) = mean over frames f, tokens i of min over s in S, tokens j of |u_{f,i} - u_{s,j}|^2.
+This is the loss when features of edited key frames are propagated to the other frames. TokenFlow
+(Geyer et al. 2023, 4.1) copies the features of nearest neighbours in this way.
 """
 
 import math
@@ -18,7 +18,7 @@ MAX_ENUMERATED = 20_000
 
 
 def token_costs(u: Float[Tensor, "f n d"]) -> Float[Tensor, "f n s"]:
-    """Squared distance of every unit token to its nearest one in each frame s."""
+    """Squared distance of every unit token to the nearest token of each frame s."""
     f = len(u)
     cost = u.new_zeros(f, u.shape[1], f)
     for g, s in permutations(range(f), 2):
@@ -32,50 +32,54 @@ def set_cost(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], chosen: li
 
 
 def optimal_set(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], n: int) -> list[int]:
-    """The cheapest n columns, by enumeration. Raises InputError beyond 20,000 sets."""
+    """Find the cheapest n columns by enumeration. Raises InputError beyond 20,000 sets."""
     n_frames = cost.shape[-1]
     if math.comb(n_frames, n) > MAX_ENUMERATED:
         raise InputError(
             f"{math.comb(n_frames, n)} sets of {n} of {n_frames} frames are too many to enumerate "
             f"(at most {MAX_ENUMERATED}): choose fewer frames or the method kmedoids."
         )
-    # Rows and columns change places, so that a set is a row and the minimum runs over few of them.
+
+    # Transposed: a set is then a few rows, and its minimum runs over these.
     by_frame, best = cost.T.contiguous(), (math.inf, [])
     sets = combinations(range(n_frames), n)
     while part := list(islice(sets, 64)):
-        found = torch.stack([by_frame[list(s)].amin(0) @ weight for s in part])
-        value, i = found.min(0)
+        costs = torch.stack([by_frame[list(s)].amin(0) @ weight for s in part])
+        value, i = costs.min(0)
         if value < best[0]:
             best = (float(value), list(part[int(i)]))
     return best[1]
 
 
 def local_set(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], n: int) -> list[int]:
-    """n columns by greedy choice, then swaps while one helps (Kaufman and Rousseeuw 1990, PAM)."""
-    chosen: list[int] = []
+    """Find n columns greedily, then swap while that helps (Kaufman and Rousseeuw 1990, PAM)."""
+    # Greedy choice: add the column that lowers the cost most.
+    columns: list[int] = []
     nearest = torch.full_like(weight, torch.inf)
-    while len(chosen) < n:
+    while len(columns) < n:
         with_each = torch.minimum(cost, nearest[:, None]).T @ weight
-        with_each[chosen] = torch.inf
-        chosen.append(int(with_each.argmin()))
-        nearest = torch.minimum(nearest, cost[:, chosen[-1]])
+        with_each[columns] = torch.inf
+        columns.append(int(with_each.argmin()))
+        nearest = torch.minimum(nearest, cost[:, columns[-1]])
+
+    # Swaps: replace one column by the best other one, until no swap lowers the cost.
     best, improved = float(nearest @ weight), True
     while improved:
         improved = False
         for i in range(n):
-            rest = chosen[:i] + chosen[i + 1 :]
+            rest = columns[:i] + columns[i + 1 :]
             others = cost[:, rest].amin(-1) if rest else torch.full_like(weight, torch.inf)
             with_each = torch.minimum(cost, others[:, None]).T @ weight
             with_each[rest] = torch.inf
             j = int(with_each.argmin())
             if with_each[j] < best * (1 - 1e-6):
-                chosen, best, improved = [*rest, j], float(with_each[j]), True
+                columns, best, improved = [*rest, j], float(with_each[j]), True
                 break
-    return sorted(chosen)
+    return sorted(columns)
 
 
 def cheapest_set(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], n: int) -> list[int]:
-    """The optimal set where enumeration is quick, else the local one."""
+    """Find the optimal set where enumeration is quick, otherwise a local optimum."""
     few = math.comb(cost.shape[-1], n) * len(weight) <= 1 << 22
     return optimal_set(cost, weight, n) if few else local_set(cost, weight, n)
 
@@ -86,13 +90,13 @@ def uniform_frames(n_frames: int, n: int) -> list[int]:
 
 
 def kmeans_frames(u: Float[Tensor, "f n d"], n: int, seed: int = 0) -> list[int]:
-    """The frames nearest to the centres of a k-means over whole frames."""
+    """The frames nearest to the centres of k-means over whole frames."""
     from sklearn.cluster import KMeans
 
     x = u.flatten(1).cpu().double().numpy()
     distance = torch.from_numpy(KMeans(n, n_init=4, random_state=seed).fit(x).transform(x))
-    chosen: list[int] = []
+    frames: list[int] = []
     for k in range(n):
-        distance[chosen, k] = torch.inf
-        chosen.append(int(distance[:, k].argmin()))
-    return sorted(chosen)
+        distance[frames, k] = torch.inf
+        frames.append(int(distance[:, k].argmin()))
+    return sorted(frames)

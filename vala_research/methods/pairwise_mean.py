@@ -1,6 +1,7 @@
-"""A bilateral mean by pairs: one exponential serves both ends, as the weights are symmetric.
+"""Compute bilateral means pair by pair, with one exponential for both ends of a pair.
 
-What `bilateral_filter` runs on: eqs 9-11 of GE-Adapter (arXiv 2501.04606), no window unfolded.
+The kernel of `bilateral_filter`: Eqs. (9)-(11) of GE-Adapter (arXiv 2501.04606), without unfolding
+a window. The weights are symmetric, so that both ends of a pair share one.
 """
 
 import math
@@ -17,10 +18,11 @@ def window_mean(
     x: Tensor, dim: int, radius: tuple[int, int], sigma_spatial: float, sigma_intensity: float,
     border: str,
 ) -> Tensor:  # fmt: skip
-    """Bilateral means of planes x (n 1 h w) over windows of 2 radius + 1, rows and columns.
+    """Bilateral means of planes x (n 1 h w) over windows of 2 radius + 1 rows and columns.
 
-    dim: along which x is taken in pieces that no window crosses; 0 for whole planes, or 3 where
-    the radius of columns is 0.
+    dim: axis along which x is split into pieces that no window crosses: 0 splits between planes;
+        3 splits columns, and needs a column radius of 0.
+    radius: (rows, columns). sigma_spatial: in sites. sigma_intensity: in the units of x.
     """
     rh, rw = radius
     if border == "truncate":  # beyond the other edge there is no neighbour either
@@ -28,6 +30,8 @@ def window_mean(
     if rh == rw == 0:
         return x.clone()
     window = _Window(rh, rw, sigma_spatial, sigma_intensity, border, work={})
+
+    # Piece by piece. With gradients, autograd needs new tensors; without, one output is filled.
     pieces = x.split(_piece_length(x, dim, rh, rw), dim)
     if torch.is_grad_enabled() and x.requires_grad:
         return torch.cat([x_i + window.shift(x_i) for x_i in pieces], dim)
@@ -38,7 +42,7 @@ def window_mean(
 
 
 def _piece_length(x: Tensor, dim: int, rh: int, rw: int) -> int:
-    """How much of `dim` to filter at a time: near a CPU's cache, and twice the memory of x."""
+    """Length along `dim` to filter at once: about a CPU's cache, and twice the memory of x."""
     most = 1 << (17 if x.device.type == "cpu" else 24)
     n_copies = 7 * work_dtype(x).itemsize / x.element_size()
     h, w = x.shape[2:]
@@ -48,10 +52,11 @@ def _piece_length(x: Tensor, dim: int, rh: int, rw: int) -> int:
 
 @dataclass(frozen=True)
 class _Window:
-    """Weights are symmetric, so that a pair of sites costs one exponential and serves both ends.
+    """A window, and the pairs of sites in it.
 
-    Padded planes lie flat, one after another: a neighbour is a constant offset away, whatever the
-    border. work: buffers that pieces share.
+    Weights are symmetric: a pair of sites costs one exponential, which serves both ends. Padded
+    planes lie flat, one after another, so that a neighbour is a constant offset away at any border.
+    work: buffers that the pieces share.
     """
 
     rh: int
@@ -64,29 +69,35 @@ class _Window:
     def shift(self, x: Tensor) -> Tensor:
         """B(x) - x of planes (n 1 h w)."""
         (n, _, h, w), rh, rw = x.shape, self.rh, self.rw
+
+        # Pad for the border. "truncate" marks padding by -inf, which makes a weight zero.
         pad, x = (rw, rw, rh, rh), x.to(work_dtype(x))
         p, outside = F.pad(x, pad, mode="reflect" if self.border == "reflect" else "constant"), None
         if self.border == "truncate":
             outside = F.pad(torch.zeros_like(x), pad, value=-math.inf).view(-1)
+
+        # The flat result starts at the first site of the first plane and ends at the last site.
         size, width = (h + 2 * rh) * (w + 2 * rw), w + 2 * rw
-        # The flat result starts at the first site of the first plane and ends at the last one.
         flat = _Shift.apply(p.view(-1), self, width, outside)
         return flat.as_strided((n, 1, h, w), (size, size, width, 1))
 
     def pairs(
         self, p: Tensor, width: int, outside: Tensor | None
     ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-        """Near ends and far ends, far - near, weight: all pairs with an end that is inside.
+        """Yield near ends, far ends, far - near and weight of all pairs with an end inside.
 
-        outside: 0, or -inf in the padding, where that is no site.
+        outside: 0 at sites and -inf in the padding, where padding is no site; otherwise None.
         """
         base = self.rh * width + self.rw  # padding before the first site, and after the last one
         # Powers of two: on some processors torch's exp2 takes a quarter of the time of its exp.
         bits = min(self.sharpness / math.log(2), torch.finfo(p.dtype).max)
+
+        # Half of the window's offsets: the other half are the same pairs from their far ends.
         steps = [(y, x) for y in range(self.rh + 1) for x in range(-self.rw, self.rw + 1)]
         steps = [(y, x) for y, x in steps if (y, x) > (0, 0)]
         far_off = [math.hypot(*s) / self.sigma_spatial for s in steps]
         nearness = [-q * q / 2 / math.log(2) for q in far_off]
+
         for (y, x), g in zip(steps, p.new_tensor(nearness), strict=True):
             offset = y * width + x
             near = slice(base - offset, p.numel() - base)
@@ -111,12 +122,14 @@ class _Window:
 
 
 class _Shift(torch.autograd.Function):
-    """B(x) - x of flat padded planes, from their first site to their last one."""
+    """B(x) - x of flat padded planes, from their first site to their last site."""
 
     @staticmethod
     def forward(ctx, p: Tensor, window: _Window, width: int, outside: Tensor | None) -> Tensor:
         n = p.numel() - 2 * (window.rh * width + window.rw)
         shift, total = p.new_zeros(n), p.new_ones(n)
+
+        # Each pair adds its weight to both ends, and its difference with opposite signs.
         for _, _, d, e in window.pairs(p, width, outside):
             total.add_(e[-n:]).add_(e[:n])
             shift.addcmul_(e[-n:], d[-n:]).addcmul_(e[:n], d[:n], value=-1)
@@ -130,20 +143,24 @@ class _Shift(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         # d shift_x = sum_y w (1 - 2 k d (d - shift_x)) (dz_y - dz_x) / total_x, k = 1 / 2 sigma^2
         p, total, shift, outside = ctx.saved_tensors
+
+        # Divide the gradient by the total weight, once and times the shift; zero in the padding.
         edge = (p.numel() - grad.numel()) // 2
         a = F.pad(grad / total, (edge, edge))
         b = a * F.pad(shift, (edge, edge))
-        found = torch.zeros_like(p)
+        grad_p = torch.zeros_like(p)
+
+        # Each pair moves gradient from one end to the other.
         root = min(math.sqrt(ctx.window.sharpness), math.sqrt(torch.finfo(p.dtype).max))
         for near, far, d, e in ctx.window.pairs(p, ctx.width, outside):
-            u = d.mul_(root).clamp_(-1e4, 1e4)  # e is 0 there: keeps it from meeting infinity
+            u = d.mul_(root).clamp_(-1e4, 1e4)  # beyond, e is 0, and 0 times infinity is NaN
             flow = (1 - 2 * u * u) * (a[near] - a[far]) + 2 * root * u * (b[near] + b[far])
             flow *= e
-            found[near] -= flow
-            found[far] += flow
-        return found, None, None, None
+            grad_p[near] -= flow
+            grad_p[far] += flow
+        return grad_p, None, None, None
 
 
 def work_dtype(x: Tensor) -> torch.dtype:
-    """Half precision is computed in float32."""
+    """float64 for float64, otherwise float32: half precision is computed in float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

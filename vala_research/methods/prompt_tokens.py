@@ -1,4 +1,4 @@
-"""Text says what all frames share; a few tokens of each frame's own picture say what differs.
+"""Add tokens to the text: some that all frames share, and some from the picture of each frame.
 
 Token-based semantic consistency of GE-Adapter (arXiv 2501.04606) 3.3, Eqs. (13) to (15).
 """
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from vala_research import InputError
 
 POOLINGS = ("pairs", "released", "none")
-STANDARD_DEVIATION = 0.02  # of the shared tokens at the start
+STANDARD_DEVIATION = 0.02  # of the initial shared tokens
 
 
 @dataclass(frozen=True)
 class PromptTokenSettings:
-    """n_shared: learnt tokens that all frames have, 0 for none. pooling: which image tokens stay.
+    """Number of shared tokens, and pooling of image tokens.
 
-    "pairs" averages neighbours; "released", the published code's, keeps the class token and every
-    second patch; "none" keeps all.
+    n_shared: learnt tokens that all frames have; 0 is none.
+    pooling: "pairs" averages neighbours; "released" (the published code) keeps the class token and
+        every second patch; "none" keeps all.
     """
 
     n_shared: int = 18
@@ -39,11 +40,13 @@ class PromptTokenSettings:
 def pooled_tokens(
     vision_tokens: Float[Tensor, "b n d"], pooling: str = "pairs"
 ) -> Float[Tensor, "b p d"]:
-    """About half of the tokens: of 50 (ViT-B/32) pairs leaves 25, the released code 26.
+    """Keep about half of the tokens: of 50 (ViT-B/32), "pairs" keeps 25 and "released" 26.
 
-    "pairs": H_sub[i] = (H[2i] + H[2i+1]) / 2, Eq. (13); an odd last token stays alone. The class
-    token comes first and shares a pair with the first patch, as in the equation.
-    "released": token 0, then 1, 3, 5, ...; "none": all. Raises InputError for another pooling.
+    "pairs": H_sub[i] = (H[2i] + H[2i+1]) / 2, Eq. (13). An odd last token stays alone. The class
+        token comes first and forms a pair with the first patch, as in the equation.
+    "released": token 0, then 1, 3, 5, ...
+    "none": all tokens.
+    Raises InputError for another pooling.
     """
     PromptTokenSettings(pooling=pooling)
     if pooling == "none":
@@ -56,16 +59,20 @@ def pooled_tokens(
 
 
 class PromptTokens(nn.Module):
-    """[T_share ; Z_frame ; text], a token sequence for every frame; Eq. (15).
+    """Build one token sequence per frame, [T_share ; Z_frame ; text]; Eq. (15).
 
-    T_share: `n_shared` learnt tokens, at the start N(0, 0.02). Z_frame: the frame's pooled image
-    tokens, linearly mapped to the width of the text; at the start by Xavier's uniform weights
-    without bias. Parameters: n_shared d_text + (d_vision + 1) d_text. d_vision None: no Z_frame;
-    image tokens then only say how many frames there are.
+    T_share: `n_shared` learnt tokens, initially N(0, 0.02).
+    Z_frame: the frame's pooled image tokens, mapped linearly to the width of the text. The map
+        starts with Xavier's uniform weights and zero bias.
+    Parameters: n_shared d_text + (d_vision + 1) d_text.
+    Untrained tokens are noise that draws attention away from the text.
 
-    Untrained, the tokens are noise that draws attention away from the text.
+    d_vision: width of the image tokens. None: no Z_frame; image tokens then only give the number of
+        frames.
+    d_text: width of the text tokens.
+    generator: draws the initial values.
 
-    Differs from paper: the widths may differ (W is d x d there).
+    Differs from paper: the two widths may differ (in the paper W is d x d).
     Raises InputError for a negative number of shared tokens, no width, or an unknown pooling.
     """
 
@@ -81,13 +88,17 @@ class PromptTokens(nn.Module):
         self.settings = PromptTokenSettings(n_shared, pooling)
         if d_text < 1 or (d_vision is not None and d_vision < 1):
             raise InputError(f"Widths of {d_vision} and {d_text}: give tokens at least one number.")
+
+        # T_share.
         self.shared = nn.Parameter(torch.empty(n_shared, d_text))
         with torch.no_grad():
             self.shared.normal_(0, STANDARD_DEVIATION, generator=generator)
+
+        # The map of Z_frame; `skip_init` draws nothing from the global generator.
         self.projection = None
         if d_vision is None:
             return
-        self.projection = nn.utils.skip_init(  # which draws nothing from the global generator
+        self.projection = nn.utils.skip_init(
             nn.Linear, d_vision, d_text, device=self.shared.device
         )
         bound = math.sqrt(6 / (d_vision + d_text))
@@ -96,18 +107,18 @@ class PromptTokens(nn.Module):
             self.projection.bias.zero_()
 
     def prefix(self, vision_tokens: Float[Tensor, "b n d_vision"]) -> Float[Tensor, "b p d_text"]:
-        """[T_share ; Z_frame], what goes before any text of these frames."""
+        """[T_share ; Z_frame]: the tokens before any text of these frames."""
         shared = self.shared.expand(len(vision_tokens), -1, -1)
         if self.projection is None:
             return shared
         width = self.projection.in_features
         if vision_tokens.shape[-1] != width:
             raise InputError(
-                f"Image tokens are {vision_tokens.shape[-1]} wide and these prompt tokens were "
+                f"Image tokens are {vision_tokens.shape[-1]} wide, but these prompt tokens were "
                 f"made for {width}: use the vision encoder they were trained with."
             )
         if not vision_tokens.shape[1]:
-            raise InputError("There are no image tokens: give at least one a frame.")
+            raise InputError("There are no image tokens: give at least one per frame.")
         _refuse_nan(vision_tokens, "image")
         pooled = pooled_tokens(vision_tokens.to(self.shared.dtype), self.settings.pooling)
         return torch.cat([shared, self.projection(pooled).to(shared.dtype)], 1)
@@ -117,22 +128,23 @@ class PromptTokens(nn.Module):
         vision_tokens: Float[Tensor, "b n d_vision"],
         text_tokens: Float[Tensor, "rows m d_text"],
     ) -> Float[Tensor, "b l d_text"]:
-        """The tokens of each frame before its text, in the text's dtype.
+        """Put each frame's tokens before its text, in the dtype of the text.
 
-        vision_tokens: hidden states of a CLIP vision encoder, class token first. text_tokens: a row
-        a frame. Both texts of a guidance pair take the same prefix: call twice. The released code
-        gives every frame the image tokens of the first: pass `vision_tokens[:1].expand_as(...)`.
+        vision_tokens: hidden states of a CLIP vision encoder, class token first.
+        text_tokens: one row per frame.
+        Both texts of a guidance pair take the same prefix: call twice. The released code gives
+        every frame the image tokens of the first: pass `vision_tokens[:1].expand_as(...)`.
         Raises InputError for other widths, rows that do not match, no image tokens, NaN.
         """
         if text_tokens.shape[-1] != self.shared.shape[-1]:
             raise InputError(
-                f"Text tokens are {text_tokens.shape[-1]} wide and these prompt tokens were made "
+                f"Text tokens are {text_tokens.shape[-1]} wide, but these prompt tokens were made "
                 f"for {self.shared.shape[-1]}: use the text encoder they were trained with."
             )
         if len(text_tokens) != len(vision_tokens):
             raise InputError(
-                f"{len(vision_tokens)} frames of image tokens meet {len(text_tokens)} rows of "
-                "text: expand the text to one row a frame."
+                f"There are {len(vision_tokens)} frames of image tokens and {len(text_tokens)} "
+                "rows of text: expand the text to one row per frame."
             )
         _refuse_nan(text_tokens, "text")
         return torch.cat([self.prefix(vision_tokens).to(text_tokens.dtype), text_tokens], 1)

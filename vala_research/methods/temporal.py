@@ -1,15 +1,15 @@
-"""Frames are consistent when their features change evenly; that alone does not say "aligned".
+"""Penalise features that change unevenly from frame to frame. Even change is not yet alignment.
 
-FTC blocks of GE-Adapter (arXiv 2501.04606) 3.2, Eqs. (3) and (4); their theory (arXiv 2504.16016).
+FTC blocks of GE-Adapter (arXiv 2501.04606) 3.2, Eqs. (3) and (4); theory in arXiv 2504.16016.
 
     s_t = <F_t, F_{t+1}> / (|F_t| |F_{t+1}|),   L = 1/(T-1) sum_{t=2}^{T-1} (s_t - s_{t-1})^2
 
-L vanishes whenever all s_t are equal: frames e, -e, e, -e have similarity -1 throughout and L = 0,
-so the strongest flicker is a global minimum. Report the mean similarity beside the loss, always;
-or use L + w mean(1 - s_t), which vanishes only where all frames share a direction.
+L vanishes whenever all s_t are equal. Frames e, -e, e, -e have similarity -1 throughout and L = 0:
+the strongest flicker is a global minimum. Always report the mean similarity beside the loss; or use
+L + w mean(1 - s_t), which vanishes only where all frames share a direction.
 
-The similarity is undefined at a zero feature, and its gradient there unbounded: its norm is exactly
-sqrt(1 - s^2) / |F|. A zero is therefore refused; an epsilon would hide it and break that identity.
+The similarity is undefined at a zero feature. Its gradient has norm sqrt(1 - s^2) / |F|, which is
+unbounded near zero. A zero is therefore refused. An epsilon would hide it and break this identity.
 """
 
 from dataclasses import dataclass
@@ -25,10 +25,12 @@ VARIANTS = ("triples", "released")
 
 @dataclass(frozen=True)
 class TemporalSettings:
-    """variant: "triples" of consecutive frames (the paper's) or "released" (the published code's).
+    """Which temporal loss, and which similarity of two frames.
 
-    per_token: the similarity of two frames is the mean over tokens of the tokens' cosines, not one
-    cosine of the flattened features. flicker_weight: w of w mean(1 - s_t) beside L; 0 is the paper.
+    variant: "triples" of consecutive frames (the paper) or "released" (the published code).
+    per_token: the similarity is the mean of the tokens' cosines, not one cosine of the flattened
+        features.
+    flicker_weight: w of w mean(1 - s_t), added to L; 0 is the paper.
     """
 
     variant: str = "triples"
@@ -57,10 +59,11 @@ class TemporalSettings:
 def frame_similarity(
     features: Float[Tensor, " f *rest"], per_token: bool = False
 ) -> Float[Tensor, " f-1"]:
-    """s_t of consecutive frames, in [-1, 1] up to rounding; Eq. (3), GE-Adapter 3.2.
+    """Compute s_t of consecutive frames, in [-1, 1] up to rounding; Eq. (3), GE-Adapter 3.2.
 
-    features: one feature a frame, of any shape; f n d with `per_token`. Half precision is raised to
-    float32, where squares of many numbers neither overflow nor hide a change of a thousandth.
+    features: one feature per frame, of any shape; f n d with `per_token`. Half precision is raised
+        to float32: sums of many squares then neither overflow nor hide a change of a thousandth.
+    per_token: average the cosines of tokens.
     Raises InputError for one frame, NaN, infinity, or a frame (token, with `per_token`) of zeros.
     """
     _check(features, 2, "A similarity")
@@ -69,6 +72,8 @@ def frame_similarity(
             f"Features of shape {tuple(features.shape)} have no token axis: give f n d, or leave "
             "per_token out."
         )
+
+    # A frame is one token, unless tokens are compared one by one.
     x = features if per_token else features.reshape(len(features), 1, -1)
     is_zero = (x == 0).all(-1)  # f n
     if is_zero.any():
@@ -88,21 +93,22 @@ def temporal_consistency_loss(
     per_token: bool = False,
     flicker_weight: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """How unevenly features change from frame to frame; Eq. (4), GE-Adapter 3.2. Lower is better.
+    """Measure how unevenly features change; Eq. (4), GE-Adapter 3.2. Lower is better.
 
-    "triples": L above over f >= 3 consecutive frames, f - 2 terms, divisor f - 1; below 4.
+    "triples": L above, over f >= 3 consecutive frames: f - 2 terms, divisor f - 1. L is below 4.
 
-    "released": f = 4 b rows in blocks of b samples, [frame i at step t; frame j at t; i at t'; j at
-    t'], noise of their own each: mean over *rest of (cos(i, j at t) - cos(i, j at t'))^2, cosines
-    over the b samples, a zero giving 0. Of one sample a cosine is a sign and the gradient exactly
-    zero: with the published batch size of 1 this loss trains nothing.
+    "released": f = 4 b rows, in blocks of b samples: [frame i at step t; frame j at t; i at t'; j
+    at t']. Each block has its own noise. The loss is the mean over *rest of
+    (cos(i, j at t) - cos(i, j at t'))^2, with cosines over the b samples; a zero gives 0. With one
+    sample a cosine is a sign and the gradient is exactly zero: at the published batch size of 1
+    this loss trains nothing.
 
-    flicker_weight: w of L + w mean(1 - s_t), which steady flicker of similarity s makes w (1 - s).
-    Its only minima are frames of one direction: every other critical point is a strict saddle.
+    flicker_weight: w of L + w mean(1 - s_t). Steady flicker of similarity s has loss w (1 - s). The
+        only minima are frames of one direction; every other critical point is a strict saddle.
 
-    Differs from paper: Eq. (4) starts at a term that needs a frame before the first and calls T
-    timesteps; the sum here is Eq. (22) of its appendix.
-    Raises InputError as `frame_similarity` does, and for fewer than 3 frames, or rows not by 4.
+    Differs from paper: Eq. (4) starts at a term that needs a frame before the first, and calls T
+    timesteps. The sum here is Eq. (22) of the paper's appendix.
+    Raises InputError as `frame_similarity`, and for fewer than 3 frames, or rows not by 4.
     """
     TemporalSettings(variant, per_token, flicker_weight)
     if variant == "released":
@@ -126,10 +132,10 @@ def _released(features: Tensor) -> Tensor:
 
 
 def _directions(x: Tensor, dim: int) -> Tensor:
-    """x / |x| along `dim` in at least float32; zero stays zero.
+    """Divide x by its norm along `dim`, in at least float32. Zero stays zero.
 
-    The largest number is divided out first, as a constant, which scale-free directions allow:
-    nothing overflows, the norm is then at least 1, and that of a single number exactly 1.
+    The largest number is divided out first, as a constant; a direction has no scale. So nothing
+    overflows, the norm is at least 1, and the norm of a single number is exactly 1.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     largest = x.detach().abs().amax(dim, keepdim=True)
@@ -141,7 +147,7 @@ def _check(features: Tensor, least: int, purpose: str) -> None:
     n = len(features)
     if n < least:
         raise InputError(
-            f"{purpose} needs features of at least {least} frames, not {n}: give more of them."
+            f"{purpose} needs features of at least {least} frames, not {n}: give more frames."
         )
     if not features.numel():
         raise InputError(f"Features of shape {tuple(features.shape)} are empty: give some numbers.")

@@ -1,9 +1,14 @@
 """The von Mises-Fisher distribution on the unit sphere: C_d(kappa) exp(kappa mu . u).
 
-Mardia and Jupp 2000, Directional Statistics, 9.3. Bessel functions of an order below 32 by scipy,
-above by their uniform expansion (DLMF 10.41.3), at small kappa by their series: relative error of
-C_d below 1e-9 for every d >= 2 and kappa in [0, 1e4]. There are as many numbers as anchors: numpy
-on the CPU is several times faster with so few than torch, on whatever device the tokens are.
+Mardia and Jupp 2000, Directional Statistics, 9.3. Bessel functions are computed
+
+    by scipy for orders below 32,
+    by their uniform expansion (DLMF 10.41.3) for larger orders,
+    by their series for small kappa.
+
+The relative error of C_d is below 1e-9 for every d >= 2 and kappa in [0, 1e4]. There are only as
+many numbers as anchors. For so few, numpy on the CPU is several times faster than torch, whatever
+the device of the tokens.
 """
 
 import math
@@ -15,21 +20,25 @@ from scipy.special import ive
 from torch import Tensor
 
 MAX_CONCENTRATION = 1e4
-EXPANDED_ORDER = 32  # from here on the expansion is as good as asked for
-SMALL = 1e-2  # concentrations of which three terms of the series are enough
+EXPANDED_ORDER = 32  # from this order on the expansion is accurate enough
+SMALL = 1e-2  # below this concentration three terms of the series are enough
 
 
 def _expansion(order: float, kappa: np.ndarray) -> np.ndarray:
-    """log I_order(kappa) - order log kappa, for a large order."""
+    """log I_order(kappa) - order log kappa, for a large order; DLMF 10.41.3 with four terms."""
     z = kappa / order
     root = np.sqrt(1 + z * z)
     t = 1 / root
     s, p = t * t, t / order
+
+    # The polynomials U_k(t) of the expansion, divided by t^k.
     u1 = (3 - 5 * s) / 24
     u2 = (81 + s * (-462 + s * 385)) / 1152
     u3 = (30375 + s * (-369603 + s * (765765 - s * 425425))) / 414720
     u4 = 4465125 + s * (-94121676 + s * (349922430 + s * (-446185740 + s * 185910725)))
     series = p * (u1 + p * (u2 + p * (u3 + p * (u4 / 39813120))))
+
+    # order eta of the expansion less order log kappa, then the factor in front of the sum.
     main = order * (root - np.log1p(root) - math.log(order))
     return main - 0.5 * (math.log(2 * math.pi * order) + np.log(root)) + np.log1p(series)
 
@@ -40,9 +49,13 @@ def _bessel(d: int, kappa: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if nu >= EXPANDED_ORDER:
         value = _expansion(nu, kappa)
         return value, kappa * np.exp(_expansion(nu + 1, kappa) - value)
+
+    # Scaled Bessel functions of scipy, which do not overflow. Small kappa are clamped meanwhile.
     is_small, x = kappa < SMALL, np.maximum(kappa, SMALL)
     scaled, square = ive(nu, x), np.minimum(kappa, SMALL) ** 2
     value = np.log(scaled) + x - nu * np.log(x)
+
+    # The series at small kappa, where the quotients above lose digits.
     series = square / (2 * d) * (1 + square / (4 * (d + 2)))
     limit = np.log1p(series) - nu * math.log(2) - math.lgamma(nu + 1)
     ratio = np.where(is_small, kappa / d * (1 - square / (d * (d + 2))), ive(nu + 1, x) / scaled)
@@ -56,7 +69,7 @@ def _numbers(x: Tensor) -> np.ndarray:
 def normaliser_and_length(
     d: int, kappa: Float[Tensor, " k"]
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-    """log C_d(kappa) and A_d(kappa) in float64, at the price of one."""
+    """log C_d(kappa) and A_d(kappa) in float64, at the cost of either alone."""
     value, length = (torch.from_numpy(x).to(kappa.device) for x in _bessel(d, _numbers(kappa)))
     return -0.5 * d * math.log(2 * math.pi) - value, length
 
@@ -82,11 +95,13 @@ def concentration(
     start: Float[Tensor, " k"] | None = None,
     n_newton: int = 5,
 ) -> Float[Tensor, " k"]:
-    """kappa with A_d(kappa) = `length`, at most 1e4: the maximum of log C_d(kappa) + kappa length.
+    """Solve A_d(kappa) = `length` for kappa <= 1e4: the maximum of log C_d(kappa) + kappa length.
 
-    Newton in 1 / kappa, of which A_d is nearly linear at high concentrations, from `start` or from
-    Banerjee et al. 2005, Eq. (4.4), kept inside a shrinking bracket (A_d increases); settled when
-    a step is below 1e-5 of kappa, as the next would be about its square.
+    Newton's method in 1 / kappa, in which A_d is nearly linear at high concentrations. A shrinking
+    bracket safeguards it, since A_d increases. It stops when a step is below 1e-5 of kappa; the
+    next step would be about the square of that.
+    start: first kappa; None takes Banerjee et al. 2005, Eq. (4.4).
+    n_newton: most iterations.
     """
     wanted = np.clip(_numbers(length), 0, 1)
     low, high = np.zeros_like(wanted), np.full_like(wanted, MAX_CONCENTRATION)
@@ -95,9 +110,13 @@ def concentration(
     else:
         kappa = _numbers(start)
     kappa = np.minimum(kappa, MAX_CONCENTRATION)
+
     for _ in range(n_newton):
+        # Tighten the bracket by the sign of A_d(kappa) - length.
         a, positive = _bessel(d, kappa)[1], np.maximum(kappa, 1e-300)
         low, high = np.where(a < wanted, kappa, low), np.where(a > wanted, kappa, high)
+
+        # Newton step in 1 / kappa, with A_d' = 1 - A_d^2 - (d - 1) A_d / kappa; else bisect.
         slope = np.where(kappa > 0, 1 - a**2 - (d - 1) * a / positive, 1 / d)
         new = kappa / (1 + (a - wanted) / (np.maximum(slope, 1e-12) * positive))
         new = np.where((new >= low) & (new <= high), new, (low + high) / 2)

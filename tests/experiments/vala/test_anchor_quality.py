@@ -14,8 +14,9 @@ from vala_research.methods.anchors import (
     KEYFRAME_METHODS,
     AnchorSettings,
     assign_anchors,
-    propagation_distortion,
+    unit_tokens,
 )
+from vala_research.methods.keyframes import set_cost, token_costs
 from vala_research.sprites.scene import WORLD
 
 
@@ -27,7 +28,9 @@ def test_excess_is_over_the_best_set(pipe):
     ]
     by = {(r["clip"], r["method"]): r for r in rows}
     for i, x in enumerate(clips):
-        assert by[i, "first"]["distortion"] == pytest.approx(propagation_distortion(x, [0, 1]))
+        cost = token_costs(unit_tokens(x)).flatten(0, 1)
+        distortion = set_cost(cost, torch.ones_like(cost[:, 0]), [0, 1])
+        assert by[i, "first"]["distortion"] == pytest.approx(distortion)
         best = by[i, "optimal"]
         assert best["excess"] == 0
         assert all(by[i, m]["excess"] >= 0 for m in KEYFRAME_METHODS)
