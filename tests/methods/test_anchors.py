@@ -12,7 +12,7 @@ from vala_research.methods import anchors as vala
 from vala_research.methods.anchors import AnchorSettings, assign_anchors
 from vala_research.methods.compression import compression_weights
 from vala_research.methods.contrastive import frame_summaries, info_nce, refined
-from vala_research.methods.keyframes import set_cost, token_costs
+from vala_research.methods.keyframes import propagation_distortion
 from vala_research.methods.mixture import fitted, from_sums, maximised
 
 PLAIN = AnchorSettings(n_anchors=4, coreset=0, contrastive_weight=0.0)
@@ -181,12 +181,6 @@ def test_refinement_survives_posteriors_that_underflow_and_anchors_that_nobody_h
 # Key frames.
 
 
-def distortion(x, keyframes: list[int]) -> float:
-    """D(S) in [0, 4]; smaller is better, 0 when every frame is a key frame."""
-    cost = token_costs(vala.unit_tokens(x)).flatten(0, 1)
-    return set_cost(cost, torch.ones_like(cost[:, 0]), keyframes)
-
-
 def test_vala_reads_nothing_but_the_anchors():
     x, _ = planted(n=30)
     found = assign_anchors(x, replace(PLAIN, n_keyframes=2))
@@ -207,17 +201,17 @@ def test_key_frames_cover_the_shots():
         chosen = vala.select_keyframes(x, 3, method)
         assert sorted(shots[i] for i in chosen) == [0, 1, 2], method
     assert sorted(shots[i] for i in vala.select_keyframes(x, 3, "uniform")) != [0, 1, 2]
-    assert distortion(x, [0, 5, 6]) < 0.1 * distortion(x, [0, 1, 2])
+    assert propagation_distortion(x, [0, 5, 6]) < 0.1 * propagation_distortion(x, [0, 1, 2])
 
 
 def test_optimal_is_optimal_and_kmedoids_close():
     x, _ = planted(noise=1.0, f=8)
-    best = distortion(x, vala.select_keyframes(x, 3, "optimal"))
+    best = propagation_distortion(x, vala.select_keyframes(x, 3, "optimal"))
     others = [vala.select_keyframes(x, 3, "random", torch.Generator().manual_seed(i))
               for i in range(30)]  # fmt: skip
-    assert all(best <= distortion(x, s) + 1e-9 for s in others)
-    assert best <= distortion(x, vala.select_keyframes(x, 3, "kmedoids")) + 1e-9
-    assert distortion(x, list(range(8))) == 0
+    assert all(best <= propagation_distortion(x, s) + 1e-9 for s in others)
+    assert best <= propagation_distortion(x, vala.select_keyframes(x, 3, "kmedoids")) + 1e-9
+    assert propagation_distortion(x, list(range(8))) == 0
     assert vala.select_keyframes(x, 3, "first") == [0, 1, 2]
 
 

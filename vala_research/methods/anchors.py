@@ -26,6 +26,8 @@ from torch import Tensor
 from vala_research import InputError
 from vala_research.methods import keyframes as frames_by
 from vala_research.methods.contrastive import frame_summaries, refined
+from vala_research.methods.keyframes import propagation_distortion as propagation_distortion
+from vala_research.methods.keyframes import unit_tokens
 from vala_research.methods.mixture import Mixture, ascend, fitted, maximised, posterior
 
 GRANULARITIES = ("site", "token")
@@ -168,27 +170,6 @@ def _fitted_to_clip(
         objective.append((evidence - mixture.divergence()) / len(tokens))
     logits, r = (x.unflatten(1, (f, n)).permute(1, 2, 0) for x in (logits, r))
     return mixture, logits, r, objective
-
-
-def unit_tokens(features: Float[Tensor, "f n d"]) -> Float[Tensor, "f n d"]:
-    """Divide every token by its length. Half precision is raised to float32."""
-    if features.ndim != 3 or 0 in features.shape:
-        raise InputError(
-            f"features have shape {tuple(features.shape)}: give frames x tokens x channels, "
-            "none of them zero."
-        )
-    x = features.detach().to(torch.promote_types(features.dtype, torch.float32))
-    length = x.norm(dim=-1, keepdim=True)  # not finite where a channel is not
-    if not torch.isfinite(length).all():
-        raise InputError(
-            "features hold NaN or infinity (or lengths beyond 1e19): check the step before this."
-        )
-    if (length == 0).any():
-        raise InputError(
-            f"{int((length == 0).sum())} feature tokens are zero and have no direction: "
-            "leave them out, or add a constant channel."
-        )
-    return x / length
 
 
 def covering_frames(anchors: Anchors, n: int) -> list[int]:

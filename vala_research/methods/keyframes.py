@@ -17,6 +17,27 @@ from vala_research import InputError
 MAX_ENUMERATED = 20_000
 
 
+def unit_tokens(features: Float[Tensor, "f n d"]) -> Float[Tensor, "f n d"]:
+    """Divide every token by its length. Half precision is raised to float32."""
+    if features.ndim != 3 or 0 in features.shape:
+        raise InputError(
+            f"features have shape {tuple(features.shape)}: give frames x tokens x channels, "
+            "none of them zero."
+        )
+    x = features.detach().to(torch.promote_types(features.dtype, torch.float32))
+    length = x.norm(dim=-1, keepdim=True)  # not finite where a channel is not
+    if not torch.isfinite(length).all():
+        raise InputError(
+            "features hold NaN or infinity (or lengths beyond 1e19): check the step before this."
+        )
+    if (length == 0).any():
+        raise InputError(
+            f"{int((length == 0).sum())} feature tokens are zero and have no direction: "
+            "leave them out, or add a constant channel."
+        )
+    return x / length
+
+
 def token_costs(u: Float[Tensor, "f n d"]) -> Float[Tensor, "f n s"]:
     """Squared distance of every unit token to the nearest token of each frame s."""
     f = len(u)
@@ -29,6 +50,12 @@ def token_costs(u: Float[Tensor, "f n d"]) -> Float[Tensor, "f n s"]:
 def set_cost(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], chosen: list[int]) -> float:
     """Weighted mean over rows of the least cost among the chosen columns."""
     return float((cost[:, chosen].amin(-1) * weight).sum() / weight.sum())
+
+
+def propagation_distortion(features: Float[Tensor, "f n d"], keyframes: list[int]) -> float:
+    """D(S) of these key frames, in [0, 4]; smaller is better, 0 when every frame is a key frame."""
+    cost = token_costs(unit_tokens(features)).flatten(0, 1)
+    return set_cost(cost, torch.ones_like(cost[:, 0]), keyframes)
 
 
 def optimal_set(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], n: int) -> list[int]:
