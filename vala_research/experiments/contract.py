@@ -110,6 +110,11 @@ def save_rows(rows: Iterable[Mapping[str, Any]], output: str | Path) -> pd.DataF
     return table
 
 
+def part_of(rows: pd.DataFrame, *parts: str) -> pd.DataFrame:
+    """The rows of these parts, without the columns that they do not have."""
+    return rows[rows.part.isin(parts)].dropna(axis=1, how="all")
+
+
 def publish(
     notebook: str, settings: Preset, figure: Figure, plotted: Any, claims: Iterable[Claim],
     output: str | Path, /, name: str = "", **origin: Any,
