@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Float
 from matplotlib import rc_context
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from vala_research import InputError
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.sheet import AS_PLACED
+from vala_research.evaluation.sheet import Page
 from vala_research.methods.anchors import Anchors
 from vala_research.methods.compression import compression_weights
 
@@ -29,45 +28,32 @@ def shown_frames(n_frames: int, keyframes: list[int], n_columns: int) -> list[in
 
 
 @dataclass
-class _Sheet:
-    """A Picture with columns of cells; everything is placed in whole pixels from the top left."""
+class _Sheet(Page):
+    """Columns of cells, in whole pixels."""
 
     columns: int
     cell: tuple[int, int]  # w, h
-    h: int
+    height: int
     em: int = round(8 / 72 * Picture.pixels_per_inch)  # of 8 point type
 
     def __post_init__(self):
         self.gap = self.em // 3
         self.is_narrow = self.cell[0] < 6 * self.em  # no room for words above a cell
         self.left = round(7.6 * self.em)
-        self.w = self.left + self.columns * (self.cell[0] + self.gap) + 4 * self.em
-        dpi = Picture.pixels_per_inch
-        self.figure = Picture(figsize=(self.w / dpi, self.h / dpi), dpi=dpi, layout=AS_PLACED)
+        w = self.left + self.columns * (self.cell[0] + self.gap) + 4 * self.em
+        super().__init__(w, self.height, Picture.pixels_per_inch)
 
     def column(self, i: int) -> int:
         return self.left + i * (self.cell[0] + self.gap)
 
-    def axes(self, x: float, y: float, w: float, h: float):
-        return self.figure.add_axes((x / self.w, 1 - (y + h) / self.h, w / self.w, h / self.h))
-
     def row(self, label: str, pictures: Float[Tensor, "i 3 h w"], y: int) -> None:
         """Pictures of the cells' size from left to right, the label beside them."""
         self.label(label, y + self.cell[1] / 2)
-        for i, picture in enumerate(pictures):
-            axes = self.axes(self.column(i), y, *self.cell)
-            axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="none", aspect="auto")
-            axes.set_axis_off()
-
-    def box(self, x: float, y: float, w: float, h: float, colour) -> None:
-        corner = (x / self.w, 1 - (y + h) / self.h)
-        self.figure.add_artist(Rectangle(corner, w / self.w, h / self.h, fc=colour, lw=0, zorder=0))
-
-    def write(self, text: str, x: float, y: float, size: float = 7, **style) -> None:
-        self.figure.text(x / self.w, 1 - y / self.h, text, fontsize=size, **style)
+        for i, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
+            self.picture(self.column(i), y, *self.cell, picture)
 
     def label(self, text: str, y: float) -> None:
-        self.write(text, self.left - 0.7 * self.em, y, 8, ha="right", va="center")
+        self.write(self.left - 0.7 * self.em, y, text, 8, ha="right", va="center")
 
 
 def anchor_map(
@@ -98,12 +84,14 @@ def anchor_map(
     with rc_context(STYLE):
         sheet = _Sheet(len(times), (size[1], size[0]), h)
         if title:
-            sheet.write(title, sheet.left, 0.4 * em, 8, va="top", weight="bold")
+            sheet.write(sheet.left, 0.4 * em, title, 8, va="top", weight="bold")
         _head(sheet, times, anchors.keyframes, y)
         for label, pictures in maps.items():
             sheet.row(label, F.interpolate(pictures, size, mode="nearest-exact"), y)
             y += size[0] + sheet.gap
-        _scale(sheet, top_nats, y - size[0] - sheet.gap)
+        x, top = sheet.column(len(times)) + sheet.gap, y - size[0] - sheet.gap
+        ticks = {0: "0", top_nats / 2: "nats", top_nats: f"{top_nats:.1f}"}
+        sheet.scale(x, top, 0.6 * em, size[0], ENTROPY_COLOURS, ticks)
         paint = _sites if anchors.granularity == "site" else _tokens
         paint(sheet, clip_frames, anchors, grid, y + round(1.7 * em))
     return sheet.figure
@@ -116,23 +104,9 @@ def _head(sheet: _Sheet, times: list[int], keyframes: list[int], y: int) -> None
         x, is_key = sheet.column(i), time in keyframes
         style = {"weight": "bold"} if is_key else {"color": "#555555"}
         words = "" if sheet.is_narrow else "key frame " if is_key else "frame "
-        sheet.write(f"{words}{time}", x + w / 2, y - 0.6 * sheet.em, ha="center", **style)
+        sheet.write(x + w / 2, y - 0.6 * sheet.em, f"{words}{time}", ha="center", **style)
         if is_key:
             sheet.box(x - edge, y - edge, w + 2 * edge, h + 2 * edge, "black")
-
-
-def _scale(sheet: _Sheet, top_nats: float, y: int) -> None:
-    """The colour bar of the entropy, in nats, at the end of its row."""
-    x = sheet.column(sheet.columns) + sheet.gap
-    axes = sheet.axes(x, y, 0.6 * sheet.em, sheet.cell[1])
-    axes.imshow(np.linspace(1, 0, 64)[:, None], cmap=ENTROPY_COLOURS, aspect="auto",
-                extent=(0, 1, 0, top_nats))  # fmt: skip
-    axes.yaxis.tick_right()
-    axes.tick_params(length=2, pad=2)
-    axes.set(xticks=[], yticks=[0, top_nats / 2, top_nats])
-    axes.set_yticklabels(["0", "nats", f"{top_nats:.1f}"])
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
 
 
 def _sites(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> None:
@@ -144,7 +118,8 @@ def _sites(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> Non
     for i, (colour, share) in enumerate(parts):
         x = sheet.column(i)
         words = "" if sheet.is_narrow else f"anchor {i + 1}: "
-        sheet.write(f"{words}{share:.0%}", x + sheet.cell[0] / 2, y - 0.8 * sheet.em, ha="center")
+        middle = x + sheet.cell[0] / 2
+        sheet.write(middle, y - 0.8 * sheet.em, f"{words}{share:.0%}", ha="center")
         sheet.box(x, y - 0.5 * sheet.em, sheet.cell[0], sheet.em // 3, colour)
 
 
@@ -157,7 +132,7 @@ def _tokens(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> No
     colours = anchor_colours(len(means)).tolist()
     for colour, mean, share in zip(colours, means, shares(anchors), strict=True):
         if share * width > 2.2 * sheet.em:  # room for its number
-            sheet.write(f"{share:.0%}", x + share * width / 2, y - 0.8 * sheet.em, ha="center")
+            sheet.write(x + share * width / 2, y - 0.8 * sheet.em, f"{share:.0%}", ha="center")
         part = max(1.0, share * width - sheet.gap / 2)
         sheet.box(x, y - 0.5 * sheet.em, part, sheet.em // 3, colour)
         sheet.box(x, y, part, h, mean)
