@@ -1,4 +1,4 @@
-"""A picture for a paper: the anchors of a clip, frame by frame, and what they compress to."""
+"""A picture for a paper: the anchors of a clip, per frame, and what they compress to."""
 
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,7 @@ from vala_research.methods.compression import compression_weights
 
 
 def shown_frames(n_frames: int, keyframes: list[int], n_columns: int) -> list[int]:
-    """At most n_columns frames in order: key frames, then whatever lies farthest from those."""
+    """Choose at most n_columns frames, in order: key frames, then the frames farthest from them."""
     shown = list(keyframes[:n_columns]) or [0]
     while len(shown) < min(n_columns, n_frames):
         away = [min(abs(i - j) for j in shown) for i in range(n_frames)]
@@ -47,7 +47,7 @@ class _Sheet(Page):
         return self.left + i * (self.cell[0] + self.gap)
 
     def row(self, label: str, pictures: Float[Tensor, "i 3 h w"], y: int) -> None:
-        """Pictures of the cells' size from left to right, the label beside them."""
+        """Place pictures of the cells' size from left to right, the label beside them."""
         self.label(label, y + self.cell[1] / 2)
         for i, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
             self.picture(self.column(i), y, *self.cell, picture)
@@ -64,7 +64,7 @@ def anchor_map(
     title: str | None = None,
     cell: int = 192,
 ) -> Picture:
-    """Frames (key frames framed), responsibilities, entropy, and what the anchors compress to.
+    """Draw frames, responsibilities, entropy, and what the anchors compress to.
 
     grid: (h, w) of the sites. n_columns: frames shown at most; key frames are among them. The last
     row: site anchors as pictures, or token anchors as the mean colour and the share of each.
@@ -77,6 +77,8 @@ def anchor_map(
     uncertain, top_nats = entropy_map(anchors, grid)
     maps = {"frames": frames, "anchors": responsibility_map(anchors, grid)[times],
             "entropy": uncertain[times]}  # fmt: skip
+
+    # The height adds up the head, three rows of cells and the last row.
     em = _Sheet.em
     y = round((3.4 if title else 1.8) * em)
     last = size[0] if anchors.granularity == "site" else size[0] // 2
@@ -89,6 +91,8 @@ def anchor_map(
         for label, pictures in maps.items():
             sheet.row(label, F.interpolate(pictures, size, mode="nearest-exact"), y)
             y += size[0] + sheet.gap
+
+        # The colour bar of the entropy stands at the end of its row.
         x, top = sheet.column(len(times)) + sheet.gap, y - size[0] - sheet.gap
         ticks = {0: "0", top_nats / 2: "nats", top_nats: f"{top_nats:.1f}"}
         sheet.scale(x, top, 0.6 * em, size[0], ENTROPY_COLOURS, ticks)
@@ -98,7 +102,7 @@ def anchor_map(
 
 
 def _head(sheet: _Sheet, times: list[int], keyframes: list[int], y: int) -> None:
-    """The frames' numbers; a key frame has a black border around its picture."""
+    """Write the numbers of the frames; draw a black border around each key frame."""
     (w, h), edge = sheet.cell, sheet.gap // 2
     for i, time in enumerate(times):
         x, is_key = sheet.column(i), time in keyframes
@@ -110,7 +114,7 @@ def _head(sheet: _Sheet, times: list[int], keyframes: list[int], y: int) -> None
 
 
 def _sites(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> None:
-    """The heaviest anchors as pictures, each under a bar of its colour and its share."""
+    """Draw the heaviest anchors as pictures, each under a bar of its colour and its share."""
     k = min(sheet.columns, anchors.n_effective)
     pictures = resized(pseudo_frames(frames.detach(), anchors, grid)[:k], max(sheet.cell))
     sheet.row("what frames\nattend to", pictures, y)
@@ -124,7 +128,7 @@ def _sites(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> Non
 
 
 def _tokens(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> None:
-    """A band as wide as the clip: the mean colour of each anchor, as wide as its share."""
+    """Draw a band of mean colours, one per anchor, each as wide as the share of its anchor."""
     h, x = sheet.cell[1] // 2, float(sheet.left)
     width = sheet.columns * (sheet.cell[0] + sheet.gap) - sheet.gap
     means = token_swatches(frames.detach(), anchors, grid).tolist()
@@ -140,7 +144,7 @@ def _tokens(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> No
 
 
 def map_table(anchors: Anchors) -> list[dict]:
-    """One row a frame and anchor: what the map shows, in numbers. entropy: mean nats a site."""
+    """Tabulate the map: one row per frame and anchor. entropy: mean over sites, in nats."""
     n, entropy = anchors.responsibilities.shape[1], anchors.entropy.mean(-1).tolist()
     return [
         {"frame": frame, "is_key": frame in anchors.keyframes, "entropy": entropy[frame],
@@ -155,7 +159,7 @@ TORN = float(np.log(2))  # nats of a site torn between two anchors: the scale's 
 
 
 def anchor_colours(k: int) -> Float[Tensor, "k 3"]:
-    """Colours that all readers can tell for the heaviest eight, then their tints and shades."""
+    """List k colours: eight that all readers can tell apart, then their tints and shades."""
     *others, black = COLOURS
     base = torch.tensor([mpl.colors.to_rgb(c) for c in (*others, "#F0E442", black)])
     tinted = torch.cat([base, 0.5 + 0.5 * base, 0.55 * base])
@@ -163,14 +167,14 @@ def anchor_colours(k: int) -> Float[Tensor, "k 3"]:
 
 
 def responsibility_map(anchors: Anchors, grid: tuple[int, int]) -> Float[Tensor, "f 3 h w"]:
-    """Each site in the colours of its anchors, mixed by responsibility."""
+    """Colour each site by its anchors, mixed by responsibility."""
     r = anchors.responsibilities.detach().float().cpu()
     colours = anchor_colours(r.shape[-1])
     return rearrange(r @ colours, "f (h w) c -> f c h w", h=grid[0]).clamp(0, 1)
 
 
 def entropy_map(anchors: Anchors, grid: tuple[int, int]) -> tuple[Float[Tensor, "f 3 h w"], float]:
-    """Posterior entropy of each site in a perceptually even scale, and its upper end in nats."""
+    """Colour each site by its posterior entropy; return the top of the scale, in nats, as well."""
     entropy = rearrange(anchors.entropy.detach().float().cpu(), "f (h w) -> f h w", h=grid[0])
     top = max(TORN, float(entropy.max()))
     picture = torch.from_numpy(mpl.colormaps[ENTROPY_COLOURS]((entropy / top).numpy()))
@@ -180,7 +184,7 @@ def entropy_map(anchors: Anchors, grid: tuple[int, int]) -> tuple[Float[Tensor, 
 def pseudo_frames(
     frames: Float[Tensor, "f 3 y x"], anchors: Anchors, grid: tuple[int, int]
 ) -> Float[Tensor, "k 3 y x"]:
-    """Site anchors in pixels: at each site the weighted mean over frames that attention is given.
+    """Show site anchors in pixels: at each site the weighted mean over frames that attention sees.
 
     The weights are the editor's own, of latents; applied to pixels they only illustrate.
     """
@@ -193,14 +197,14 @@ def pseudo_frames(
 def token_swatches(
     frames: Float[Tensor, "f 3 y x"], anchors: Anchors, grid: tuple[int, int]
 ) -> Float[Tensor, "k 3"]:
-    """Token anchors in pixels: the mean colour of what each explains."""
+    """Show token anchors in pixels: the mean colour of the tokens that each anchor explains."""
     weights = compression_weights(replace(anchors, granularity="token"), grid, grid[0] * grid[1])
     pixels = F.interpolate(frames.float().cpu(), grid, mode="area").flatten(2)
     return einsum(weights.detach().float().cpu(), pixels, "k f n, f c n -> k c").clamp(0, 1)
 
 
 def resized(pictures: Float[Tensor, "f c h w"], longer: int) -> Float[Tensor, "f c y x"]:
-    """Longer side about `longer` pixels: a whole factor upwards (squares stay), means downwards."""
+    """Resize to a longer side of about `longer` pixels: a whole factor upwards, means downwards."""
     side = max(pictures.shape[-2:])
     factor = max(1, round(longer / side)) if side <= longer else longer / side
     size = [max(1, round(s * factor)) for s in pictures.shape[-2:]]
@@ -209,20 +213,20 @@ def resized(pictures: Float[Tensor, "f c h w"], longer: int) -> Float[Tensor, "f
 
 
 def check_anchors(frames: Tensor, anchors: Anchors, grid: tuple[int, int]) -> None:
-    """Raises InputError when anchors are not of these frames and this grid, or not finite."""
+    """Raise InputError when anchors are not of these frames and this grid, or not finite."""
     f, n, _ = anchors.responsibilities.shape
     if len(frames) != f or grid[0] * grid[1] != n:
         raise InputError(
             f"The anchors are of {f} frames with {n} sites, the clip has {len(frames)} frames and "
-            f"the grid {grid[0]} x {grid[1]}: give the frames and the grid they were found on."
+            f"the grid {grid[0]} x {grid[1]}: give the frames and the grid of their assignment."
         )
     if not torch.isfinite(anchors.responsibilities).all():
         raise InputError(
-            "The anchors' responsibilities hold NaN: change the settings they come of."
+            "The responsibilities of the anchors hold NaN: change the settings of the assignment."
         )
 
 
 def shares(anchors: Anchors) -> list[float]:
-    """The part of the clip's tokens that each anchor explains."""
+    """Share of the clip's tokens that each anchor explains."""
     mass = anchors.mass.sum(0)
     return (mass / mass.sum()).tolist()
