@@ -1,10 +1,10 @@
-"""Every notebook runs from its parameters alone, and its own assertions hold."""
+"""Every notebook is tested; the quickstart runs from its parameters alone, and its claim holds."""
 
 import json
 import resource
 from pathlib import Path
-from types import SimpleNamespace
 
+import pandas as pd
 import papermill
 import pytest
 import torch
@@ -12,6 +12,9 @@ from tiny_models import tiny_checkpoint
 
 from vala_research import read_clip, write_clip
 from vala_research.evaluation.metrics import psnr
+from vala_research.evaluation.verdicts import assert_claims
+from vala_research.experiments.quickstart import SCENE, Settings, claims, table
+from vala_research.sprites.render import render
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -28,7 +31,7 @@ def run(name: str, folder: Path, **parameters) -> float:
 
 
 def test_quickstart_on_the_miniature(tmp_path, miniature):
-    """The claim itself is asserted inside, on the demo clip against its true edit."""
+    """The notebook itself asserts the claim, on the demo clip against its true edit."""
     out = tmp_path / "out"
     seconds = run("00_quickstart", tmp_path, steps=20, n_frames=8, output=str(out))
     assert seconds < 240  # 40 on an idle machine
@@ -54,6 +57,7 @@ def test_quickstart_on_any_clip_and_model(tmp_path):
     assert read_clip(out / "edited.mp4").frames.shape == (2, 3, 32, 32)
     assert {p.name for p in out.iterdir()} == {
         "edited.mp4", "quickstart.pdf", "quickstart.png", "quickstart.csv", "quickstart.json",
+        "quickstart_claims.csv",
     }  # fmt: skip
 
 
@@ -63,13 +67,30 @@ def test_every_notebook_has_a_test():
     assert not missing, f"run them by papermill: {missing}"
 
 
+def planted(gain: float | None, kept: float = 8.0) -> pd.DataFrame:
+    """The quickstart's table; gain: of the edit on the source, in dB (None: no true edit)."""
+    rows = [{"frames": "edit", "reference": "source", "PSNR": kept}]
+    if gain is not None:
+        for frames, value in (("source", 8.0), ("edit", 8.0 + gain)):
+            rows.append({"frames": frames, "reference": "true edit", "PSNR": value})
+    return pd.DataFrame(rows)
+
+
 def test_the_quickstart_claim_can_fail():
-    """The notebook's own assertion refuses an edit that is the source, or worse."""
-    cells = json.loads((NOTEBOOKS / "00_quickstart.ipynb").read_text())["cells"]
-    (claim,) = ("".join(c["source"]) for c in cells if "# the claim" in "".join(c["source"]))
-    source, truth = torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), 0.5)
-    names = dict(psnr=psnr, is_known=True, truth=truth, source=SimpleNamespace(frames=source))
-    exec(claim, names | {"edited": truth * 0.9})
-    for wrong in (source, 1 + truth):
-        with pytest.raises(AssertionError):
-            exec(claim, names | {"edited": wrong})
+    """An edit that is the source, or worse, is refused; so is one that changes nothing."""
+    assert_claims(claims(planted(20.0)))
+    assert_claims(claims(planted(None)))
+    for wrong in (planted(0.0), planted(-3.0), planted(None, kept=60.0)):
+        with pytest.raises(AssertionError, match="not confirmed"):
+            assert_claims(claims(wrong))
+
+
+def test_the_quickstart_table_measures_the_edit():
+    """An edit that is the true edit; the source under any other prompt has no true edit."""
+    settings = Settings.of("smoke")
+    source = render(SCENE, 16, 64).frames[:4]
+    truth = settings.truth(source)
+    to = table(source, truth, truth).set_index(["frames", "reference"]).PSNR
+    assert to["edit", "true edit"] > 60 > to["source", "true edit"]
+    assert to["edit", "source"] == pytest.approx(psnr(truth, source), abs=1e-3)
+    assert Settings.of("smoke", prompt="a red star").truth(source) is None

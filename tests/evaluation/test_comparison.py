@@ -17,7 +17,6 @@ from vala_research.evaluation import benchmark, comparison
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.cases import edit_cases, folder_cases
 from vala_research.evaluation.comparison import Run, compare, comparison_table, per_clip
-from vala_research.experiments.vala.editing_quality import policies
 from vala_research.methods.anchors import AnchorSettings
 from vala_research.sprites.scene import WORLD
 
@@ -104,13 +103,6 @@ def test_the_policy_of_a_clip_is_found_on_its_latents():
         found = policy_of_clip(how, z)
         assert isinstance(found, AnchorAttention) and found.grid == (4, 4)
     assert found.anchors.granularity == "token"
-
-
-def test_all_policies_of_the_comparison_are_distinct():
-    made = policies(3, 64, num_inference_steps=7)
-    assert len(made) == 11 and len({repr(s) for s in made.values()}) == 11
-    assert all(s.num_inference_steps == 7 for s in made.values())
-    assert made["VALA 3 site anchors"].attention.n_anchors == 3
 
 
 def made_rows() -> pd.DataFrame:

@@ -2,15 +2,15 @@
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch.nn.functional as F
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from vala_research import InputError
@@ -20,10 +20,55 @@ from vala_research.evaluation.figures import STYLE, Picture
 AS_PLACED = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
 
 
+class Page:
+    """A Picture on which all is placed by its distance from the top left, in one unit.
+
+    w, h: of the page. per_inch: units per inch; `Picture.pixels_per_inch` is whole pixels.
+    """
+
+    def __init__(self, w: float, h: float, per_inch: float = 1):
+        self.w, self.h = w, h
+        dpi = Picture.pixels_per_inch
+        self.figure = Picture(figsize=(w / per_inch, h / per_inch), dpi=dpi, layout=AS_PLACED)
+
+    def axes(self, x: float, y: float, w: float, h: float) -> Axes:
+        """Axes without ticks, grid and frame."""
+        axes = self.figure.add_axes((x / self.w, 1 - (y + h) / self.h, w / self.w, h / self.h))
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        return axes
+
+    def picture(self, x: float, y: float, w: float, h: float, image, **style) -> Axes:
+        """An image, not resampled; its edges are 0 and 1, so maps of any grid share an outline."""
+        axes = self.axes(x, y, w, h)
+        axes.imshow(image, extent=(0, 1, 1, 0), interpolation="none", aspect="auto", **style)
+        return axes
+
+    def box(self, x: float, y: float, w: float, h: float, colour) -> None:
+        corner = (x / self.w, 1 - (y + h) / self.h)
+        self.figure.add_artist(Rectangle(corner, w / self.w, h / self.h, fc=colour, lw=0, zorder=0))
+
+    def write(self, x: float, y: float, text: str, size: float = 7, **style) -> None:
+        self.figure.text(x / self.w, 1 - y / self.h, text, fontsize=size, **style)
+
+    def scale(
+        self, x: float, y: float, w: float, h: float, colours: str, ticks: Mapping[float, str]
+    ) -> Axes:
+        """A colour bar between the first and the last tick, which are named at its right."""
+        axes, values = self.axes(x, y, w, h), list(ticks)
+        axes.imshow(np.linspace(1, 0, 128)[:, None], cmap=colours, aspect="auto",
+                    extent=(0, 1, values[0], values[-1]))  # fmt: skip
+        axes.yaxis.tick_right()
+        axes.tick_params(length=2, pad=1.5, labelsize=6)
+        axes.set_yticks(values, list(ticks.values()))
+        return axes
+
+
 def strip(
     rows: Mapping[str, Tensor], n_columns: int = 8, title: str | None = None, cell: int = 192
 ) -> Picture:
-    """Rows of frames under one another, one column a time: source, edit, true edit, |difference|.
+    """Draw rows of frames, one column per time: source, edit, true edit, |difference|.
 
     rows: label -> frames f c h w in [0, 1] of one length (labels may break lines with \\n).
     n_columns: at most so many frames, evenly spaced, the first and the last among them.
@@ -45,28 +90,20 @@ def strip(
     top = round((1.8 + 1.35 * len(lines)) * em)
     h = top + sum(image.shape[1] + gap for image in images.values()) + gap
     with rc_context(STYLE):
-        fig = Picture(figsize=(w / dpi, h / dpi), dpi=dpi, layout=AS_PLACED)
-        fig.text(gap / w, 1 - 0.4 * em / h, "\n".join(lines), va="top", weight="bold", fontsize=8)
+        page = Page(w, h, dpi)
+        page.write(gap, 0.4 * em, "\n".join(lines), 8, va="top", weight="bold")
         for k, time in enumerate(times):
-            x, y = left + k * (column + gap) + column / 2, top - 0.5 * em
-            style = {"ha": "center", "fontsize": 7, "color": "#555555"}
-            fig.text(x / w, 1 - y / h, f"frame {time}", **style)
+            x = left + k * (column + gap) + column / 2
+            page.write(x, top - 0.5 * em, f"frame {time}", ha="center", color="#555555")
         y = top
         for label, image in images.items():
-            middle = 1 - (y + image.shape[1] / 2) / h
-            fig.text((left - 0.6 * em) / w, middle, label, ha="right", va="center", fontsize=8)
+            middle = y + image.shape[1] / 2
+            page.write(left - 0.6 * em, middle, label, 8, ha="right", va="center")
             for k, picture in enumerate(image):
-                _place(fig, picture, left + k * (column + gap), y, w, h)
+                size = picture.shape[1], picture.shape[0]
+                page.picture(left + k * (column + gap), y, *size, picture)
             y += image.shape[1] + gap
-    return fig
-
-
-def _place(fig: Figure, picture: np.ndarray, x: int, y: int, w: int, h: int) -> None:
-    """At (x, y) from the top left in whole pixels: the picture is neither resampled nor blurred."""
-    rows, columns = picture.shape[:2]
-    axes = fig.add_axes((x / w, 1 - (y + rows) / h, columns / w, rows / h))
-    axes.imshow(picture, interpolation="none", aspect="auto")
-    axes.set_axis_off()
+    return page.figure
 
 
 def _wrapped(title: str | None, n_letters: float) -> list[str]:
@@ -98,24 +135,21 @@ def _check_rows(rows: Mapping[str, Tensor], n_columns: int) -> None:
 
 
 @dataclass
-class Sheet:
+class Sheet(Page):
     """Square cells in rows; columns come in pairs of adjacent frames, pairs in groups. Inches."""
 
     groups: int
-    pairs: int  # of a group
+    pairs: int  # per group
     rows: int
     head: float = 0.6
     cell: float = 0.72
     below: float = 0.18  # room for a line under each row
     left: float = 0.62
     between: float = 0.16  # groups
-    figure: Picture = field(init=False)
 
     def __post_init__(self):
-        self.w = self.end(self.groups - 1) + 0.48
-        self.h = self.head + self.rows * (self.cell + self.below) + 0.04
-        dpi = Picture.pixels_per_inch
-        self.figure = Picture(figsize=(self.w, self.h), dpi=dpi, layout=AS_PLACED)
+        h = self.head + self.rows * (self.cell + self.below) + 0.04
+        super().__init__(self.end(self.groups - 1) + 0.48, h)
 
     def x(self, group: int, pair: int, frame: int) -> float:
         pair_w = 2 * self.cell + 0.12
@@ -128,21 +162,9 @@ class Sheet:
     def y(self, row: int) -> float:
         return self.head + row * (self.cell + self.below)
 
-    def axes(self, x: float, y: float, w: float, h: float) -> Axes:
-        axes = self.figure.add_axes((x / self.w, 1 - (y + h) / self.h, w / self.w, h / self.h))
-        axes.set(xticks=[], yticks=[])
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        return axes
-
     def show(self, row: int, group: int, pair: int, frame: int, image, **style) -> Axes:
-        axes = self.axes(self.x(group, pair, frame), self.y(row), self.cell, self.cell)
-        # One extent for all: maps of any grid lie under the same outline.
-        axes.imshow(image, extent=(0, 1, 1, 0), interpolation="none", **style)
-        return axes
-
-    def write(self, x: float, y: float, text: str, size: float = 7, **style) -> None:
-        self.figure.text(x / self.w, 1 - y / self.h, text, fontsize=size, **style)
+        place = self.x(group, pair, frame), self.y(row)
+        return self.picture(*place, self.cell, self.cell, image, **style)
 
     def middle(self, group: int, pair: int) -> float:
         return self.x(group, pair, 1) - 0.015
@@ -154,14 +176,9 @@ class Sheet:
     def label(self, row: int, text: str) -> None:
         self.write(self.left - 0.1, self.y(row) + self.cell / 2, text, 8, ha="right", va="center")
 
-    def bar(self, group: int, rows: range, scale: Normalize, colours: str, words: str) -> None:
+    def bar(self, group: int, rows: range, norm: Normalize, colours: str, words: str) -> None:
         """A colour bar at the right of a group's rows."""
         y, end = self.y(rows[0]), self.y(rows[-1]) + self.cell
-        axes = self.axes(self.end(group) + 0.08, y, 0.08, end - y)
-        axes.imshow(np.linspace(1, 0, 128)[:, None], cmap=colours, aspect="auto",
-                    extent=(0, 1, scale.vmin, scale.vmax))  # fmt: skip
-        axes.yaxis.tick_right()
-        axes.tick_params(length=2, pad=1.5, labelsize=6)
-        ticks = (scale.vmin, scale.vmax)
-        axes.set_yticks(ticks, [f"{v:.2g}" for v in ticks])
+        ticks = {v: f"{v:.2g}" for v in (norm.vmin, norm.vmax)}
+        axes = self.scale(self.end(group) + 0.08, y, 0.08, end - y, colours, ticks)
         axes.set_title(words, fontsize=6, weight="normal", pad=3)

@@ -20,6 +20,7 @@ from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folde
 from vala_research.evaluation.comparison import Run, compare
 from vala_research.evaluation.figures import emit
 from vala_research.evaluation.verdicts import Claim, claims_table
+from vala_research.files import written_whole
 from vala_research.sprites.scene import WORLD
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -58,6 +59,12 @@ class Preset:
         own = {field.name for field in fields(cls)} - {"preset"}
         return cls.of(names["preset"], **{k: v for k, v in names.items() if k in own})
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Half precision for published models on a GPU, else the default."""
+        is_half = self.preset == "paper" and torch.cuda.is_available()
+        return torch.float16 if is_half else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class EditPreset(Preset):
@@ -73,12 +80,6 @@ class EditPreset(Preset):
     steps: int = 6  # diffusion steps each way
     guidance: float = 2.0  # 7.5 is usual for Stable Diffusion
     n_processes: int = 1  # 0: one per core, or one on a GPU
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Half precision for published models on a GPU, else the default."""
-        is_half = self.preset == "paper" and torch.cuda.is_available()
-        return torch.float16 if is_half else None
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -100,19 +101,34 @@ class EditPreset(Preset):
         return compare(self.cases(), edit_settings, Path(output) / "rows.csv", run, **options)
 
 
+def save_rows(rows: Iterable[Mapping[str, Any]], output: str | Path) -> pd.DataFrame:
+    """Write the rows to `output`/rows.csv, whole or not at all; return them as a table."""
+    table, path = pd.DataFrame(list(rows)), Path(output) / "rows.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as unfinished:
+        table.to_csv(unfinished, index=False)
+    return table
+
+
+def part_of(rows: pd.DataFrame, *parts: str) -> pd.DataFrame:
+    """The rows of these parts, without the columns that they do not have."""
+    return rows[rows.part.isin(parts)].dropna(axis=1, how="all")
+
+
 def publish(
     notebook: str, settings: Preset, figure: Figure, plotted: Any, claims: Iterable[Claim],
-    output: str | Path, **origin: Any,
+    output: str | Path, /, name: str = "", **origin: Any,
 ) -> dict[str, Path]:  # fmt: skip
     """Write figure, plotted numbers and origin by `emit`, and the claims beside them as csv.
 
-    notebook: such as "20_fldm_fusion"; the files are called "fldm_fusion". A figure of the smoke
-    preset carries a watermark. origin: further arguments of `emit`.
+    notebook: such as "20_fldm_fusion"; the files are called `name`, or else "fldm_fusion". A figure
+    of the smoke preset carries a watermark. origin: further arguments of `emit`.
     """
-    name = notebook.partition("_")[2]
+    name = name or notebook.partition("_")[2]
     if settings.preset == "smoke":
         figure.text(0.5, 0.5, WATERMARK, rotation=20, ha="center", va="center", fontsize=14,
                     color="#00000033", zorder=10)  # fmt: skip
+    origin = {"device": "cuda" if torch.cuda.is_available() else "cpu"} | origin
     paths = emit(name, figure, plotted, asdict(settings), output, notebook=notebook, **origin)
     if table := list(claims):
         paths["claims"] = Path(output) / f"{name}_claims.csv"

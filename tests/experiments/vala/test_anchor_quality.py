@@ -3,34 +3,30 @@
 import pytest
 import torch
 
-from vala_research.experiments.vala.anchors import (
+from vala_research.experiments.vala.anchor_quality import (
+    effective_anchors,
     keyframe_excess,
-    object_purity,
+    n_scenes,
     scene_counts,
-    sprite_clips,
+    sprite_clip,
 )
 from vala_research.experiments.vala.assignment_cost import assignment_speed, latent_tokens
 from vala_research.methods.anchors import (
     KEYFRAME_METHODS,
     AnchorSettings,
-    assign_anchors,
-    unit_tokens,
+    propagation_distortion,
 )
-from vala_research.methods.keyframes import set_cost, token_costs
-from vala_research.sprites.scene import WORLD
 
 
 def test_excess_is_over_the_best_set(pipe):
-    clips = [latent_tokens(pipe, clip.frames) for clip in sprite_clips(3, WORLD, "validation", 8)]
+    clips = [latent_tokens(pipe, sprite_clip(i, "validation", 8).frames) for i in range(3)]
     rows = keyframe_excess(clips, 2, generator=torch.Generator().manual_seed(0))
     assert [(r["clip"], r["method"]) for r in rows] == [
         (i, m) for i in range(3) for m in KEYFRAME_METHODS
     ]
     by = {(r["clip"], r["method"]): r for r in rows}
     for i, x in enumerate(clips):
-        cost = token_costs(unit_tokens(x)).flatten(0, 1)
-        distortion = set_cost(cost, torch.ones_like(cost[:, 0]), [0, 1])
-        assert by[i, "first"]["distortion"] == pytest.approx(distortion)
+        assert by[i, "first"]["distortion"] == pytest.approx(propagation_distortion(x, [0, 1]))
         best = by[i, "optimal"]
         assert best["excess"] == 0
         assert all(by[i, m]["excess"] >= 0 for m in KEYFRAME_METHODS)
@@ -45,9 +41,21 @@ def test_identical_frames_have_no_excess():
 
 
 def test_shots_are_counted(pipe):
-    rows = scene_counts(5, pipe, WORLD, "validation")
+    clips = [sprite_clip(i, "validation") for i in range(5)]
+    rows = scene_counts([pipe.encode(clip.frames) for clip in clips], map(n_scenes, clips))
     assert [row["scenes"] for row in rows] == [1, 2, 3, 4, 5]
     assert sum(row["found"] == row["scenes"] for row in rows) >= 4
+
+
+def test_effective_anchors_counts_directions_whatever_the_prior():
+    """Three well separated directions are three anchors; at most two when two are allowed."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.eye(8)[[0] * 5 + [3] * 5 + [6] * 5] + 0.01 * torch.randn(15, 8, generator=generator)
+    rows = effective_anchors([x[:, None]], priors=(0.01, 1.0), n_anchors=(2, 6))
+    assert [row["dirichlet"] for row in rows] == [0.01, 1.0] * 2
+    assert [row["n_effective"] for row in rows] == [2, 2, 3, 3]
+    one = effective_anchors([x[:, None]], (0.1,), (6,), AnchorSettings(max_sweeps=1))
+    assert set(one[0]) == {"clip", "n_anchors", "dirichlet", "n_effective"}
 
 
 def test_speed_is_beside_an_equal_clustering():
@@ -61,16 +69,3 @@ def test_speed_is_beside_an_equal_clustering():
     assert row["distortion"] == pytest.approx(row["kmeans_distortion"], rel=0.05)
     assert row["ratio"] == row["kmeans_seconds"] / row["seconds"]
     assert assignment_speed(x, 1, 2, repeats=1, stride=1)["gap"] > 10 * row["gap"]
-
-
-def test_purity_of_a_planted_object():
-    mask = torch.zeros(2, 1, 4, 4)
-    mask[..., 1:3, 1:3] = 1
-    flat = mask.flatten(1)
-    signal = torch.stack([flat, 1 - flat], -1)
-    found = object_purity(assign_anchors(signal, AnchorSettings(n_anchors=2)), mask)
-    assert found["purity"] == pytest.approx(1, abs=1e-3) and found["base"] == pytest.approx(0.75)
-    assert found["information"] == pytest.approx(1, abs=0.01)
-    assert sorted(found["share"]) == pytest.approx([0, 1], abs=1e-3)
-    blind = object_purity(assign_anchors(signal, AnchorSettings(n_anchors=1)), mask)
-    assert blind["information"] == pytest.approx(0, abs=1e-6) and blind["purity"] == 0.75

@@ -8,7 +8,11 @@ from vala_research import InputError
 from vala_research.diffusion.attention import AnchorAttention
 from vala_research.evaluation.flops import forward_flops, meta_anchors, meta_unet
 from vala_research.experiments.vala.assignment_cost import FLOPS_PER_ELEMENT, assignment_flops
-from vala_research.experiments.vala.efficiency import editors, flop_table, self_attention_layers
+from vala_research.experiments.vala.attention_cost import (
+    editors,
+    flop_table,
+    self_attention_layers,
+)
 from vala_research.methods.anchors import AnchorSettings
 
 N_FRAMES, SIDE = 32, 64

@@ -1,72 +1,86 @@
-"""Notebook 12 runs from its parameters alone, and its own claim can fail."""
+"""Notebook 12 runs from its parameters alone, and its claims can fail."""
 
 import json
 
 import pandas as pd
 import pytest
-from test_notebooks import NOTEBOOKS, run
+from test_notebooks import run
 from tiny_models import tiny_checkpoint
 
+from vala_research import InputError
 from vala_research.data.clips import write_clip
-from vala_research.evaluation.comparison import comparison_table, per_clip
+from vala_research.evaluation.verdicts import assert_claims
+from vala_research.experiments.vala.editing_quality import Settings, claims, edit_settings, figure
+from vala_research.experiments.vala.editing_quality import run as compared
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import random_scene, split_generator
 
-NAME = "12_vala_editing_quality"
+BEST = "VALA 2 site anchors"
 
 
 def test_editing_quality_on_the_miniature(tmp_path, miniature):
-    """The claim is asserted inside, on clips of the test split."""
+    """The notebook itself asserts the claims, on clips of the test split."""
     out = tmp_path / "out"
-    seconds = run(NAME, tmp_path, output=str(out))
+    seconds = run("12_vala_editing_quality", tmp_path, output=str(out))
     assert seconds < 240  # 40 on an idle machine
     rows = pd.read_csv(out / "rows.csv")
     assert len(rows) == 2 * 4 and set(rows.kind) == {"several"}
     table = pd.read_csv(out / "vala_editing_quality.csv")
     assert {"warp_error", "psnr", "success", "inversion_psnr"} <= set(table.metric)
-    assert table.set_index("setting").cost["VALA 2 site anchors"].max() == pytest.approx(
-        1.305, abs=0.001
-    )
+    assert table.set_index("setting").cost[BEST].max() == pytest.approx(1.305, abs=0.001)
     record = json.loads((out / "vala_editing_quality.json").read_text())
     assert record["parameters"]["steps"] == 10 and record["model"]["name"] == "miniature"
 
 
 def test_editing_quality_of_ones_own_clips(tmp_path):
-    """A folder with its edits.csv and another checkpoint, by parameters alone; no true edit."""
+    """A folder with its edits.csv and another checkpoint; nobody knows the true edit."""
     model = tiny_checkpoint(tmp_path / "model")
     clips = tmp_path / "clips"
     clips.mkdir()
     scene = random_scene(split_generator("validation", 0))
     write_clip(clips / "mine.mp4", render(scene, 3, 32).frames, 8.0)
     (clips / "edits.csv").write_text("clip,source_prompt,prompt\nmine.mp4,a red circle,a star\n")
-    parameters = dict(
-        clips=str(clips), model=str(model), n_frames=3, size=32, steps=2,
-        policies_shown="own,VALA 2 site anchors", output=str(tmp_path / "o"),
+    settings = Settings.of(
+        "smoke", clips=str(clips), model=str(model), n_frames=3, size=32, steps=2,
+        policies_shown=f"own,{BEST}",
     )  # fmt: skip
-    try:
-        run(NAME, tmp_path, **parameters)
-    except Exception as error:  # random weights: the claim may fail, nothing else
-        assert "assert warp.mean() < own.mean()" in str(error)
-    rows = pd.read_csv(tmp_path / "o" / "rows.csv")
-    assert set(rows.setting) == {"own", "VALA 2 site anchors"} and "gain" not in rows
+    rows = compared(settings, tmp_path / "o")
+    assert set(rows.setting) == {"own", BEST} and "gain" not in rows
+    assert len(claims(rows)) == 2 and figure(rows).axes
+    assert set(pd.read_csv(tmp_path / "o" / "rows.csv").setting) == {"own", BEST}
 
 
-def test_the_claim_can_fail():
+def test_all_policies_of_the_comparison_are_distinct():
+    made = edit_settings(Settings(n_anchors=3, n_tokens=64, steps=7))
+    assert len(made) == 11 and len({repr(s) for s in made.values()}) == 11
+    assert all(s.num_inference_steps == 7 for s in made.values())
+    assert made["VALA 3 site anchors"].attention.n_anchors == 3
+    shown = edit_settings(Settings.of("smoke", n_anchors=3))
+    assert list(shown) == [
+        "own", "extended", "uniform 3 key frames", "VALA 3 site anchors"
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="Unknown policy 'none': choose one of own, first"):
+        edit_settings(Settings(policies_shown="own,none"))
+
+
+def planted(warp: float, gain: float, success: float) -> pd.DataFrame:
+    """Eight clips; values of editing frame by frame are 1, 2 and 0.9."""
+    values = {"own": (1.0, 2.0, 0.9), BEST: (warp, gain, success)}
+    return pd.DataFrame(
+        dict(setting=name, kind="shape", index=i, warp_error=w + 0.01 * i, gain=g,
+             success=s - 0.001 * i * (name == "own"))
+        for name, (w, g, s) in values.items() for i in range(8)
+    )  # fmt: skip
+
+
+def test_the_claims_can_fail():
     """Anchors that raise E_warp, edits that lose, or success that falls for sure are refused."""
-    cells = json.loads((NOTEBOOKS / f"{NAME}.ipynb").read_text())["cells"]
-    (claim,) = ("".join(c["source"]) for c in cells if "# the claim" in "".join(c["source"]))
-
-    def attempt(warp: float, gain: float, success: float) -> None:
-        values = {"own": (1.0, 2.0, 0.9), "VALA": (warp, gain, success)}
-        rows = pd.DataFrame(
-            dict(setting=name, kind="shape", index=i, warp_error=w + 0.01 * i, gain=g,
-                 success=s - 0.001 * i * (name == "own"))
-            for name, (w, g, s) in values.items() for i in range(8)
-        )  # fmt: skip
-        table = comparison_table(rows, "own")
-        exec(claim, dict(rows=rows, table=table, best="VALA", per_clip=per_clip))
-
-    attempt(0.5, 2.0, 0.9)
+    right = claims(planted(0.5, 2.0, 0.9))
+    assert_claims(right)
+    assert [claim.verdict for claim in right] == ["confirmed"] * 4
     for wrong in ((1.5, 2.0, 0.9), (0.5, -1.0, 0.9), (0.5, 2.0, 0.5)):
-        with pytest.raises(AssertionError):
-            attempt(*wrong)
+        with pytest.raises(AssertionError, match="not confirmed"):
+            assert_claims(claims(planted(*wrong)))
+    assert claims(planted(1.5, 2.0, 0.9))[0].verdict == "contradicted"
+    without = planted(0.5, 2.0, 0.9).replace(BEST, "VALA 2 key frames")
+    assert claims(without) == []

@@ -1,4 +1,4 @@
-"""A picture for a paper: the anchors of a clip, frame by frame, and what they compress to."""
+"""A picture for a paper: the anchors of a clip, per frame, and what they compress to."""
 
 from dataclasses import dataclass, replace
 
@@ -9,18 +9,17 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Float
 from matplotlib import rc_context
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from vala_research import InputError
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.sheet import AS_PLACED
+from vala_research.evaluation.sheet import Page
 from vala_research.methods.anchors import Anchors
 from vala_research.methods.compression import compression_weights
 
 
 def shown_frames(n_frames: int, keyframes: list[int], n_columns: int) -> list[int]:
-    """At most n_columns frames in order: key frames, then whatever lies farthest from those."""
+    """Choose at most n_columns frames, in order: key frames, then the frames farthest from them."""
     shown = list(keyframes[:n_columns]) or [0]
     while len(shown) < min(n_columns, n_frames):
         away = [min(abs(i - j) for j in shown) for i in range(n_frames)]
@@ -29,45 +28,32 @@ def shown_frames(n_frames: int, keyframes: list[int], n_columns: int) -> list[in
 
 
 @dataclass
-class _Sheet:
-    """A Picture with columns of cells; everything is placed in whole pixels from the top left."""
+class _Sheet(Page):
+    """Columns of cells, in whole pixels."""
 
     columns: int
     cell: tuple[int, int]  # w, h
-    h: int
+    height: int
     em: int = round(8 / 72 * Picture.pixels_per_inch)  # of 8 point type
 
     def __post_init__(self):
         self.gap = self.em // 3
         self.is_narrow = self.cell[0] < 6 * self.em  # no room for words above a cell
         self.left = round(7.6 * self.em)
-        self.w = self.left + self.columns * (self.cell[0] + self.gap) + 4 * self.em
-        dpi = Picture.pixels_per_inch
-        self.figure = Picture(figsize=(self.w / dpi, self.h / dpi), dpi=dpi, layout=AS_PLACED)
+        w = self.left + self.columns * (self.cell[0] + self.gap) + 4 * self.em
+        super().__init__(w, self.height, Picture.pixels_per_inch)
 
     def column(self, i: int) -> int:
         return self.left + i * (self.cell[0] + self.gap)
 
-    def axes(self, x: float, y: float, w: float, h: float):
-        return self.figure.add_axes((x / self.w, 1 - (y + h) / self.h, w / self.w, h / self.h))
-
     def row(self, label: str, pictures: Float[Tensor, "i 3 h w"], y: int) -> None:
-        """Pictures of the cells' size from left to right, the label beside them."""
+        """Place pictures of the cells' size from left to right, the label beside them."""
         self.label(label, y + self.cell[1] / 2)
-        for i, picture in enumerate(pictures):
-            axes = self.axes(self.column(i), y, *self.cell)
-            axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="none", aspect="auto")
-            axes.set_axis_off()
-
-    def box(self, x: float, y: float, w: float, h: float, colour) -> None:
-        corner = (x / self.w, 1 - (y + h) / self.h)
-        self.figure.add_artist(Rectangle(corner, w / self.w, h / self.h, fc=colour, lw=0, zorder=0))
-
-    def write(self, text: str, x: float, y: float, size: float = 7, **style) -> None:
-        self.figure.text(x / self.w, 1 - y / self.h, text, fontsize=size, **style)
+        for i, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
+            self.picture(self.column(i), y, *self.cell, picture)
 
     def label(self, text: str, y: float) -> None:
-        self.write(text, self.left - 0.7 * self.em, y, 8, ha="right", va="center")
+        self.write(self.left - 0.7 * self.em, y, text, 8, ha="right", va="center")
 
 
 def anchor_map(
@@ -78,7 +64,7 @@ def anchor_map(
     title: str | None = None,
     cell: int = 192,
 ) -> Picture:
-    """Frames (key frames framed), responsibilities, entropy, and what the anchors compress to.
+    """Draw frames, responsibilities, entropy, and what the anchors compress to.
 
     grid: (h, w) of the sites. n_columns: frames shown at most; key frames are among them. The last
     row: site anchors as pictures, or token anchors as the mean colour and the share of each.
@@ -91,6 +77,8 @@ def anchor_map(
     uncertain, top_nats = entropy_map(anchors, grid)
     maps = {"frames": frames, "anchors": responsibility_map(anchors, grid)[times],
             "entropy": uncertain[times]}  # fmt: skip
+
+    # The height adds up the head, three rows of cells and the last row.
     em = _Sheet.em
     y = round((3.4 if title else 1.8) * em)
     last = size[0] if anchors.granularity == "site" else size[0] // 2
@@ -98,45 +86,35 @@ def anchor_map(
     with rc_context(STYLE):
         sheet = _Sheet(len(times), (size[1], size[0]), h)
         if title:
-            sheet.write(title, sheet.left, 0.4 * em, 8, va="top", weight="bold")
+            sheet.write(sheet.left, 0.4 * em, title, 8, va="top", weight="bold")
         _head(sheet, times, anchors.keyframes, y)
         for label, pictures in maps.items():
             sheet.row(label, F.interpolate(pictures, size, mode="nearest-exact"), y)
             y += size[0] + sheet.gap
-        _scale(sheet, top_nats, y - size[0] - sheet.gap)
+
+        # The colour bar of the entropy stands at the end of its row.
+        x, top = sheet.column(len(times)) + sheet.gap, y - size[0] - sheet.gap
+        ticks = {0: "0", top_nats / 2: "nats", top_nats: f"{top_nats:.1f}"}
+        sheet.scale(x, top, 0.6 * em, size[0], ENTROPY_COLOURS, ticks)
         paint = _sites if anchors.granularity == "site" else _tokens
         paint(sheet, clip_frames, anchors, grid, y + round(1.7 * em))
     return sheet.figure
 
 
 def _head(sheet: _Sheet, times: list[int], keyframes: list[int], y: int) -> None:
-    """The frames' numbers; a key frame has a black border around its picture."""
+    """Write the numbers of the frames; draw a black border around each key frame."""
     (w, h), edge = sheet.cell, sheet.gap // 2
     for i, time in enumerate(times):
         x, is_key = sheet.column(i), time in keyframes
         style = {"weight": "bold"} if is_key else {"color": "#555555"}
         words = "" if sheet.is_narrow else "key frame " if is_key else "frame "
-        sheet.write(f"{words}{time}", x + w / 2, y - 0.6 * sheet.em, ha="center", **style)
+        sheet.write(x + w / 2, y - 0.6 * sheet.em, f"{words}{time}", ha="center", **style)
         if is_key:
             sheet.box(x - edge, y - edge, w + 2 * edge, h + 2 * edge, "black")
 
 
-def _scale(sheet: _Sheet, top_nats: float, y: int) -> None:
-    """The colour bar of the entropy, in nats, at the end of its row."""
-    x = sheet.column(sheet.columns) + sheet.gap
-    axes = sheet.axes(x, y, 0.6 * sheet.em, sheet.cell[1])
-    axes.imshow(np.linspace(1, 0, 64)[:, None], cmap=ENTROPY_COLOURS, aspect="auto",
-                extent=(0, 1, 0, top_nats))  # fmt: skip
-    axes.yaxis.tick_right()
-    axes.tick_params(length=2, pad=2)
-    axes.set(xticks=[], yticks=[0, top_nats / 2, top_nats])
-    axes.set_yticklabels(["0", "nats", f"{top_nats:.1f}"])
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-
-
 def _sites(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> None:
-    """The heaviest anchors as pictures, each under a bar of its colour and its share."""
+    """Draw the heaviest anchors as pictures, each under a bar of its colour and its share."""
     k = min(sheet.columns, anchors.n_effective)
     pictures = resized(pseudo_frames(frames.detach(), anchors, grid)[:k], max(sheet.cell))
     sheet.row("what frames\nattend to", pictures, y)
@@ -144,12 +122,13 @@ def _sites(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> Non
     for i, (colour, share) in enumerate(parts):
         x = sheet.column(i)
         words = "" if sheet.is_narrow else f"anchor {i + 1}: "
-        sheet.write(f"{words}{share:.0%}", x + sheet.cell[0] / 2, y - 0.8 * sheet.em, ha="center")
+        middle = x + sheet.cell[0] / 2
+        sheet.write(middle, y - 0.8 * sheet.em, f"{words}{share:.0%}", ha="center")
         sheet.box(x, y - 0.5 * sheet.em, sheet.cell[0], sheet.em // 3, colour)
 
 
 def _tokens(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> None:
-    """A band as wide as the clip: the mean colour of each anchor, as wide as its share."""
+    """Draw a band of mean colours, one per anchor, each as wide as the share of its anchor."""
     h, x = sheet.cell[1] // 2, float(sheet.left)
     width = sheet.columns * (sheet.cell[0] + sheet.gap) - sheet.gap
     means = token_swatches(frames.detach(), anchors, grid).tolist()
@@ -157,7 +136,7 @@ def _tokens(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> No
     colours = anchor_colours(len(means)).tolist()
     for colour, mean, share in zip(colours, means, shares(anchors), strict=True):
         if share * width > 2.2 * sheet.em:  # room for its number
-            sheet.write(f"{share:.0%}", x + share * width / 2, y - 0.8 * sheet.em, ha="center")
+            sheet.write(x + share * width / 2, y - 0.8 * sheet.em, f"{share:.0%}", ha="center")
         part = max(1.0, share * width - sheet.gap / 2)
         sheet.box(x, y - 0.5 * sheet.em, part, sheet.em // 3, colour)
         sheet.box(x, y, part, h, mean)
@@ -165,7 +144,7 @@ def _tokens(sheet: _Sheet, frames: Tensor, anchors: Anchors, grid, y: int) -> No
 
 
 def map_table(anchors: Anchors) -> list[dict]:
-    """One row a frame and anchor: what the map shows, in numbers. entropy: mean nats a site."""
+    """Tabulate the map: one row per frame and anchor. entropy: mean over sites, in nats."""
     n, entropy = anchors.responsibilities.shape[1], anchors.entropy.mean(-1).tolist()
     return [
         {"frame": frame, "is_key": frame in anchors.keyframes, "entropy": entropy[frame],
@@ -180,7 +159,7 @@ TORN = float(np.log(2))  # nats of a site torn between two anchors: the scale's 
 
 
 def anchor_colours(k: int) -> Float[Tensor, "k 3"]:
-    """Colours that all readers can tell for the heaviest eight, then their tints and shades."""
+    """List k colours: eight that all readers can tell apart, then their tints and shades."""
     *others, black = COLOURS
     base = torch.tensor([mpl.colors.to_rgb(c) for c in (*others, "#F0E442", black)])
     tinted = torch.cat([base, 0.5 + 0.5 * base, 0.55 * base])
@@ -188,14 +167,14 @@ def anchor_colours(k: int) -> Float[Tensor, "k 3"]:
 
 
 def responsibility_map(anchors: Anchors, grid: tuple[int, int]) -> Float[Tensor, "f 3 h w"]:
-    """Each site in the colours of its anchors, mixed by responsibility."""
+    """Colour each site by its anchors, mixed by responsibility."""
     r = anchors.responsibilities.detach().float().cpu()
     colours = anchor_colours(r.shape[-1])
     return rearrange(r @ colours, "f (h w) c -> f c h w", h=grid[0]).clamp(0, 1)
 
 
 def entropy_map(anchors: Anchors, grid: tuple[int, int]) -> tuple[Float[Tensor, "f 3 h w"], float]:
-    """Posterior entropy of each site in a perceptually even scale, and its upper end in nats."""
+    """Colour each site by its posterior entropy; return the top of the scale, in nats, as well."""
     entropy = rearrange(anchors.entropy.detach().float().cpu(), "f (h w) -> f h w", h=grid[0])
     top = max(TORN, float(entropy.max()))
     picture = torch.from_numpy(mpl.colormaps[ENTROPY_COLOURS]((entropy / top).numpy()))
@@ -205,7 +184,7 @@ def entropy_map(anchors: Anchors, grid: tuple[int, int]) -> tuple[Float[Tensor, 
 def pseudo_frames(
     frames: Float[Tensor, "f 3 y x"], anchors: Anchors, grid: tuple[int, int]
 ) -> Float[Tensor, "k 3 y x"]:
-    """Site anchors in pixels: at each site the weighted mean over frames that attention is given.
+    """Show site anchors in pixels: at each site the weighted mean over frames that attention sees.
 
     The weights are the editor's own, of latents; applied to pixels they only illustrate.
     """
@@ -218,14 +197,14 @@ def pseudo_frames(
 def token_swatches(
     frames: Float[Tensor, "f 3 y x"], anchors: Anchors, grid: tuple[int, int]
 ) -> Float[Tensor, "k 3"]:
-    """Token anchors in pixels: the mean colour of what each explains."""
+    """Show token anchors in pixels: the mean colour of the tokens that each anchor explains."""
     weights = compression_weights(replace(anchors, granularity="token"), grid, grid[0] * grid[1])
     pixels = F.interpolate(frames.float().cpu(), grid, mode="area").flatten(2)
     return einsum(weights.detach().float().cpu(), pixels, "k f n, f c n -> k c").clamp(0, 1)
 
 
 def resized(pictures: Float[Tensor, "f c h w"], longer: int) -> Float[Tensor, "f c y x"]:
-    """Longer side about `longer` pixels: a whole factor upwards (squares stay), means downwards."""
+    """Resize to a longer side of about `longer` pixels: a whole factor upwards, means downwards."""
     side = max(pictures.shape[-2:])
     factor = max(1, round(longer / side)) if side <= longer else longer / side
     size = [max(1, round(s * factor)) for s in pictures.shape[-2:]]
@@ -234,20 +213,20 @@ def resized(pictures: Float[Tensor, "f c h w"], longer: int) -> Float[Tensor, "f
 
 
 def check_anchors(frames: Tensor, anchors: Anchors, grid: tuple[int, int]) -> None:
-    """Raises InputError when anchors are not of these frames and this grid, or not finite."""
+    """Raise InputError when anchors are not of these frames and this grid, or not finite."""
     f, n, _ = anchors.responsibilities.shape
     if len(frames) != f or grid[0] * grid[1] != n:
         raise InputError(
             f"The anchors are of {f} frames with {n} sites, the clip has {len(frames)} frames and "
-            f"the grid {grid[0]} x {grid[1]}: give the frames and the grid they were found on."
+            f"the grid {grid[0]} x {grid[1]}: give the frames and the grid of their assignment."
         )
     if not torch.isfinite(anchors.responsibilities).all():
         raise InputError(
-            "The anchors' responsibilities hold NaN: change the settings they come of."
+            "The responsibilities of the anchors hold NaN: change the settings of the assignment."
         )
 
 
 def shares(anchors: Anchors) -> list[float]:
-    """The part of the clip's tokens that each anchor explains."""
+    """Share of the clip's tokens that each anchor explains."""
     mass = anchors.mass.sum(0)
     return (mass / mass.sum()).tolist()

@@ -1,4 +1,4 @@
-"""What assigning anchors costs: counted FLOPs, and time beside k-means."""
+"""Cost of assigning anchors: counted FLOPs, and time beside k-means."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vala_research.methods.mixture import maximised
 
 
 def latent_tokens(pipe, frames: Float[Tensor, "f c h w"]) -> Float[Tensor, "f n d"]:
-    """The clean latents of a clip, a token a site."""
+    """Encode a clip: its clean latents, one token per site."""
     return rearrange(pipe.encode(frames), "f c h w -> f (h w) c")
 
 
@@ -40,12 +40,15 @@ def assignment_speed(
     seed: int = 0,
     stride: int = 8,
 ) -> dict:
-    """Processor seconds of the assignment beside scikit-learn's KMeans(n_init=1), best of several.
+    """Time the assignment beside scikit-learn's KMeans(n_init=1); both have one thread.
 
-    ratio: KMeans / ours, larger is better. distortion, kmeans_distortion: D(S) in [0, 4], on every
-    `stride`-th token, of the key frames chosen from our anchors and, by the same rule, from KMeans'
-    clusters; smaller is better. gap, kmeans_gap: mean squared distance of unit tokens to the
-    nearest direction, which KMeans minimises and a mixture does not. Both have one thread.
+    Returns:
+        seconds, kmeans_seconds: processor time, the best of `repeats`;
+        ratio: KMeans / ours, larger is better;
+        distortion, kmeans_distortion: D(S) in [0, 4], on every `stride`-th token, of the key frames
+            that our anchors and, by the same rule, KMeans' clusters choose; smaller is better;
+        gap, kmeans_gap: mean squared distance of unit tokens to the nearest direction, which KMeans
+            minimises and a mixture does not.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
@@ -64,35 +67,42 @@ def assignment_speed(
             theirs = min(theirs, time.process_time() - middle)
     torch.set_num_threads(n_threads)
 
+    # Clusters become anchors, so that one rule chooses the key frames of both.
     labels = torch.from_numpy(kmeans.labels_).long().unflatten(0, u.shape[:2])
     clusters = _hard_anchors(u, F.one_hot(labels, n_anchors).to(u), settings.dirichlet)
+    row = {"seconds": ours, "kmeans_seconds": theirs, "ratio": theirs / ours}
+    for name, each in (("", anchors), ("kmeans_", clusters)):
+        quality = _quality(u, each, n_keyframes, stride)
+        row |= {f"{name}{measure}": value for measure, value in quality.items()}
+    return row
+
+
+def _quality(u: Float[Tensor, "f n d"], anchors: Anchors, n_keyframes: int, stride: int) -> dict:
+    """D(S) of the key frames that anchors choose, and the gap of unit tokens to directions."""
     cost = frames_by.token_costs(u[:, ::stride]).flatten(0, 1)
-    found = {"seconds": ours, "kmeans_seconds": theirs, "ratio": theirs / ours}
-    for name, a in (("", anchors), ("kmeans_", clusters)):
-        chosen = covering_frames(a, n_keyframes)
-        found[f"{name}distortion"] = frames_by.set_cost(cost, torch.ones_like(cost[:, 0]), chosen)
-        found[f"{name}gap"] = float((2 - 2 * (tokens @ a.directions.T).amax(-1)).mean())
-    return found
+    keyframes = covering_frames(anchors, n_keyframes)
+    nearest = (u.flatten(0, 1) @ anchors.directions.T).amax(-1)
+    return {
+        "distortion": frames_by.set_cost(cost, torch.ones_like(cost[:, 0]), keyframes),
+        "gap": float((2 - 2 * nearest).mean()),
+    }
 
 
 def _hard_anchors(
     u: Float[Tensor, "f n d"], r: Float[Tensor, "f n k"], dirichlet: float
 ) -> Anchors:
-    """Anchors of given clusters."""
+    """Turn clusters into anchors."""
     m = maximised(r.flatten(0, 1).T.contiguous(), u.flatten(0, 1), dirichlet)
     directions, kappa, weights = (x.to(u) for x in (m.directions, m.concentrations, m.counts))
     return Anchors(r, directions, kappa, weights / weights.sum(), frame_summaries(u, r), [])
 
 
-# What one elementary operation on one element is charged at most: an exponential in software.
+# Upper bound of one elementary operation on one element: an exponential in software.
 FLOPS_PER_ELEMENT = 20
 
 
-# The assignment, which runs once a clip.
-
-
 class ElementCounter(TorchDispatchMode):
-    """Elements that operations other than counted products read or write, views included."""
+    """Count elements that operations other than counted products read or write, views included."""
 
     def __init__(self):
         super().__init__()
@@ -110,7 +120,7 @@ def assignment_flops(
     features: Float[Tensor, "f n d"],
     settings: AnchorSettings = AnchorSettings(),
 ) -> dict[str, int]:
-    """What `assign_anchors` does on these features.
+    """Count the work of `assign_anchors` on these features.
 
     products: FLOPs of its matrix products. elements: of all else, the largest tensor of each
     operation. flops: an upper bound, products and FLOPS_PER_ELEMENT for each element.

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vala_research import InputError
 from vala_research.diffusion.attention import (
     ANCHORS,
     AnchorAttention,
@@ -12,16 +18,42 @@ from vala_research.diffusion.attention import (
     Policy,
 )
 from vala_research.evaluation.benchmark import EditSetting
+from vala_research.evaluation.comparison import comparison_table, per_clip
+from vala_research.evaluation.comparison_figures import gains_figure
 from vala_research.evaluation.flops import forward_flops, meta_anchors, meta_unet
+from vala_research.evaluation.statistics import paired_gain
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.contract import CLIP, STABLE_DIFFUSION, EditPreset
 from vala_research.methods.anchors import AnchorSettings
+from vala_research.sprites.edits import EDITS
 
 
-def policies(n: int = 2, n_tokens: int = 256, **common) -> dict[str, EditSetting]:
-    """The attention policies of the field beside VALA's; n: frames attended to besides the own.
+@dataclass(frozen=True, kw_only=True)
+class Settings(EditPreset):
+    """Parameters of notebook 12."""
 
-    common: arguments of every EditSetting.
+    PRESETS = {
+        "smoke": {"policies_shown": "own,extended,uniform {n} key frames,VALA {n} site anchors"},
+        "sprites": {"n_clips": 66, "n_frames": 6, "steps": 15, "kinds": ",".join(EDITS),
+                    "n_processes": 0},
+        "paper": {"model": STABLE_DIFFUSION, "clip_model": CLIP, "n_clips": 0, "kinds": "",
+                  "n_frames": 16, "size": 512, "steps": 50, "n_processes": 0},
+    }  # fmt: skip
+
+    kinds: str = "several"  # kinds of edit, with commas
+    steps: int = 10  # diffusion steps each way
+    policies_shown: str = ""  # names of policies, with commas; {n} is n_anchors; "": all
+    n_anchors: int = 2  # frames or site anchors that a frame attends to besides itself
+    n_tokens: int = 256  # token anchors
+
+
+def edit_settings(settings: Settings) -> dict[str, EditSetting]:
+    """The attention policies of the field beside VALA's, by name.
+
+    Raises InputError for a name in `policies_shown` that is none of them.
     """
-    attention = {
+    n, n_tokens = settings.n_anchors, settings.n_tokens
+    policies = {
         "own": "own",
         "first": "first",
         "sparse_causal": "sparse_causal",
@@ -34,15 +66,73 @@ def policies(n: int = 2, n_tokens: int = 256, **common) -> dict[str, EditSetting
         f"VALA {2 * n} site anchors": AnchorSettings(n_anchors=2 * n, granularity="site"),
         f"VALA {n_tokens} token anchors": AnchorSettings(n_anchors=n_tokens, granularity="token"),
     }
-    return {name: EditSetting(attention=a, **common) for name, a in attention.items()}
+    shown = settings.policies_shown.replace("{n}", str(n))
+    names = shown.split(",") if shown else list(policies)
+    if unknown := [name for name in names if name not in policies]:
+        raise InputError(f"Unknown policy {unknown[0]!r}: choose one of {', '.join(policies)}.")
+    return {name: EditSetting(attention=policies[name], **settings.sampling) for name in names}
+
+
+def run(settings: Settings, output: str | Path) -> pd.DataFrame:
+    """One row per policy, kind of edit and clip, and the cost of the policy; resumes from `output`.
+
+    cost: as `relative_costs`; it depends on the policy alone, so rows.csv leaves it out.
+    """
+    policies = edit_settings(settings)
+    rows = settings.compare(policies, output)
+    return rows.assign(cost=rows.setting.map(relative_costs(policies)))
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """`comparison_table` against editing frame by frame, and the cost of each policy."""
+    compared = comparison_table(rows, "own")
+    return compared.assign(cost=compared.setting.map(_costs(rows)))
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """What each policy gains on editing frame by frame, its cost beside its name."""
+    return gains_figure(table(rows), _costs(rows))
+
+
+def claims(rows: pd.DataFrame) -> list[Claim]:
+    """Site anchors against frame by frame: E_warp falls, attribute success does not.
+
+    The policy with the fewest site anchors is judged; where none is shown, no claim is made.
+    """
+    warp = per_clip(rows, "warp_error")
+    anchored = [name for name in warp if name.endswith("site anchors")]
+    if not anchored:
+        return []
+    best = min(anchored, key=lambda name: int(name.split()[1]))
+    less = paired_gain(warp["own"].to_numpy(), warp[best].to_numpy())
+    claims = [
+        Claim.of_gain(f"{best} lower E_warp", "E_warp, reduction", less),
+        Claim.of_fact(f"{best} lower E_warp on average over these clips", "E_warp, reduction",
+                      less.mean, less.mean > 0, less.n),
+    ]  # fmt: skip
+
+    # Only in the sprite world is the true edit known.
+    if "gain" in rows:
+        nearer = float(per_clip(rows, "gain").mean().min())
+        success = per_clip(rows, "success")
+        more = paired_gain(success[best].to_numpy(), success["own"].to_numpy())
+        claims += [
+            Claim.of_fact("Every policy comes nearer to the true edit than the source",
+                          "least mean gain, dB", nearer, nearer > 0, len(success)),
+            Claim.of_fact(f"{best} do not lower attribute success",
+                          "upper end of the gain's 95% interval", more.high, not more.high < 0,
+                          more.n),
+        ]  # fmt: skip
+    return claims
 
 
 def relative_costs(
     settings: Mapping[str, EditSetting], n_frames: int = 32, height: int = 64, width: int = 64
 ) -> dict[str, float]:
-    """FLOPs of one Stable Diffusion 1.5 forward of the clip over those of editing frame by frame.
+    """Count FLOPs of one Stable Diffusion 1.5 forward of the clip, relative to frame by frame.
 
-    height, width: of the latents; 64 is 512 pixels. Counted without weights (`costs`).
+    The count needs no weights (`evaluation.flops`). height, width: of the latents; 64 is 512
+    pixels.
     """
     unet = meta_unet()
 
@@ -61,3 +151,7 @@ def relative_costs(
     }
     own = forward_flops(unet, "own", n_frames, height, width)
     return {name: flops / own for name, flops in counted.items()}
+
+
+def _costs(rows: pd.DataFrame) -> dict[str, float]:
+    return dict(zip(rows.setting, rows.cost, strict=True))

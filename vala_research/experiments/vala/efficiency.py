@@ -1,165 +1,228 @@
-"""What an edit costs is counted, not timed: every product the library's own code runs, weightless.
+"""What anchors cost: FLOPs of an edit, the assignment itself, and memory (notebook 13).
 
-A UNet on the meta device has shapes and no numbers, so that Stable Diffusion 1.5 over 128 frames is
-counted exactly in half a second; FLOPs are two for each multiply-add of a convolution, a linear
-layer, an attention or an einsum (torch.utils.flop_counter).
+FLOPs are counted, not timed, on the Stable Diffusion 1.5 configuration without weights.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vala_research.diffusion.attention import (
-    AnchorAttention,
-    KeyframeAttention,
-    Lookup,
-    Policy,
-    own,
-)
-from vala_research.diffusion.backbone import UNet
+from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.figures import COLOURS, STYLE
-from vala_research.evaluation.flops import forward_flops, meta_anchors
+from vala_research.evaluation.flops import meta_unet
+from vala_research.evaluation.memory import edit_memory
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, part_of, save_rows
+from vala_research.experiments.vala.assignment_cost import (
+    assignment_flops,
+    assignment_speed,
+    latent_tokens,
+)
+from vala_research.experiments.vala.attention_cost import CURVES, cost_curves, editors, flop_table
+from vala_research.methods.anchors import AnchorSettings
+from vala_research.sprites.render import render
+from vala_research.sprites.scene import WORLD, random_scene, split_generator
+
+SIDE = 64  # of the latents whose edit is counted: 512 pixels
+AIMS = {"own + 2 site anchors": 1.35, "own + 256 token anchors": 1.03}
 
 
-def self_attention_layers(unet: UNet, height: int, width: int) -> list[tuple[int, int]]:
-    """(tokens n, channels c) of every self-attention layer."""
-    layers = []
+@dataclass(frozen=True, kw_only=True)
+class Settings(Preset):
+    """Parameters of notebook 13."""
 
-    def note(keys: Tensor, values: Tensor, layer: str) -> Lookup:
-        layers.append((keys.shape[1], keys.shape[2]))
-        return own(keys, values, layer)
+    PRESETS = {
+        "smoke": {},
+        "paper": {
+            "model": STABLE_DIFFUSION, "curve_frames": (8, 16, 64, 128),
+            "memory_frames": (16, 64, 128), "is_fresh": True, "n_tokens": 4096, "sprite_size": 256,
+            "memory_policies": ("own", "anchors site", "anchors token", "extended"),
+        },
+    }  # fmt: skip
 
-    forward_flops(unet, note, 1, height, width)
-    return layers
+    model: str = "miniature"  # whose memory is measured; or a folder or a hub id
+    size: int = 0  # side of the square frames whose memory is measured; 0: 64 or 512 by the model
+    n_frames: int = 32  # frames per clip in the table
+    curve_frames: tuple[int, ...] = (8, 128)  # frames per clip in the first figure, besides
+    memory_frames: tuple[int, ...] = (8, 16)  # frames per clip in the second figure, ascending
+    memory_policies: tuple[str, ...] = ("own", "anchors site")
+    is_fresh: bool = False  # one new process per measurement of memory
+    n_tokens: int = 1024  # tokens per frame whose assignment is counted
+    sprite_size: int = 128  # side of the sprite frames whose assignment is timed
+    seed: int = 0  # of the noise that is assigned
 
 
-@dataclass(frozen=True)
-class Editor:
-    """A policy, and how many keys a query of a layer of n tokens costs beyond its own n.
+def run(settings: Settings, output: str | Path) -> pd.DataFrame:
+    """Rows of each measurement, named in column `part`.
 
-    more_keys: by hand. A product with weights over all tokens costs as much as attending does:
-    K pseudo-frames cost each query K n keys seen and K made, K tokens K seen and K made.
+    The parts: "policies" and "curves" are rows of `flop_table`; "assignment" is the share of one
+    UNet forward of the clip; "speed" is rows of `assignment_speed`; "memory" is of `edit_memory`.
     """
-
-    policy: str | Policy
-    more_keys: Callable[[int], int]
-
-
-def editors(
-    n_frames: int,
-    height: int,
-    width: int,
-    n_keyframes: Iterable[int] = (2, 4),
-    n_site: Iterable[int] = (2, 4, 8),
-    n_token: Iterable[int] = (64, 256, 1024),
-) -> dict[str, Editor]:
-    """The policies that are compared, by name."""
-
-    def anchored(k: int, granularity: str) -> Policy:
-        anchors = meta_anchors(n_frames, height * width, k, granularity)
-        return AnchorAttention(anchors, (height, width))
-
-    found = {
-        "own": Editor("own", lambda n: 0),
-        "first": Editor("first", lambda n: 0),
-        "sparse_causal": Editor("sparse_causal", lambda n: n),
-        "extended": Editor("extended", lambda n: (n_frames - 1) * n),
-    }
-    for k in n_keyframes:
-        found[f"own + {k} key frames"] = Editor(
-            KeyframeAttention(tuple(range(k))), lambda n, k=k: k * n
-        )
-    for k in n_site:
-        found[f"own + {k} site anchors"] = Editor(anchored(k, "site"), lambda n, k=k: k * n + k)
-    for k in n_token:
-        found[f"own + {k} token anchors"] = Editor(anchored(k, "token"), lambda n, k=k: 2 * k)
-    return found
+    unet, n = meta_unet(), settings.n_frames
+    policies = flop_table(unet, editors(n, SIDE, SIDE), n, SIDE, SIDE)
+    forward = 1e12 * policies[0]["tflop"] * n  # FLOPs, own frame alone
+    size = settings.size or (64 if settings.model == "miniature" else 512)
+    dtype = "float16" if settings.dtype else "float32"
+    parts = {
+        "policies": policies,
+        "curves": cost_curves(unet, settings.curve_frames, SIDE, SIDE),
+        "assignment": [assignment_share(settings, forward)],
+        "speed": speeds(settings),
+        "memory": [
+            row
+            for name in settings.memory_policies
+            for row in edit_memory(
+                settings.memory_frames, *name.split(), model=settings.model, size=size,
+                dtype=dtype, is_fresh=settings.is_fresh,
+            )
+        ],
+    }  # fmt: skip
+    return save_rows([{"part": part} | row for part in parts for row in parts[part]], output)
 
 
-def flop_table(unet: UNet, found: Mapping[str, Editor], n_frames: int, height: int, width: int):
-    """Rows of policy, frames, tflop (of one frame's forward), ratio to editing frame by frame.
+def assignment_share(settings: Settings, forward: float) -> dict:
+    """Bound the FLOPs of an assignment, relative to one UNet forward of the clip.
 
-    arithmetic: the ratio by hand, 1 + sum over layers of 4 n c more_keys(n) / FLOPs of a frame.
-    A ratio holds for a whole edit, since inversion and every branch run the same forward.
+    forward: FLOPs of that forward at 4096 tokens per frame. The assignment is of noise, where no
+    structure ends the 50 sweeps early.
     """
-    layers = self_attention_layers(unet, height, width)
-    frame = forward_flops(unet, "own", 1, height, width)
-    rows = []
-    for name, editor in found.items():
-        flops = forward_flops(unet, editor.policy, n_frames, height, width) / n_frames
-        more = sum(4 * n * c * editor.more_keys(n) for n, c in layers)
-        rows.append(
-            {"policy": name, "frames": n_frames, "tflop": flops / 1e12, "ratio": flops / frame,
-             "arithmetic": 1 + more / frame}
-        )  # fmt: skip
-    return rows
+    generator = torch.Generator().manual_seed(settings.seed)
+    noise = torch.randn(settings.n_frames, settings.n_tokens, 4, generator=generator)
+    flops = assignment_flops(noise, AnchorSettings(tolerance=-1.0))["flops"]
+    share = flops / (settings.n_tokens / SIDE**2) / forward
+    return {"frames": settings.n_frames, "flops": flops, "share": share}
 
 
-CURVES = {
-    "extended": "all frames", "own + 4 site anchors": "own + 4 site anchors",
-    "own + 2 site anchors": "own + 2 site anchors", "sparse_causal": "first + previous",
-    "own + 256 token anchors": "own + 256 token anchors",
-}  # fmt: skip
+def speeds(settings: Settings) -> list[dict]:
+    """Time the assignment beside KMeans: on a sprite clip and, in preset paper, on wide tokens."""
+    scene = random_scene(split_generator("validation", 0), world=WORLD)
+    clip = render(scene, settings.n_frames, settings.sprite_size).frames
+    features = [latent_tokens(quiet_pipeline("miniature"), clip).cpu()]
+    if settings.preset == "paper":
+        features.append(planted_tokens(settings.n_frames, settings.seed))
+    return [
+        {"frames": len(x), "tokens": str(x.shape[:2])} | assignment_speed(x, repeats=3)
+        for x in features
+    ]
 
 
-def cost_curves(unet: UNet, n_frames: Iterable[int], height: int, width: int) -> list[dict]:
-    """Rows of `flop_table` for each number of frames, of the policies that CURVES names."""
-    rows = []
-    for f in n_frames:
-        found = {k: v for k, v in editors(f, height, width).items() if k in CURVES}
-        rows += flop_table(unet, found, f, height, width)
-    return rows
+def planted_tokens(n_frames: int, seed: int) -> Tensor:
+    """Draw 1024 tokens per frame of width 320 around 12 directions."""
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.randint(12, (n_frames, 1024), generator=generator)
+    centres = torch.randn(12, 320, generator=generator)
+    return centres[which] + 0.3 * torch.randn(n_frames, 1024, 320, generator=generator)
 
 
-def cost_figure(rows: Iterable[dict]) -> Figure:
-    """FLOPs relative to editing frame by frame, against the number of frames."""
-    rows = sorted(rows, key=lambda row: row["frames"])
-    with rc_context(STYLE):
-        fig = Figure(figsize=(3.4, 2.6))
-        axes = fig.add_subplot()
-        for (name, label), colour, marker in zip(CURVES.items(), COLOURS, "osD^v", strict=False):
-            line = {r["frames"]: r["ratio"] for r in rows if r["policy"] == name}
-            axes.plot(list(line), list(line.values()), color=colour, marker=marker, label=label)
-        axes.axhline(1, color="black", linestyle=":", label="own frame alone")
-        axes.set(xscale="log", yscale="log", xlabel="frames", ylabel="FLOPs / frame by frame")
-        ticks = sorted({row["frames"] for row in rows})
-        axes.set_xticks(ticks, [str(t) for t in ticks])
-        axes.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
-        axes.minorticks_off()
-        axes.legend(handlelength=1.8, labelspacing=0.3)
-    return fig
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """FLOPs of every policy, the aims, and the cost of an edit with guidance (2 branches back)."""
+    policies = part_of(rows, "policies").set_index("policy").drop(columns="part")
+    edit = policies.tflop * policies.frames * 50 * 3
+    return policies.assign(aim=pd.Series(AIMS), **{"TFLOP of 50 + 50 steps": edit})
+
+
+def claims(rows: pd.DataFrame) -> list[Claim]:
+    """Anchors cost what is aimed at, the assignment a hundredth, memory grows linearly."""
+    policies = table(rows)
+    claims = [
+        Claim.of_fact(f"{name} costs at most {aim} times editing frame by frame",
+                      "relative FLOPs", policies.ratio[name], bool(policies.ratio[name] <= aim))
+        for name, aim in AIMS.items()
+    ]  # fmt: skip
+    error = float((policies.ratio / policies.arithmetic - 1).abs().max())
+    share = float(part_of(rows, "assignment").share.max())
+    faster = float(part_of(rows, "speed").ratio.min())
+    speed = Claim.of_fact("The assignment is faster than KMeans on the same tokens",
+                          "time of KMeans relative to it", faster, faster > 1)  # fmt: skip
+    claims += [
+        Claim.of_fact("Counted FLOPs are those by hand", "relative error", error, error < 1e-6),
+        Claim.of_fact("The assignment costs at most a hundredth of one UNet forward",
+                      "share", share, share <= 0.01),
+        replace(speed, is_asserted=False),  # machines differ
+    ]  # fmt: skip
+    return claims + growth_claims(part_of(rows, "memory"))
+
+
+def growth_claims(rows: pd.DataFrame) -> list[Claim]:
+    """Live memory is a straight line in the frames; anchors add at most a tenth to its slope."""
+    lines = rows.groupby("attention", sort=False)
+    growth = {name: slopes(line.to_dict("records"), "live") for name, line in lines}
+    claims = []
+    for name, slope in growth.items():
+        if len(slope) > 1:
+            bend = max(slope) / min(slope)
+            claims.append(
+                Claim.of_fact(f"Memory grows linearly with the frames ({name})",
+                              "largest slope relative to the least", bend, bend <= 1.02)
+            )  # fmt: skip
+        if name != "own":
+            more = slope[0] / growth["own"][0]
+            claims.append(
+                Claim.of_fact(f"Memory grows at most a tenth faster than frame by frame ({name})",
+                              "relative slope", more, more <= 1.1)
+            )  # fmt: skip
+    return claims
 
 
 def slopes(rows: Sequence[dict], measure: str) -> list[float]:
-    """MiB a frame between consecutive lengths: equal ones are linear growth."""
+    """MiB per frame between consecutive lengths: equal slopes are linear growth."""
     return [
         (b[measure] - a[measure]) / (b["frames"] - a["frames"])
         for a, b in zip(rows, rows[1:], strict=False)
     ]
 
 
-def memory_figure(rows: Sequence[dict], shows_process: bool = True) -> Figure:
-    """Peak memory against frames: live tensors, and how much the process grew since the first."""
+def costs(rows: pd.DataFrame) -> pd.DataFrame:
+    """The counted FLOPs, which `figure` draws."""
+    return part_of(rows, "policies", "curves").drop(columns="part")
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """Draw FLOPs relative to editing frame by frame, against the number of frames."""
+    counted = costs(rows).sort_values("frames", kind="stable")
+    with rc_context(STYLE):
+        fig = Figure(figsize=(3.4, 2.6))
+        axes = fig.add_subplot()
+        for (name, label), colour, marker in zip(CURVES.items(), COLOURS, "osD^v", strict=False):
+            line = counted[counted.policy == name].drop_duplicates("frames", keep="last")
+            axes.plot(line.frames, line.ratio, color=colour, marker=marker, label=label)
+        axes.axhline(1, color="black", linestyle=":", label="own frame alone")
+        axes.set(xscale="log", yscale="log", xlabel="frames", ylabel="FLOPs / frame by frame")
+        ticks = sorted(counted.frames.unique())
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axes.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+        axes.minorticks_off()
+        axes.legend(handlelength=1.8, labelspacing=0.3)
+    return fig
+
+
+def memory_figure(rows: pd.DataFrame, shows_process: bool = True) -> Figure:
+    """Draw peak memory against frames: live tensors, and the growth of the process since the first.
+
+    rows: of part "memory". shows_process: only where each measurement had a process of its own.
+    """
+    lines = rows.groupby("attention", sort=False)
     with rc_context(STYLE):
         fig = Figure()
         axes = fig.add_subplot()
-        names = dict.fromkeys(row["attention"] for row in rows)
         # Curves that coincide stay visible: each is drawn thinner on the one before.
-        for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
-            line = [row for row in rows if row["attention"] == name]
-            x = [row["frames"] for row in line]
-            live = [row["live"] for row in line]
+        for i, ((name, line), colour) in enumerate(zip(lines, COLOURS, strict=False)):
             style = dict(linewidth=max(0.8, 4 - i), markersize=max(2, 7 - 1.5 * i))
-            axes.plot(x, live, "o-", color=colour, label=name, **style)
+            axes.plot(line.frames, line.live, "o-", color=colour, label=name, **style)
             if shows_process:
-                grown = [row["peak"] - line[0]["peak"] + live[0] for row in line]
-                axes.plot(x, grown, "_", color=colour, markersize=14)
+                grown = line.peak - line.peak.iloc[0] + line.live.iloc[0]
+                axes.plot(line.frames, grown, "_", color=colour, markersize=14)
         if shows_process:
             axes.plot([], [], "_", color="grey", markersize=14, label="growth of the process")
         axes.set(xlabel="frames", ylabel="peak memory, MiB", ylim=(0, None))
-        axes.set_xticks(sorted({row["frames"] for row in rows}))
+        axes.set_xticks(sorted(rows.frames.unique()))
         axes.legend()
     return fig

@@ -1,0 +1,81 @@
+"""One call edits a clip; on the demo clip the true edit is known (notebook 00)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research.assets import demo_clip
+from vala_research.evaluation.figures import Picture
+from vala_research.evaluation.metrics import estimate_flow, psnr, ssim, warp_error
+from vala_research.evaluation.sheet import strip
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.contract import STABLE_DIFFUSION, Preset
+from vala_research.sprites.edits import demo_scenes
+from vala_research.sprites.render import render
+
+SCENE, TARGET = demo_scenes()
+Frames = Float[Tensor, "f c h w"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Preset):
+    """Parameters of notebook 00."""
+
+    PRESETS = {"smoke": {}, "paper": {"model": STABLE_DIFFUSION}}
+
+    model: str = "miniature"  # or a folder or a hub id
+    clip: str = demo_clip()  # a video, gif or folder of frames
+    source_prompt: str = SCENE.caption  # what the clip shows
+    prompt: str = TARGET.caption  # what it shall show
+    n_frames: int = 16  # frames at most
+    size: int = 0  # side of the square frames, in pixels; 0: the model's own
+    attention: str = "anchors"  # "own", "first", "sparse_causal", "extended" or "anchors"
+    inversion: str = "ddim"  # "ddim", "exact" or "null_text"
+    injection: float = 0.0  # first share of the steps in which the source's features are used
+    steps: int = 50  # diffusion steps each way
+    guidance: float = 2.0  # how strongly the prompt acts; 7.5 is usual for Stable Diffusion
+    seed: int = 0
+
+    def truth(self, source: Frames) -> Frames | None:
+        """Render the true edit; it is known for the demo clip under its own two captions only."""
+        asked = self.clip, self.source_prompt, self.prompt
+        if asked != (demo_clip(), SCENE.caption, TARGET.caption):
+            return None
+        return render(TARGET, 16, source.shape[-1]).frames[: len(source)]
+
+
+def figure(settings: Settings, source: Frames, edited: Frames, truth: Frames | None) -> Picture:
+    """Source, edit, true edit where it is known, and what the edit differs by."""
+    known = {} if truth is None else {"true edit": truth}
+    difference = (edited - (source if truth is None else truth)).abs()
+    rows = {"source": source, "edit": edited} | known | {"difference": difference}
+    return strip(rows, title=f"{settings.source_prompt}  ->  {settings.prompt}")
+
+
+def table(source: Frames, edited: Frames, truth: Frames | None) -> pd.DataFrame:
+    """PSNR (dB) and SSIM of source and edit to each reference; E_warp under the source's flow."""
+    flow, valid = estimate_flow(source)
+    references = {"source": source} | ({} if truth is None else {"true edit": truth})
+    return pd.DataFrame(
+        {"frames": name, "reference": reference, "PSNR": psnr(f, r), "SSIM": ssim(f, r),
+         "E_warp x 1000": 1000 * warp_error(f, flow, valid)}
+        for name, f in (("source", source), ("edit", edited))
+        for reference, r in references.items() if name != reference
+    ).round(3)  # fmt: skip
+
+
+def claims(rows: pd.DataFrame) -> list[Claim]:
+    """The edit is nearer to the true edit than the source; without a true edit, it is an edit."""
+    to = rows.set_index(["frames", "reference"]).PSNR.to_dict()
+    if ("source", "true edit") not in to:
+        kept = to["edit", "source"]
+        fact = "The edit changes the clip", "PSNR to the source, dB", kept, kept < 50
+    else:
+        gain = to["edit", "true edit"] - to["source", "true edit"]
+        sentence = "The edit is nearer to the true edit than the source is"
+        fact = sentence, "gain in PSNR, dB", gain, gain > 0
+    return [Claim.of_fact(*fact)]
