@@ -346,12 +346,13 @@ def test_batches_are_a_function_of_their_number():
 
 SCRIPT = """
 import sys, torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_finetuning import Clips, QUICK, see, D_VISION
 from dataclasses import replace
 from vala_research import VideoEditPipeline
-from vala_research.diffusion.adapter import AdapterSettings, TemporalAdapter
-from vala_research.diffusion.finetuning import train
+from vala_research.adapter.settings import AdapterSettings
+from vala_research.adapter.temporal_adapter import TemporalAdapter
+from vala_research.adapter.training import train
 pipe = VideoEditPipeline.from_pretrained({model!r})
 generator = torch.Generator().manual_seed(1)
 adapter = TemporalAdapter.attach(pipe.unet, AdapterSettings(n_shared=2), D_VISION, generator)
@@ -365,7 +366,7 @@ def test_a_killed_run_ends_bit_for_bit_as_an_unbroken_one(checkpoint, fresh, tmp
     """SIGKILL at random moments, also while a checkpoint is written; then the same command."""
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    script = SCRIPT.format(tests=str(Path(__file__).parents[1]), model=str(checkpoint), seed=7)
+    script = SCRIPT.format(tests=[str(Path(__file__).parents[i]) for i in (0, 1)], model=str(checkpoint), seed=7)
 
     def run(folder: Path) -> None:
         pipe, adapter = fresh(AdapterSettings(n_shared=2))
@@ -511,7 +512,7 @@ def test_mixed_precision_keeps_trained_weights_in_float32(checkpoint, tmp_path):
     """In a process of its own: accelerate holds one precision a process."""
     script = SCRIPT.replace("from_pretrained({model!r})",
                             "from_pretrained({model!r}, torch.bfloat16)")  # fmt: skip
-    script = script.format(tests=str(Path(__file__).parents[1]), model=str(checkpoint), seed=0)
+    script = script.format(tests=[str(Path(__file__).parents[i]) for i in (0, 1)], model=str(checkpoint), seed=0)
     script = script.replace("max_steps=40", "max_steps=2, mixed_precision='bf16'")
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
