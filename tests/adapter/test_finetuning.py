@@ -344,6 +344,7 @@ def test_batches_are_a_function_of_their_number():
         next(streamed)
 
 
+PATHS = [str(Path(__file__).parents[i]) for i in (0, 1)]
 SCRIPT = """
 import sys, torch
 sys.path[:0] = {tests!r}
@@ -366,7 +367,7 @@ def test_a_killed_run_ends_bit_for_bit_as_an_unbroken_one(checkpoint, fresh, tmp
     """SIGKILL at random moments, also while a checkpoint is written; then the same command."""
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    script = SCRIPT.format(tests=[str(Path(__file__).parents[i]) for i in (0, 1)], model=str(checkpoint), seed=7)
+    script = SCRIPT.format(tests=PATHS, model=str(checkpoint), seed=7)
 
     def run(folder: Path) -> None:
         pipe, adapter = fresh(AdapterSettings(n_shared=2))
@@ -512,7 +513,7 @@ def test_mixed_precision_keeps_trained_weights_in_float32(checkpoint, tmp_path):
     """In a process of its own: accelerate holds one precision a process."""
     script = SCRIPT.replace("from_pretrained({model!r})",
                             "from_pretrained({model!r}, torch.bfloat16)")  # fmt: skip
-    script = script.format(tests=[str(Path(__file__).parents[i]) for i in (0, 1)], model=str(checkpoint), seed=0)
+    script = script.format(tests=PATHS, model=str(checkpoint), seed=0)
     script = script.replace("max_steps=40", "max_steps=2, mixed_precision='bf16'")
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
