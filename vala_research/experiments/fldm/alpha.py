@@ -15,19 +15,22 @@ from vala_research.evaluation.comparison import METRICS, per_clip
 from vala_research.evaluation.comparison_figures import axis_title, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import paired_gain
-from vala_research.evaluation.verdicts import held_out_gain, judged
+from vala_research.evaluation.verdicts import Claim, held_out_gain
 from vala_research.experiments.fldm.fusion import CONSISTENCY, PAIRS, mark_directions
 from vala_research.experiments.fldm.settings import FRAMEWISE, IMAGE, VIDEO, constant, single_models
 
 
-def held_out_table(
+def held_out_claims(
     rows: pd.DataFrame, metrics: Iterable[str], candidates: Sequence[str], baselines: Sequence[str]
-) -> pd.DataFrame:
-    """One row a metric: whether some mixture beats the better single model (`held_out_gain`)."""
-    found = {m: METRICS[m].sign * per_clip(rows, m) for m in metrics if m in rows}
-    gains = {m: held_out_gain(values, candidates, baselines) for m, values in found.items()}
-    text = "a mixture beats the better single model"
-    return pd.DataFrame([judged(text, metric, gain) for metric, gain in gains.items()])
+) -> list[Claim]:
+    """One claim per metric: some mixture beats the better single model (`held_out_gain`)."""
+    claims = []
+    for metric in (m for m in metrics if m in rows):
+        values = METRICS[metric].sign * per_clip(rows, metric)
+        gain = held_out_gain(values, candidates, baselines)
+        sentence = "a mixture beats the better single model"
+        claims.append(Claim.of_gain(sentence, METRICS[metric].name, gain))
+    return claims
 
 
 # --- curves over the ratio ----------------------------------------------------------------------
@@ -97,21 +100,21 @@ def alpha_settings(
     return single_models(motion, **common) | fused
 
 
-def trend_table(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
-    """Whether more of the video model is steadier and follows the text worse: slopes over a.
+def trend_claims(rows: pd.DataFrame, metrics: Iterable[str]) -> list[Claim]:
+    """One claim per metric: more of the video model is steadier and follows the text worse.
 
-    The slope is of a line through each clip's values at "a = ..."; its interval is over clips.
+    The measured gain is the slope of a line through each clip's values at "a = ...", in the
+    claimed direction. Its interval is over clips.
     """
-    table = []
+    claims = []
     for metric in (m for m in metrics if m in rows):
         values = METRICS[metric].sign * ratios(per_clip(rows, metric))
         slopes = np.polyfit(values.columns.to_numpy(float), values.to_numpy().T, 1)[0]
-        sign, text = (1, "gains") if metric in CONSISTENCY else (-1, "loses")
+        sign, verb = (1, "gains") if metric in CONSISTENCY else (-1, "loses")
         gain = paired_gain(sign * slopes, np.zeros_like(slopes))
-        table.append(
-            judged(f"{METRICS[metric].name} {text} as the video model's share grows", metric, gain)
-        )
-    return pd.DataFrame(table)
+        name = METRICS[metric].name
+        claims.append(Claim.of_gain(f"{name} {verb} as the video model's share grows", name, gain))
+    return claims
 
 
 def ratios(values: pd.DataFrame) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from vala_research.evaluation.cases import ClipCase, EditCase
 from vala_research.evaluation.comparison_figures import axis_title, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import paired_gain, summarise
-from vala_research.evaluation.verdicts import judged
+from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.fldm.foreign_space import OTHER_CLIP, SAME, UNTRAINED, ForeignPlan
 from vala_research.experiments.fldm.settings import VIDEO, single_models
 from vala_research.methods.fusion import FusionSchedule, match_moments
@@ -140,7 +140,7 @@ def cosine_rows(
 
 def compatibility_claims(
     cosines: pd.DataFrame, rows: pd.DataFrame, foreign: Iterable[str] = (), metric: str = "psnr"
-) -> pd.DataFrame:
+) -> list[Claim]:
     """Verdicts on the seed's assumption, its break condition, and its proposal to normalise.
 
     foreign: names of the plans that live elsewhere. metric: of the rows, larger being better.
@@ -159,10 +159,10 @@ def compatibility_claims(
         claims.append((text, metric, psnr[name + NORMALISED], psnr[name]))
         text = f"{name}, normalised, is still worse than the same space"
         claims.append((text, metric, psnr[SAME], psnr[name + NORMALISED]))
-    return pd.DataFrame(
-        judged(text, name, paired_gain(better.to_numpy(), than.to_numpy()))
+    return [
+        Claim.of_gain(text, name, paired_gain(better.to_numpy(), than.to_numpy()))
         for text, name, better, than in claims
-    )
+    ]
 
 
 def compared_frames(

@@ -18,22 +18,23 @@ from vala_research.evaluation.comparison import METRICS, per_clip
 from vala_research.evaluation.comparison_figures import axis_title
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import Gain, paired_gain
-from vala_research.evaluation.verdicts import check_settings, judged
+from vala_research.evaluation.verdicts import Claim, check_settings
 from vala_research.experiments.fldm.settings import FRAMEWISE
 from vala_research.methods.fusion import KINDS, FusionSchedule
 
 
-def per_kind_table(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
-    """Whether it pays to choose a schedule for each kind of edit rather than one for all.
+def per_kind_claims(rows: pd.DataFrame, metrics: Iterable[str]) -> list[Claim]:
+    """One claim per metric: a schedule per kind of edit beats one schedule for all kinds.
 
-    Both are chosen on the other clips; the gain on a clip is the mean over its kinds.
+    Both are chosen on the other clips. The gain on a clip is the mean over its kinds.
     """
-    table = []
+    claims = []
     for metric in (m for m in metrics if m in rows):
         values = METRICS[metric].sign * rows.pivot_table(metric, "index", ["kind", "setting"])
         gain = _gain_of_choosing(values)
-        table.append(judged("a schedule for each kind of edit beats one for all", metric, gain))
-    return pd.DataFrame(table)
+        sentence = "a schedule for each kind of edit beats one for all"
+        claims.append(Claim.of_gain(sentence, METRICS[metric].name, gain))
+    return claims
 
 
 def _gain_of_choosing(values: pd.DataFrame) -> Gain:
