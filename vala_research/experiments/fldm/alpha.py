@@ -117,7 +117,8 @@ def _end(name: str, values: dict[str, pd.DataFrame]) -> Claim:
     Measured: the largest difference of a clip, relative to the metric's largest value.
     """
     end = ENDS[name]
-    off = max(abs(v[name] - v[end]).max() / (abs(v[name]).max() or 1) for v in values.values())
+    offs = (abs(v[name] - v[end]).max() / (abs(v[name]).max() or 1) for v in values.values())
+    off = float(max(offs))
     return Claim.of_fact(f"{end} is the {name} edit", "relative difference", off, off < 1e-4)
 
 

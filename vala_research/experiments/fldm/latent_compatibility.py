@@ -143,7 +143,7 @@ def _facts(edits: pd.DataFrame, cosines: pd.DataFrame) -> list[Claim]:
     """Claim what must hold of any run."""
     n_unknown = int(edits.psnr.isna().sum())
     is_clean = (cosines.phase == INVERSION) & (cosines.t == 0) & (cosines.source != OTHER_CLIP)
-    lowest, largest = cosines.raw[is_clean].min(), cosines.raw.abs().max()
+    lowest, largest = float(cosines.raw[is_clean].min()), float(cosines.raw.abs().max())
     return [
         Claim.of_fact("every edit has a PSNR", "edits without", n_unknown, n_unknown == 0),
         Claim.of_fact("every inversion begins at the clip's own latents", "lowest cosine", lowest,
@@ -162,7 +162,7 @@ def _spaces(edits: pd.DataFrame) -> list[str]:
 
 
 def picture(settings: Settings) -> Picture:
-    """Draw the first case: source, true edit if known, and its edits (45 and 180 degrees left out)."""
+    """Draw the first case: source, true edit if known, and its edits but for 45 and 180 degrees."""
     pipe, case = quiet_pipeline(settings.model, settings.dtype), settings.cases()[0]
     shown = {n: s for n, s in edit_settings(settings).items() if "45" not in n and "180" not in n}
     material = case.material(settings.n_frames, settings.size)
@@ -188,7 +188,7 @@ def figure(rows: pd.DataFrame, measure: str = "centred") -> Picture:
         for ax, (phase, title) in zip((left, middle), PHASES.items(), strict=True):
             of_phase = cosines[cosines.phase == phase]
             for name, look in looks.items():
-                _band(ax, of_phase[of_phase.source == name], measure, look, name)
+                _band(ax, of_phase[of_phase.source == name], measure, *look)
             ax.set(title=title, xlabel="diffusion step t")
         left.set_ylabel("cosine to the video model")
         fig.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3,
@@ -199,12 +199,13 @@ def figure(rows: pd.DataFrame, measure: str = "centred") -> Picture:
     return fig
 
 
-def _band(ax: Axes, of_source: pd.DataFrame, measure: str, look: tuple[str, str], name: str) -> None:
+def _band(ax: Axes, of_source: pd.DataFrame, measure: str, colour: str, line: str) -> None:
     """Draw the mean over clips at each t, with its interval."""
+    name = of_source.source.iloc[0]
     levels = {t: summarise(at_t.groupby("index")[measure].mean().to_numpy())
               for t, at_t in of_source.groupby("t")}  # fmt: skip
-    times, colour = list(levels), look[0]
-    ax.plot(times, [s.mean for s in levels.values()], color=colour, linestyle=look[1], label=name)
+    times = list(levels)
+    ax.plot(times, [s.mean for s in levels.values()], color=colour, linestyle=line, label=name)
     low, high = ([getattr(s, end) for s in levels.values()] for end in ("low", "high"))
     ax.fill_between(times, low, high, color=colour, alpha=0.2, linewidth=0)
 
