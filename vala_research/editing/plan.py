@@ -52,13 +52,13 @@ class Plan:
         if unknown := [s for s in self.sources if s not in KINDS]:
             raise InputError(f"Unknown source {unknown[0]!r}: choose one of {', '.join(KINDS)}.")
         for name in ("attentions", "guidances"):
-            given = getattr(self, name) or (None,) * len(self.sources)
-            if len(given) != len(self.sources):
+            values = getattr(self, name) or (None,) * len(self.sources)
+            if len(values) != len(self.sources):
                 raise InputError(
-                    f"There are {len(self.sources)} sources and {len(given)} {name}: give one "
+                    f"There are {len(self.sources)} sources and {len(values)} {name}: give one "
                     "per source."
                 )
-            object.__setattr__(self, name, given)
+            object.__setattr__(self, name, values)
 
     def inverting(self) -> str:
         """Describe how the sources invert a clip. Plans of one description share inversions."""
@@ -71,8 +71,8 @@ class Plan:
         """Build the sources. Motion modules are loaded once per pipeline."""
         models = {"image": Source()}
         if "video" in self.sources:
-            made = partial(load_motion_unet, motion=self.motion)
-            unet = kept_model(pipe, self.motion, made)
+            make = partial(load_motion_unet, motion=self.motion)
+            unet = kept_model(pipe, self.motion, make)
             models["video"] = Source(unet, window=self.window, overlap=self.overlap)
         usual = {"image": "anchors", "video": "own"}
         parts = zip(self.sources, self.attentions, self.guidances, strict=True)
@@ -116,11 +116,11 @@ def inverted_sources(
     call = Source(prompt="", source_prompt=source_prompt, guidance_scale=1.0, attention="anchors")
     clip = KnownClip(as_frames(frames), None, tuple(z_0.shape))
     streams = streams_of(sources, call, pipe, schedule, clip)
-    found = []
+    inverted = []
     for i, (source, stream) in enumerate(zip(sources, streams, strict=True)):
         if i == 0 or image_start == "inverted":
             stream.attention = clip_attention(stream.attention, clip, z_0)
             known = stream.invert(z_0, get_inversion(inversion))
             source = replace(source, latents=known, attention=stream.attention)
-        found.append(source)
-    return found, time.perf_counter() - start
+        inverted.append(source)
+    return inverted, time.perf_counter() - start
