@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import partial
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vala_research import InputError
 from vala_research.diffusion.codec import as_frames
@@ -26,12 +27,15 @@ KINDS = ("video", "image")
 
 @dataclass(frozen=True)
 class Plan:
-    """Sources by name: "video" (motion modules on the pipeline's UNet) or "image" (that UNet).
+    """A `Fusion` whose sources are named: "video" or "image".
 
-    attentions, guidances: of every source; () is None for all: "anchors", the default of an edit,
-    for an image model, "own" for a video model, and the call's guidance. motion: "miniature", a
-    folder or hub id. window, overlap: of video sources. The rest is that of `Fusion`. A schedule
-    with tau = 1.0 leaves source 0 alone.
+    * sources: "image" is the pipeline's UNet, "video" the same UNet with motion modules.
+    * attentions: one policy per source; None is "anchors" for an image model (the default of an
+      edit) and "own" for a video model. () is None for all.
+    * guidances: one scale per source; None is the call's. () is None for all.
+    * motion: the motion modules: "miniature", a folder or a hub id.
+    * window, overlap: frames per window of a video source, see `Source`.
+    * schedule, image_start, normalise: as in `Fusion`. With tau = 1.0 source 0 edits alone.
     """
 
     sources: tuple[str, ...] = ("video", "image")
@@ -48,40 +52,49 @@ class Plan:
         if unknown := [s for s in self.sources if s not in KINDS]:
             raise InputError(f"Unknown source {unknown[0]!r}: choose one of {', '.join(KINDS)}.")
         for name in ("attentions", "guidances"):
-            given = getattr(self, name) or (None,) * len(self.sources)
-            if len(given) != len(self.sources):
+            values = getattr(self, name) or (None,) * len(self.sources)
+            if len(values) != len(self.sources):
                 raise InputError(
-                    f"There are {len(self.sources)} sources and {len(given)} {name}: give one a "
-                    "source."
+                    f"There are {len(self.sources)} sources and {len(values)} {name}: give one "
+                    "per source."
                 )
-            object.__setattr__(self, name, given)
+            object.__setattr__(self, name, values)
 
     def inverting(self) -> str:
-        """What the sources are and how they invert a clip: the same for all weights."""
+        """Describe how the sources invert a clip. Plans of one description share inversions."""
         return repr(
             (self.sources, self.attentions, self.guidances, self.motion, self.window,
              self.overlap, self.image_start)
         )  # fmt: skip
 
     def built(self, pipe) -> list[Source]:
-        """The sources; motion modules are loaded once a pipeline."""
+        """Build the sources. Motion modules are loaded once per pipeline."""
         models = {"image": Source()}
         if "video" in self.sources:
-            unet = video_unet(pipe.unet, self.motion)
+            make = partial(load_motion_unet, motion=self.motion)
+            unet = kept_model(pipe, self.motion, make)
             models["video"] = Source(unet, window=self.window, overlap=self.overlap)
         usual = {"image": "anchors", "video": "own"}
         parts = zip(self.sources, self.attentions, self.guidances, strict=True)
         return [replace(models[s], attention=a or usual[s], guidance_scale=g) for s, a, g in parts]
 
     def fusion(self, sources: list[Source]) -> Fusion:
-        """The fusion of these sources."""
+        """Return the fusion of these sources."""
         return Fusion(sources, self.schedule, self.image_start, self.normalise)
 
 
-@lru_cache(maxsize=1)
-def video_unet(unet: torch.nn.Module, motion: str) -> torch.nn.Module:
-    """The UNet with motion modules, kept for the next clip."""
-    return load_motion_unet(unet, motion)
+def kept_model(pipe, key: Hashable, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Make a model from the pipeline's UNet, or return the one made before.
+
+    The pipeline keeps it under `key`, so that both are freed together. A pipeline that was given
+    another UNet since then gets a new model.
+    """
+    models = vars(pipe).setdefault("models_of_plans", {})
+    unet, model = models.get(key, (None, None))
+    if unet is not pipe.unet:
+        model = make(pipe.unet)
+        models[key] = (pipe.unet, model)
+    return model
 
 
 @torch.no_grad()
@@ -90,10 +103,12 @@ def inverted_sources(
     num_inference_steps: int, inversion: str | InversionSettings = "ddim",
     image_start: str = "inverted",
 ) -> tuple[list[Source], float]:  # fmt: skip
-    """The sources with the clip's inversions, so that edits of it need not invert; and seconds.
+    """Invert a clip by every source, so that edits of the clip need not invert.
 
-    Of those that invert: source 0 alone unless image_start is "inverted". An image source that
-    names no attention has anchors, as in an edit.
+    Unless image_start is "inverted", only source 0 inverts. An image source without attention
+    gets anchors, as in an edit.
+
+    Returns: the sources with their inversions, and the seconds that this took.
     """
     start = time.perf_counter()
     schedule = Schedule.from_scheduler(sources[0].scheduler or pipe.scheduler, num_inference_steps)
@@ -101,11 +116,11 @@ def inverted_sources(
     call = Source(prompt="", source_prompt=source_prompt, guidance_scale=1.0, attention="anchors")
     clip = KnownClip(as_frames(frames), None, tuple(z_0.shape))
     streams = streams_of(sources, call, pipe, schedule, clip)
-    found = []
+    inverted = []
     for i, (source, stream) in enumerate(zip(sources, streams, strict=True)):
         if i == 0 or image_start == "inverted":
             stream.attention = clip_attention(stream.attention, clip, z_0)
             known = stream.invert(z_0, get_inversion(inversion))
             source = replace(source, latents=known, attention=stream.attention)
-        found.append(source)
-    return found, time.perf_counter() - start
+        inverted.append(source)
+    return inverted, time.perf_counter() - start

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vala_research.evaluation.comparison import METRICS, per_clip
@@ -39,8 +40,8 @@ def gains_figure(
             rows = gains[gains.metric == metric].set_index("setting").loc[names]
             for y, (name, row) in enumerate(rows.iterrows()):
                 colour = COLOURS[1] if "VALA" in name else COLOURS[0]
-                ax.plot([factor * row.gain_low, factor * row.gain_high], [y, y], color=colour)
-                ax.plot(factor * row.gain, y, "o", color=colour)
+                ends = factor * row.gain_low, factor * row.gain_high
+                interval_mark(ax, factor * row.gain, y, colour, x_ends=ends)
             ax.axvline(0, color="black", linewidth=0.8)
             ax.set_title("\n".join(textwrap.wrap(title, 80 // len(metrics))))
             ax.tick_params(axis="y", length=0)
@@ -54,19 +55,47 @@ def gains_figure(
     return fig
 
 
+def interval_mark(
+    ax: Axes,
+    x: float,
+    y: float,
+    colour: str,
+    x_ends: tuple[float, float] | None = None,
+    y_ends: tuple[float, float] | None = None,
+    **point,
+) -> None:
+    """Draw a mean as a point, and its interval as a line along x, along y, or along both.
+
+    x_ends, y_ends: the ends of the interval; NaN draws no line. point: further arguments of the
+    point, such as `marker` (default "o"), `markerfacecolor` or `label`.
+    """
+    if x_ends is not None:
+        ax.plot(x_ends, [y, y], color=colour, linewidth=1)
+    if y_ends is not None:
+        ax.plot([x, x], y_ends, color=colour, linewidth=1)
+    ax.plot(x, y, color=colour, zorder=3, **{"marker": "o", "linestyle": "none"} | point)
+
+
 def axis_title(metric: str, rows: pd.DataFrame) -> str:
-    """Of clips from disk nobody knows the true edit: PSNR is to the source."""
+    """Name the axis of a metric. Where the true edit is unknown, PSNR is to the source."""
     if metric == "psnr" and "gain" not in rows:
         return "PSNR to the source, dB"
     return METRICS[metric].axis
 
 
 def within_clips(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
-    """One row a setting and metric: mean over clips, and its 95% interval within clips."""
+    """Make one row per setting and metric: mean over clips, with its 95% interval within clips.
+
+    A clip's own level, which all settings share, is taken out before the interval is formed. So
+    the interval shows how surely settings differ, not how much clips do (Morey 2008, Confidence
+    intervals from normalized data).
+    """
     table = []
     for metric in (m for m in metrics if m in rows):
         values = per_clip(rows, metric)
         levels, k = values.mean(axis=1), values.shape[1]
+
+        # Morey's factor makes up for the variance that the levels took away.
         spread = values.sub(levels, axis=0) - (values.mean() - levels.mean())
         widened = values.mean() + spread * np.sqrt(k / max(1, k - 1))
         for name in values:

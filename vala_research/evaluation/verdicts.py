@@ -5,7 +5,7 @@ A verdict is read from the numbers, never written down beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import nan
 
@@ -133,7 +133,7 @@ def held_out_gain(
     return paired_gain(best_of(candidates), best_of(baselines))
 
 
-def check_settings(values: pd.DataFrame, names: Iterable[str]) -> None:
-    """Refuse names of settings that a table by clip does not have."""
+def check_settings(values: Collection, names: Iterable[str]) -> None:
+    """Refuse names of settings that are not in `values`, such as a table by clip."""
     if missing := [name for name in names if name not in values]:
         raise InputError(f"No rows of {missing[0]!r}: choose one of {', '.join(map(str, values))}.")

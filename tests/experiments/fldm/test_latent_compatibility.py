@@ -3,9 +3,12 @@
 import pandas as pd
 import pytest
 import torch
+from planted_rows import failed
 from tiny_models import tiny_motion_adapter, tiny_unet
 
+from vala_research import InputError
 from vala_research.editing.fusion import Fusion
+from vala_research.evaluation.benchmark import edited_frames
 from vala_research.evaluation.cases import edit_cases
 from vala_research.experiments.fldm.foreign_space import (
     OTHER_CLIP,
@@ -17,12 +20,14 @@ from vala_research.experiments.fldm.foreign_space import (
     rotation,
 )
 from vala_research.experiments.fldm.latent_compatibility import (
+    NORMALISED,
+    Settings,
+    claims,
+    edit_settings,
+)
+from vala_research.experiments.fldm.latent_cosines import (
     EDIT,
     INVERSION,
-    NORMALISED,
-    compared_frames,
-    compatibility_claims,
-    compatibility_settings,
     cosine_rows,
     latent_cosines,
     source_paths,
@@ -69,7 +74,6 @@ def test_a_foreign_network_is_the_same_one_in_other_words(angle):
     own = {id(p) for p in unet.parameters()}
     new = [n for n, p in foreign.named_parameters() if id(p) not in own]
     assert sorted(new) == ["conv_in.weight", "conv_out.bias", "conv_out.weight"]
-    assert foreign_unet(unet, angle, True) is foreign  # made once
 
 
 def test_the_same_space_is_the_network_itself_and_an_untrained_one_is_not():
@@ -85,7 +89,9 @@ def test_the_same_space_is_the_network_itself_and_an_untrained_one_is_not():
 def test_a_plan_says_where_its_image_model_lives(tiny, motion):
     plan = ForeignPlan(motion=motion, angle=90.0)
     video, image = plan.built(tiny)
-    assert image.unet is foreign_unet(tiny.unet, 90.0, True) and video.unet is not image.unet
+    assert plan.built(tiny)[1].unet is image.unet  # made once
+    expected = foreign_unet(tiny.unet, 90.0, True).conv_in.weight
+    assert torch.equal(image.unet.conv_in.weight, expected) and video.unet is not image.unet
     assert ForeignPlan(motion=motion).built(tiny)[1].unet is tiny.unet
     keys = {p.inverting() for p in (plan, ForeignPlan(motion=motion),
                                     ForeignPlan(motion=motion, is_trained=False))}  # fmt: skip
@@ -144,12 +150,13 @@ def test_rows_and_settings(tiny, motion):
     clean = rows[(rows.phase == INVERSION) & (rows.t == 0)].set_index("source").raw
     assert clean[[*plans]].to_numpy() == pytest.approx(1)  # all begin at the clip's own latents
     assert clean[OTHER_CLIP].max() < 0.999
-    settings = compatibility_settings(plans, motion, num_inference_steps=STEPS)
+    chosen = Settings.of("sprites", motion=motion, steps=STEPS, angles=(0, 180))
+    assert chosen.plans() == plans
+    settings = edit_settings(chosen)
     assert settings["untrained" + NORMALISED].fusion.normalise
     assert not settings[SAME].fusion.normalise and settings[VIDEO].fusion.schedule.tau == 1.0
     few = {name: settings[name] for name in (SAME, "rotated by 180")}
-    pictures = compared_frames(tiny, cases[0], few, N_FRAMES, SIZE)
-    assert list(pictures) == ["source", "true edit", *few]
+    pictures = edited_frames(tiny, cases[0], few, N_FRAMES, SIZE)
     assert not torch.allclose(pictures[SAME], pictures["rotated by 180"], atol=1e-3)
     for name, plan in plans.items():  # what is drawn is what such a fusion makes
         if name in few:
@@ -162,27 +169,54 @@ def test_rows_and_settings(tiny, motion):
             torch.testing.assert_close(pictures[name], again, rtol=0, atol=1e-4)
 
 
+def planted(psnr: dict[str, float], agreement: float = 0.9, beginning: float = 1.0) -> pd.DataFrame:
+    """Edits of these mean PSNR on eight clips, and cosines on the same clips."""
+    edits = [
+        {"part": "edits", "setting": s, "kind": "colour", "index": i, "psnr": v + 0.1 * (i * k % 5)}
+        for k, (s, v) in enumerate(psnr.items(), 1) for i in range(8)
+    ]  # fmt: skip
+    cosines = [
+        {"part": "cosines", "index": i, "phase": phase, "t": 0, "source": source,
+         "raw": beginning if source == SAME else 0.1, "centred": level + 0.01 * (i % m)}
+        for source, level, m in ((SAME, agreement, 3), (OTHER_CLIP, 0.1, 5))
+        for phase in (INVERSION, EDIT) for i in range(8)
+    ]  # fmt: skip
+    return pd.DataFrame(edits + cosines)
+
+
+def levels(foreign: float = 15.0, mended: float = 0.0) -> dict[str, float]:
+    """Mean PSNR of the same space and of a rotated one, each with and without normalising."""
+    name = "rotated by 90"
+    return {SAME: 20.0, SAME + NORMALISED: 20.0, name: foreign, name + NORMALISED: foreign + mended}
+
+
 def test_verdicts_are_read_from_the_rows():
-    names = [SAME, "rotated by 90"]
+    def verdicts(*psnr: float) -> dict[str, str]:
+        return {c.sentence: c.verdict for c in claims(planted(levels(*psnr)))}
 
-    def claims(foreign_psnr: float, mended: float) -> pd.Series:
-        values = {SAME: 20.0, SAME + NORMALISED: 20.0, names[1]: foreign_psnr,
-                  names[1] + NORMALISED: foreign_psnr + mended}  # fmt: skip
-        rows = pd.DataFrame(
-            {"setting": s, "kind": "colour", "index": i, "psnr": v + 0.1 * (i * k % 5)}
-            for k, (s, v) in enumerate(values.items(), 1) for i in range(8)
-        )  # fmt: skip
-        cosines = pd.DataFrame(
-            {"index": i, "phase": EDIT, "t": 0, "source": s, "centred": c + 0.01 * (i % m)}
-            for s, c, m in ((SAME, 0.9, 3), (OTHER_CLIP, 0.1, 5)) for i in range(8)
-        )  # fmt: skip
-        table = compatibility_claims(cosines, rows, names[1:])
-        return table.set_index("claim").verdict
-
-    worse = claims(15.0, 0.0)
+    worse = verdicts(15.0, 0.0)
     assert worse["latents of the same frames agree more than those of other clips"] == "confirmed"
     assert worse["rotated by 90 is worse than the same space"] == "confirmed"
     assert worse["normalising gains for rotated by 90"] != "confirmed"
-    assert claims(15.0, 4.0)["normalising gains for rotated by 90"] == "confirmed"
-    assert claims(25.0, -4.0)["rotated by 90 is worse than the same space"] == "contradicted"
-    assert claims(25.0, -4.0)["normalising gains for rotated by 90"] == "contradicted"
+    assert verdicts(15.0, 4.0)["normalising gains for rotated by 90"] == "confirmed"
+    assert verdicts(25.0, -4.0)["rotated by 90 is worse than the same space"] == "contradicted"
+    assert verdicts(25.0, -4.0)["normalising gains for rotated by 90"] == "contradicted"
+
+
+def test_asserted_claims_can_fail():
+    """Another beginning, a cosine above 1, an edit without PSNR, lost rows."""
+    rows = planted(levels())
+    assert not failed(claims(rows))
+    apart = planted(levels(), beginning=0.9)
+    assert failed(claims(apart)) == ["every inversion begins at the clip's own latents"]
+    above = rows.assign(raw=rows.raw.where(rows.phase != EDIT, 1.1))
+    assert failed(claims(above)) == ["no cosine exceeds 1"]
+    with pytest.raises(InputError, match="NaN"):
+        claims(rows.iloc[1:])
+
+    # A second kind of edit: the mean of each clip stays known.
+    other = rows[rows.part == "edits"].assign(kind="shape", psnr=float("nan"))
+    assert failed(claims(pd.concat([rows, other]))) == ["every edit has a PSNR"]
+    assert failed(claims(pd.concat([rows, other.iloc[1:].assign(psnr=1.0)]))) == [
+        "every setting makes every edit"
+    ]

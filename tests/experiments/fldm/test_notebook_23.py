@@ -1,4 +1,4 @@
-"""Notebooks 23 to 26 run from their parameters alone, and their own claims can fail."""
+"""Notebooks 24 to 26 run from their parameters alone, and their own claims can fail."""
 
 import json
 
@@ -9,11 +9,11 @@ from test_notebooks import NOTEBOOKS, run
 
 from vala_research.evaluation.comparison import per_clip
 from vala_research.evaluation.provenance import file_hash
-from vala_research.experiments.fldm import cost, latent_compatibility, many_sources
+from vala_research.experiments.fldm import cost, many_sources
 from vala_research.experiments.fldm.settings import FUSED, IMAGE, VIDEO
 
-SPACES, LONG, MANY, COST = (
-    "23_fldm_latent_compatibility", "24_fldm_long_clips", "25_fldm_many_sources", "26_fldm_cost",
+LONG, MANY, COST = (
+    "24_fldm_long_clips", "25_fldm_many_sources", "26_fldm_cost",
 )  # fmt: skip
 
 
@@ -36,20 +36,6 @@ def motion(miniature) -> None:
     from conftest import _weights
 
     _weights("motion")
-
-
-def test_latent_compatibility(tmp_path, motion):
-    out = tmp_path / "out"
-    seconds = run(SPACES, tmp_path, output=str(out), n_frames=3, steps=4)
-    assert seconds < 240  # 30 on an idle machine
-    assert emitted(out, "fldm_latent_compatibility")["angles"] == [0, 90]
-    assert "rotated by 90 is worse than the same space" in set(
-        pd.read_csv(out / "fldm_foreign_spaces.csv").claim
-    )
-    emitted(out, "fldm_foreign_spaces")
-    assert len(pd.read_csv(out / "rows.csv")) == 2 * 5
-    cosines = pd.read_csv(out / "cosines.csv")
-    assert set(cosines.source) == {"same space", "rotated by 90", "another clip"}
 
 
 def test_long_clips(tmp_path, motion):
@@ -87,27 +73,6 @@ def test_cost(tmp_path, motion):
 def judged(verdict: str = "confirmed", low: float = 0.1, high: float = 0.2) -> pd.DataFrame:
     return pd.DataFrame([{"claim": "c", "metric": "m", "frames": 20, "gain": 0.15, "low": low,
                           "high": high, "n": 8, "verdict": verdict}])  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [dict(claims=judged(low=-0.1)), dict(raw=0.9), dict(psnr=np.nan), dict(cosine=1.1)],
-    ids=["verdict", "beginning", "rows", "cosine"],
-)
-def test_the_claim_of_spaces_can_fail(wrong):
-    def names(claims=None, raw: float = 1.0, psnr: float = 20.0, cosine: float = 0.5) -> dict:
-        known = (("inversion", 0, "same space", raw), ("edit", 501, "same space", cosine),
-                 ("inversion", 0, "another clip", 0.1))  # fmt: skip
-        cosines = [dict(zip(("phase", "t", "source", "raw"), row, strict=True)) for row in known]
-        return dict(
-            claims=judged() if claims is None else claims, cosines=pd.DataFrame(cosines),
-            compatibility=latent_compatibility, rows=pd.DataFrame({"psnr": [psnr]}),
-            settings=["a"], cases=["b"],
-        )  # fmt: skip
-
-    exec(claim(SPACES), names())
-    with pytest.raises(AssertionError):
-        exec(claim(SPACES), names(**wrong))
 
 
 @pytest.mark.parametrize("wrong", ["verdict", "seams", "growth", "sum"])

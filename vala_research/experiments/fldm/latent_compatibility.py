@@ -1,196 +1,184 @@
-"""Latents of two models can be mixed when they mean the same: measured, and broken on purpose.
+"""Do the image model and the video model share one latent space? (notebook 23)
 
-FLDM (arXiv 2310.16400) assumes that its models share one latent space and does not measure it. Here
-are the cosine between the models' latents of the same frames, along the inversion and along their
-edits, and models of another space of the same shape: its channels are rotated, or nothing is known.
+FLDM (arXiv 2310.16400) states that models of incompatible spaces give incoherent results, and
+proposes to normalise latents before fusion; it measures neither. Here the cosine between the
+models' latents is measured, and the image model is moved to other spaces on purpose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from torch import Tensor
 
-from vala_research.diffusion.schedule import Schedule
-from vala_research.editing.fusion import Fusion
-from vala_research.editing.plan import Plan, inverted_sources
-from vala_research.editing.source import Source
+from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import EditSetting, edited_frames
-from vala_research.evaluation.cases import ClipCase, EditCase
-from vala_research.evaluation.comparison_figures import axis_title, within_clips
+from vala_research.evaluation.comparison import METRICS, comparison_table
+from vala_research.evaluation.comparison_figures import axis_title, interval_mark, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.statistics import paired_gain, summarise
-from vala_research.evaluation.verdicts import judged
-from vala_research.experiments.fldm.foreign_space import OTHER_CLIP, SAME, UNTRAINED, ForeignPlan
-from vala_research.experiments.fldm.settings import VIDEO, single_models
-from vala_research.methods.fusion import FusionSchedule, match_moments
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.fldm.foreign_space import (
+    OTHER_CLIP,
+    SAME,
+    UNTRAINED,
+    ForeignPlan,
+    foreign_plans,
+)
+from vala_research.experiments.fldm.latent_cosines import EDIT, INVERSION, cosine_rows
+from vala_research.experiments.fldm.settings import (
+    PUBLISHED,
+    VIDEO,
+    FusionPreset,
+    completeness,
+    single_models,
+)
+from vala_research.files import written_whole
+from vala_research.methods.fusion import FusionSchedule
 
-INVERSION, EDIT = "inversion", "edit"
 NORMALISED = ", normalised"
-
-
-def compatibility_settings(
-    plans: Mapping[str, ForeignPlan], motion: str = "miniature", **common
-) -> dict[str, EditSetting]:
-    """Each plan with and without matched moments, and the video model alone."""
-    fused = {
-        name + suffix: EditSetting(fusion=replace(plan, normalise=bool(suffix)), **common)
-        for name, plan in plans.items()
-        for suffix in ("", NORMALISED)
-    }
-    return {VIDEO: single_models(motion, **common)[VIDEO]} | fused
-
-
-# Cosines.
-
-
-def latent_cosines(
-    ours: Float[Tensor, "f c h w"], theirs: Float[Tensor, "f c h w"]
-) -> dict[str, float]:
-    """Mean over frames of the cosine between latents of the same frame, in [-1, 1].
-
-    raw: as they are; centred: without each channel's mean over the clip; matched and
-    matched_centred: after theirs were given our moments, as `fuse(..., normalise=True)` does.
-    distance: |theirs - ours| / |ours|, over the clip; matched_distance likewise.
-    """
-    found = {}
-    for name, z in (("", theirs), ("matched_", match_moments(theirs, ours))):
-        found[f"{name}raw"] = _cosine(ours, z)
-        found[f"{name}centred"] = _cosine(_centred(ours), _centred(z))
-        found[f"{name}distance"] = ((z - ours).norm() / ours.norm()).item()
-    found["matched"] = found.pop("matched_raw")
-    return found
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return F.cosine_similarity(a.flatten(1), b.flatten(1)).mean().item()
-
-
-def _centred(z: Tensor) -> Tensor:
-    return z - z.mean((0, 2, 3), keepdim=True)
-
-
-Paths = dict[str, dict[str, list[Tensor]]]  # phase -> source -> latents, noisiest first
-
-
-@torch.no_grad()
-def source_paths(
-    pipe, sources: Mapping[str, Source], case: EditCase | ClipCase, n_frames: int, size: int,
-    steps: int, guidance: float,
-) -> Paths:  # fmt: skip
-    """Every source's latents at every level of its own inversion and of its own edit."""
-    frames = case.material(n_frames, size).frames
-    found, _ = inverted_sources(pipe, list(sources.values()), frames, case.source_prompt, steps)
-    paths: Paths = {INVERSION: {}, EDIT: {}}
-    for name, source in zip(sources, found, strict=True):
-        paths[INVERSION][name] = list(source.latents.trajectory)
-        edit = paths[EDIT][name] = [source.latents.latents]
-
-        def note(_pipe, _i, _t, tensors: dict, edit: list[Tensor] = edit) -> None:
-            edit.append(tensors["latents"])
-
-        pipe(
-            frames, case.prompt, case.source_prompt, num_inference_steps=steps,
-            guidance_scale=guidance, fusion=Fusion([source] * 2, FusionSchedule(tau=1.0)),
-            output_type="latent", callback_on_step_end=note,
-        )  # fmt: skip
-    return paths
-
-
-def cosine_rows(
-    pipe, cases: Sequence[EditCase | ClipCase], plans: Mapping[str, Plan], n_frames: int = 8,
-    size: int = 64, steps: int = 15, guidance: float = 2.0,
-) -> pd.DataFrame:  # fmt: skip
-    """Cosines of each plan's last source to the first plan's source 0: a row a clip, phase, level.
-
-    Of several edits of a clip the last one counts. t: the diffusion step of the level, 0 being the
-    clean end. With two or more clips "another clip" is the first plan's last source on the next
-    clip: what latents share that have only their level in common.
-    """
-    cases = list({case.index: case for case in cases}.values())
-    first, *_ = plans.values()
-    sources = {VIDEO: first.built(pipe)[0]}
-    sources |= {name: plan.built(pipe)[-1] for name, plan in plans.items()}
-    known = [source_paths(pipe, sources, c, n_frames, size, steps, guidance) for c in cases]
-    times = [*Schedule.from_scheduler(pipe.scheduler, steps).timesteps, 0]
-    rows, control = [], next(iter(plans))
-    for i, (case, paths) in enumerate(zip(cases, known, strict=True)):
-        for phase, found in paths.items():
-            theirs = {name: found[name] for name in plans}
-            if len(cases) > 1:
-                theirs[OTHER_CLIP] = known[(i + 1) % len(cases)][phase][control]
-            rows += [
-                {"index": case.index, "phase": phase, "t": t, "source": name}
-                | latent_cosines(found[VIDEO][level], path[level])
-                for name, path in theirs.items()
-                for level, t in enumerate(times)
-            ]
-    return pd.DataFrame(rows)
-
-
-# What the rows say.
-
-
-def compatibility_claims(
-    cosines: pd.DataFrame, rows: pd.DataFrame, foreign: Iterable[str] = (), metric: str = "psnr"
-) -> pd.DataFrame:
-    """Verdicts on the seed's assumption, its break condition, and its proposal to normalise.
-
-    foreign: names of the plans that live elsewhere. metric: of the rows, larger being better.
-    """
-    psnr = rows.pivot_table(metric, "index", "setting")
-    alike = cosines[cosines.phase == EDIT].pivot_table("centred", "index", "source")
-    claims = []
-    if OTHER_CLIP in alike:
-        text = "latents of the same frames agree more than those of other clips"
-        claims.append((text, "cosine", alike[SAME], alike[OTHER_CLIP]))
-    text = "normalising gains in the same space"
-    claims.append((text, metric, psnr[SAME + NORMALISED], psnr[SAME]))
-    for name in foreign:
-        claims.append((f"{name} is worse than the same space", metric, psnr[SAME], psnr[name]))
-        text = f"normalising gains for {name}"
-        claims.append((text, metric, psnr[name + NORMALISED], psnr[name]))
-        text = f"{name}, normalised, is still worse than the same space"
-        claims.append((text, metric, psnr[SAME], psnr[name + NORMALISED]))
-    return pd.DataFrame(
-        judged(text, name, paired_gain(better.to_numpy(), than.to_numpy()))
-        for text, name, better, than in claims
-    )
-
-
-def compared_frames(
-    pipe, case: EditCase | ClipCase, settings: Mapping[str, EditSetting], n_frames: int, size: int
-) -> dict[str, Float[Tensor, "f c h w"]]:
-    """The edited clip of every setting, and the source and true edit where known, for a strip."""
-    material = case.material(n_frames, size)
-    known = {"source": material.frames}
-    known |= {} if material.truth is None else {"true edit": material.truth}
-    edits = edited_frames(pipe, case, dict(settings), n_frames, size)
-    return known | {name.replace(", ", ",\n"): frames for name, frames in edits.items()}
-
-
 PHASES = {INVERSION: "inversion of each model alone", EDIT: "edit of each model alone"}
 LINES = {SAME: (COLOURS[0], "-"), UNTRAINED: (COLOURS[6], "-"), OTHER_CLIP: ("#888888", ":")}
 
 
-# --- one latent space ---------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class Settings(FusionPreset):
+    """Parameters of notebook 23."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "smoke": dict(angles=(0, 90), has_untrained=False),
+        "sprites": dict(n_clips=12, n_frames=8, steps=15),
+        "paper": PUBLISHED | dict(clip_model=None, kinds="several"),
+    }
+    clip_model: str | None = None  # CLIPModel that scores; None: no CLIP columns
+    kinds: str = "several"  # kinds of edit, with commas
+    angles: Sequence[float] = (0, 45, 90, 180)  # degrees; the first is 0
+    has_untrained: bool = True  # also an untrained image model
+    video_weight: float = 0.5  # of the video model, at every step from tau on
+    tau: float = 0.0  # fraction of the steps before the first fusion
+
+    def plans(self) -> dict[str, ForeignPlan]:
+        """Return one fusion per space of the image model."""
+        weights = (self.video_weight, 1 - self.video_weight)
+        schedule = FusionSchedule("constant", weights, self.tau)
+        return foreign_plans(self.motion, self.angles, self.has_untrained, schedule)
 
 
-def compatibility_figure(
-    cosines: pd.DataFrame, rows: pd.DataFrame, measure: str = "centred", metric: str = "psnr"
-) -> Picture:
-    """The cosine of each source to the video model over t, and what its fusion is worth.
+def edit_settings(settings: Settings) -> dict[str, EditSetting]:
+    """Return the video model alone, and each plan with and without normalised latents."""
+    sampling = settings.sampling
+    fused = {
+        name + suffix: EditSetting(fusion=replace(plan, normalise=bool(suffix)), **sampling)
+        for name, plan in settings.plans().items()
+        for suffix in ("", NORMALISED)
+    }
+    return {VIDEO: single_models(settings.motion, **sampling)[VIDEO]} | fused
 
-    cosines: of `cosine_rows`, of which `measure` is drawn; rows: of `compare`, under the names of
-    `compatibility_settings`. Intervals of the right panel are within clips.
+
+def run(settings: Settings, output: str | Path) -> pd.DataFrame:
+    """Make the rows of the edits (part "edits") and of the cosines (part "cosines").
+
+    Kept in `output`/rows.csv and `output`/cosines.csv. The edits resume from an earlier run.
     """
+    edits = settings.compare(edit_settings(settings), output)
+    pipe = quiet_pipeline(settings.model, settings.dtype)
+    cosines = cosine_rows(
+        pipe, settings.cases(), settings.plans(), settings.n_frames, settings.size,
+        settings.steps, settings.guidance,
+    )  # fmt: skip
+    with written_whole(Path(output) / "cosines.csv") as unfinished:
+        cosines.to_csv(unfinished, index=False)
+    return pd.concat([edits.assign(part="edits"), cosines.assign(part="cosines")])
+
+
+def parts(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split the rows into edits and cosines, each with its own columns."""
+    edits, cosines = (rows[rows.part == part] for part in ("edits", "cosines"))
+    return edits.dropna(axis=1, how="all"), cosines.dropna(axis=1, how="all")
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Make one row per setting and metric: the mean, and the paired gain on the same space."""
+    return comparison_table(parts(rows)[0], SAME, ("psnr", "success", "warp_error"))
+
+
+def claims(rows: pd.DataFrame) -> list[Claim]:
+    """Judge the assumption of one space, its break condition, and the proposal to normalise.
+
+    Asserted: the edits are complete and have a PSNR; every source's inversion begins at the clip's
+    own latents; cosines are cosines.
+    """
+    edits, cosines = parts(rows)
+    facts = [completeness(edits), *_facts(edits, cosines)]
+    alike = cosines[cosines.phase == EDIT].pivot_table("centred", "index", "source")
+    psnr = edits.pivot_table("psnr", "index", "setting")
+
+    gains = []
+    if OTHER_CLIP in alike:
+        sentence = "latents of the same frames agree more than those of other clips"
+        gain = paired_gain(alike[SAME].to_numpy(), alike[OTHER_CLIP].to_numpy())
+        gains.append(Claim.of_gain(sentence, "cosine", gain))
+
+    # (sentence, better, than), as names of settings.
+    pairs = [("normalising gains in the same space", SAME + NORMALISED, SAME)]
+    for name in _spaces(edits)[1:]:
+        pairs += [
+            (f"{name} is worse than the same space", SAME, name),
+            (f"normalising gains for {name}", name + NORMALISED, name),
+            (f"{name}, normalised, is still worse than the same space", SAME, name + NORMALISED),
+        ]
+    for sentence, better, than in pairs:
+        gain = paired_gain(psnr[better].to_numpy(), psnr[than].to_numpy())
+        gains.append(Claim.of_gain(sentence, METRICS["psnr"].name, gain))
+    return gains + facts
+
+
+def _facts(edits: pd.DataFrame, cosines: pd.DataFrame) -> list[Claim]:
+    """Claim what must hold of any run."""
+    n_unknown = int(edits.psnr.isna().sum())
+    is_clean = (cosines.phase == INVERSION) & (cosines.t == 0) & (cosines.source != OTHER_CLIP)
+    lowest, largest = float(cosines.raw[is_clean].min()), float(cosines.raw.abs().max())
+    return [
+        Claim.of_fact("every edit has a PSNR", "edits without", n_unknown, n_unknown == 0),
+        Claim.of_fact("every inversion begins at the clip's own latents", "lowest cosine", lowest,
+                      lowest > 0.999),
+        Claim.of_fact("no cosine exceeds 1", "largest", largest, largest < 1.001),
+    ]  # fmt: skip
+
+
+def _spaces(edits: pd.DataFrame) -> list[str]:
+    """Return the names of the image model's spaces, the same space first."""
+    names = dict.fromkeys(edits.setting)
+    return [name for name in names if name != VIDEO and not name.endswith(NORMALISED)]
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+def picture(settings: Settings) -> Picture:
+    """Draw the first case: source, true edit if known, and its edits but for 45 and 180 degrees."""
+    pipe, case = quiet_pipeline(settings.model, settings.dtype), settings.cases()[0]
+    shown = {n: s for n, s in edit_settings(settings).items() if "45" not in n and "180" not in n}
+    material = case.material(settings.n_frames, settings.size)
+    lines = {"source": material.frames}
+    lines |= {} if material.truth is None else {"true edit": material.truth}
+    edits = edited_frames(pipe, case, shown, settings.n_frames, settings.size)
+    lines |= {name.replace(", ", ",\n"): frames for name, frames in edits.items()}
+    return strip(lines, 6, f"{case.source_prompt}  ->  {case.prompt}", 96)
+
+
+def figure(rows: pd.DataFrame, measure: str = "centred") -> Picture:
+    """Draw the cosine of each source to the video model over t, and what its fusion is worth.
+
+    measure: the cosine drawn, of `latent_cosines`. Intervals of the right panel are within clips.
+    """
+    edits, cosines = parts(rows)
     with rc_context(STYLE):
         fig = Picture(figsize=(7.2, 2.7))
         left, middle, right = fig.subplots(1, 3, width_ratios=(1, 1, 1.15))
@@ -198,43 +186,44 @@ def compatibility_figure(
         rest = iter((COLOURS[5], COLOURS[3], COLOURS[4], *COLOURS[1:3]))
         looks = {n: LINES.get(n) or (next(rest), "-") for n in dict.fromkeys(cosines.source)}
         for ax, (phase, title) in zip((left, middle), PHASES.items(), strict=True):
-            part = cosines[cosines.phase == phase]
-            for name, (colour, line) in looks.items():
-                _band(ax, part[part.source == name], measure, colour, line, name)
+            of_phase = cosines[cosines.phase == phase]
+            for name, look in looks.items():
+                _band(ax, of_phase[of_phase.source == name], measure, *look)
             ax.set(title=title, xlabel="diffusion step t")
         left.set_ylabel("cosine to the video model")
         fig.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3,
                    title=f"image model ({measure} latents):")  # fmt: skip
-        _spaces(right, rows, metric)
-        handles, labels = right.get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower right", ncols=1)
+
+        _worth(right, edits)
+        fig.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=1)
     return fig
 
 
-def _band(ax: Axes, part: pd.DataFrame, measure: str, colour: str, line: str, name: str) -> None:
-    """Mean over clips at each t, and its interval."""
-    levels = {t: summarise(p.groupby("index")[measure].mean().to_numpy())
-              for t, p in part.groupby("t")}  # fmt: skip
-    t = list(levels)
-    ax.plot(t, [s.mean for s in levels.values()], color=colour, linestyle=line, label=name)
+def _band(ax: Axes, of_source: pd.DataFrame, measure: str, colour: str, line: str) -> None:
+    """Draw the mean over clips at each t, with its interval."""
+    name = of_source.source.iloc[0]
+    levels = {t: summarise(at_t.groupby("index")[measure].mean().to_numpy())
+              for t, at_t in of_source.groupby("t")}  # fmt: skip
+    times = list(levels)
+    ax.plot(times, [s.mean for s in levels.values()], color=colour, linestyle=line, label=name)
     low, high = ([getattr(s, end) for s in levels.values()] for end in ("low", "high"))
-    ax.fill_between(t, low, high, color=colour, alpha=0.2, linewidth=0)
+    ax.fill_between(times, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
-def _spaces(ax: Axes, rows: pd.DataFrame, metric: str) -> None:
-    """Fused quality of each space, as it is and normalised, and the video model alone."""
-    table = within_clips(rows, [metric]).set_index("setting")
-    names = [n for n in table.index if n != VIDEO and not n.endswith(NORMALISED)]
-    colour = COLOURS[2]
+def _worth(ax: Axes, edits: pd.DataFrame) -> None:
+    """Draw the PSNR of each space, as it is and normalised, and of the video model alone."""
+    means = within_clips(edits, ["psnr"]).set_index("setting")
+    names, colour = _spaces(edits), COLOURS[2]
     for suffix, face, shift in (("", colour, -0.1), (NORMALISED, "white", 0.1)):
         for x, name in enumerate(names):
-            row = table.loc[name + suffix]
-            ax.plot([x + shift] * 2, [row.low, row.high], color=colour, linewidth=1)
+            row = means.loc[name + suffix]
             label = f"fused{suffix}" if x == 0 else None
-            ax.plot(x + shift, row["mean"], "o", color=colour, markerfacecolor=face, label=label)
-    ax.axhline(table.loc[VIDEO]["mean"], color=COLOURS[1], linestyle="--", label=VIDEO)
+            interval_mark(ax, x + shift, row["mean"], colour, y_ends=(row.low, row.high),
+                          markerfacecolor=face, label=label)  # fmt: skip
+    ax.axhline(means.loc[VIDEO]["mean"], color=COLOURS[1], linestyle="--", label=VIDEO)
+
     labels = [n.replace("rotated by ", "").replace(SAME, "0") for n in names]
     labels = [f"{label}°" if label.isdigit() else label for label in labels]
     ax.set_xticks(range(len(names)), labels)
     ax.set_xlim(-0.5, len(names) - 0.5)
-    ax.set(title=axis_title(metric, rows), xlabel="rotation of the image model's space")
+    ax.set(title=axis_title("psnr", edits), xlabel="rotation of the image model's space")

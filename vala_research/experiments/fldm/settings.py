@@ -1,40 +1,55 @@
-"""Fusions against their own sources: the settings, the claims, and what the rows say of them.
+"""Settings that the FLDM experiments share: each model alone, and fusions of both.
 
-FLDM (arXiv 2310.16400): its claims, its ratio from 0 to 1, its schedules by kind of edit. A verdict
-is read from differences on the same clips, never written down beforehand.
+FLDM (Lu et al. 2023, arXiv 2310.16400) mixes the latents of an image model and a video model.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import pandas as pd
 from torch import nn
 
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.plan import Plan
 from vala_research.editing.source import Source
 from vala_research.evaluation.benchmark import EditSetting
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.contract import (
+    CLIP,
+    MOTION_MODULES,
+    STABLE_DIFFUSION,
+    EditPreset,
+)
 from vala_research.methods.fusion import FusionSchedule
 
 IMAGE, VIDEO, FUSED = "image only", "video only", "fused"
-
-
-# --- settings -----------------------------------------------------------------------------------
-
-
 FRAMEWISE = ("own", "own")  # the image model frame by frame, as published
+NEVER = FusionSchedule(tau=1.0)  # source 0 alone
+
+# The preset "paper": published models, and clips of a folder.
+PUBLISHED = dict(
+    model=STABLE_DIFFUSION, motion=MOTION_MODULES, clip_model=CLIP, n_clips=0, kinds="",
+    n_frames=16, steps=50,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionPreset(EditPreset):
+    """Base of the settings of experiments that fuse an image model and a video model."""
+
+    motion: str = "miniature"  # the video model's motion modules: "miniature", folder or hub id
 
 
 def single_models(motion: str = "miniature", **common) -> dict[str, EditSetting]:
-    """Each source alone; common: arguments of every EditSetting."""
-    never = Plan(attentions=FRAMEWISE, schedule=FusionSchedule(tau=1.0), motion=motion)
-    return {IMAGE: EditSetting("own", **common), VIDEO: EditSetting(fusion=never, **common)}
+    """Return the settings of each source alone; common: arguments of every EditSetting."""
+    alone = Plan(attentions=FRAMEWISE, schedule=NEVER, motion=motion)
+    return {IMAGE: EditSetting("own", **common), VIDEO: EditSetting(fusion=alone, **common)}
 
 
 def constant(a: float) -> FusionSchedule:
-    """The video model's share is a at every step."""
+    """Return the schedule whose share of the video model is a at every step."""
     return FusionSchedule("constant", (a, 1 - a), 0.0)
-
-
-NEVER = FusionSchedule(tau=1.0)
 
 
 def source_fusions(
@@ -43,12 +58,19 @@ def source_fusions(
     window: int | None = None,
     image_window: int | None = None,
 ) -> dict[str, Fusion]:
-    """The image model alone, frame by frame, the video model alone, and both.
+    """Return the image model alone (frame by frame), the video model alone, and both.
 
-    window: frames that the video model sees at once; image_window: those of the image model, which
-    change nothing but its memory.
+    window, image_window: frames that the video and the image model see at once. The image model's
+    window changes its memory only.
     """
     image = Source(attention="own", window=image_window, overlap=0)
     models = {IMAGE: image, VIDEO: Source(video, window=window)}
     alone = {name: Fusion([source] * 2, NEVER) for name, source in models.items()}
     return alone | {FUSED: Fusion(list(models.values())[::-1], schedule)}
+
+
+def completeness(rows: pd.DataFrame) -> Claim:
+    """Claim that every setting makes every edit of every clip."""
+    counts = rows.groupby(["kind", "index", "setting"]).size().unstack(fill_value=0)
+    missing = int(counts.rsub(counts.max(axis=1), axis=0).to_numpy().sum())
+    return Claim.of_fact("every setting makes every edit", "missing rows", missing, missing == 0)
