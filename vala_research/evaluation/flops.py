@@ -18,13 +18,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vala_research import InputError
-from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Keyframes, Policy
+from vala_research.diffusion.attention import (
+    ANCHORS,
+    AnchorAttention,
+    Attending,
+    KeyframeAttention,
+    Keyframes,
+    Policy,
+)
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.injection import attention_patches
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.diffusion.patching import chunking, patched
 from vala_research.editing.fusion import Fusion
-from vala_research.editing.pipeline import ANCHORS, VideoEditPipeline
+from vala_research.editing.pipeline import VideoEditPipeline
 from vala_research.editing.source import Source
 from vala_research.evaluation.memory import PROMPTS, LiveTensors
 from vala_research.methods.anchors import Anchors, AnchorSettings
@@ -55,20 +62,19 @@ def meta_anchors(n_frames: int, n_sites: int, n_anchors: int, granularity: str) 
 
 
 def meta_policy(
-    how: str | Policy | AnchorSettings | Keyframes, n_frames: int, height: int, width: int
-) -> str | Policy:
-    """The attention policy of a clip by its shapes alone; height, width: of the latents.
+    attention: Attending | None, n_frames: int, height: int, width: int
+) -> str | Policy | None:
+    """The attention policy of a clip by its shapes alone: its cost does not depend on the content.
 
-    how: what an `EditSetting` calls attention. Its cost does not depend on the clip's content.
+    As `policy_of_clip`. height, width: of the latents.
     """
-    if isinstance(how, Keyframes):
-        return KeyframeAttention(tuple(range(how.n)))
-    if how == "anchors":
-        how = ANCHORS
-    if isinstance(how, AnchorSettings):
-        anchors = meta_anchors(n_frames, height * width, how.n_anchors, how.granularity)
-        return AnchorAttention(anchors, (height, width))
-    return how
+    if isinstance(attention, Keyframes):
+        return KeyframeAttention(tuple(range(attention.n)))
+    settings = ANCHORS if attention == "anchors" else attention
+    if isinstance(settings, AnchorSettings):
+        sizes = height * width, settings.n_anchors, settings.granularity
+        return AnchorAttention(meta_anchors(n_frames, *sizes), (height, width))
+    return attention
 
 
 def relative(flops: Mapping[str, float], to: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A panel of ipywidgets: controls above, a text and pictures below, redrawn when a control moves."""
+"""A panel of ipywidgets: controls above, text and pictures below, redrawn as a control moves."""
 
 from __future__ import annotations
 

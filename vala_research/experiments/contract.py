@@ -20,6 +20,7 @@ from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folde
 from vala_research.evaluation.comparison import Run, compare
 from vala_research.evaluation.figures import emit
 from vala_research.evaluation.verdicts import Claim, claims_table
+from vala_research.files import written_whole
 from vala_research.sprites.scene import WORLD
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -58,6 +59,12 @@ class Preset:
         own = {field.name for field in fields(cls)} - {"preset"}
         return cls.of(names["preset"], **{k: v for k, v in names.items() if k in own})
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Half precision for published models on a GPU, else the default."""
+        is_half = self.preset == "paper" and torch.cuda.is_available()
+        return torch.float16 if is_half else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class EditPreset(Preset):
@@ -73,12 +80,6 @@ class EditPreset(Preset):
     steps: int = 6  # diffusion steps each way
     guidance: float = 2.0  # 7.5 is usual for Stable Diffusion
     n_processes: int = 1  # 0: one per core, or one on a GPU
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Half precision for published models on a GPU, else the default."""
-        is_half = self.preset == "paper" and torch.cuda.is_available()
-        return torch.float16 if is_half else None
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -98,6 +99,15 @@ class EditPreset(Preset):
             self.n_processes or None,
         )  # fmt: skip
         return compare(self.cases(), edit_settings, Path(output) / "rows.csv", run, **options)
+
+
+def save_rows(rows: Iterable[Mapping[str, Any]], output: str | Path) -> pd.DataFrame:
+    """Write the rows to `output`/rows.csv, whole or not at all; return them as a table."""
+    table, path = pd.DataFrame(list(rows)), Path(output) / "rows.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as unfinished:
+        table.to_csv(unfinished, index=False)
+    return table
 
 
 def publish(

@@ -35,7 +35,7 @@ def explore(
 ):
     """Show a panel over one clip: one control per setting; map and key frames are redrawn at once.
 
-    latents: of these frames, as `VideoEditPipeline.encode` gives them. An error, such as that of bad
+    latents: of these frames, as `VideoEditPipeline.encode` gives them. An error, such as one of bad
     latents, is shown as text in the panel.
     Raises InputError for latents of other frames, and without ipywidgets.
     """
