@@ -136,5 +136,5 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     for a, n_edits in alone.items():
         model = "video" if a else "image"
         sentence = f"a constant share of {a:g} is the {model} model, whatever tau is"
-        facts.append(Claim.of_fact(sentence, "edits", n_edits, n_edits == 1))
+        facts.append(Claim.of_fact(sentence, "edits", int(n_edits), n_edits == 1))
     return facts
