@@ -157,7 +157,8 @@ def _facts(rows: pd.DataFrame) -> list[Claim]:
     return [
         Claim.of_fact("every model edits every clip", "edits", len(rows), is_whole),
         Claim.of_fact("there are seams where there are windows, and nowhere else",
-                      "lengths with seams", int(has_seams.sum()), (has_seams == is_seen_in_parts).all()),
+                      "lengths with seams", int(has_seams.sum()),
+                      (has_seams == is_seen_in_parts).all()),
         Claim.of_fact("live memory per frame does not grow with the clip",
                       "longest over shortest clip", growth, growth <= 1.02),
         Claim.of_fact("a fused edit holds what the larger of its two models holds",
