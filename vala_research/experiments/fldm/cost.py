@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,8 +39,8 @@ class Settings(Preset):
         },
     }  # fmt: skip
 
-    counted_frames: tuple[int, ...] = (4,)  # lengths of the figure
-    measured_frames: tuple[int, ...] = (4,)
+    counted_frames: Sequence[int] = (4,)  # lengths of the figure
+    measured_frames: Sequence[int] = (4,)
     counted_steps: int = 50  # diffusion steps each way, of the counted edits
     model: str = "miniature"  # whose edits are measured: or a folder or a hub id
     motion: str = "miniature"  # its motion modules: or a folder or a hub id

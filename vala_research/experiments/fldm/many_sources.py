@@ -61,8 +61,8 @@ class Settings(EditPreset):
 
     motion: str = "miniature"  # motion modules: or a folder or a hub id
     clip_model: str = ""  # CLIPModel that scores; "": no CLIP scores
-    numbers: tuple[int, ...] = (2, 3, 4)  # of sources
-    rules: tuple[str, ...] = (RELEASED,)  # of weights
+    numbers: Sequence[int] = (2, 3, 4)  # of sources
+    rules: Sequence[str] = (RELEASED,)  # of weights
     kinds: str = "several"  # kinds of edit, with commas
     steps: int = 5  # diffusion steps each way
 
