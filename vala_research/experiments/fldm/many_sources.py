@@ -111,12 +111,12 @@ def source_name(m: int, rule: str) -> str:
 
 
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:
-    """Edit every clip with every number of sources; resumes from `output`/rows.csv.
+    """Edit every clip with every number of sources; resumes from the folder edits of `output`.
 
     Rows: those of `compare`, and flops, of the edit over an edit by the image model alone.
     """
     edits = edit_settings(settings)
-    rows = settings.compare(edits, output)
+    rows = settings.compare(edits, Path(output) / "edits")
     pipe = quiet_pipeline(settings.model, settings.dtype)
     flops = relative_costs(pipe, edits, settings.n_frames, settings.size, settings.steps)
     return save_rows(rows.assign(flops=rows.setting.map(flops)).to_dict("records"), output)
