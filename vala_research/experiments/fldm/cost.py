@@ -65,7 +65,10 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     edits = source_fusions(video, window=window, image_window=window)
     at_once = {AT_ONCE: source_fusions(video, window=window)[FUSED]}
     counted = cost_rows(pipe, edits, lengths, COUNTED_SIZE, settings.counted_steps)
-    counted += cost_rows(pipe, at_once, lengths[-1:], COUNTED_SIZE, settings.counted_steps)
+    if lengths[-1] > window:
+        counted += cost_rows(pipe, at_once, lengths[-1:], COUNTED_SIZE, settings.counted_steps)
+    else:  # one window is all frames at once
+        counted.append(counted[-1] | {"setting": AT_ONCE})
 
     denoisers = {IMAGE: [pipe.unet], VIDEO: [video], FUSED: [pipe.unet, video]}
     weights = [
