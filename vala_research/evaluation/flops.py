@@ -18,7 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vala_research import InputError
-from vala_research.diffusion.attention import Policy
+from vala_research.diffusion.attention import (
+    ANCHORS,
+    AnchorAttention,
+    Attending,
+    KeyframeAttention,
+    Keyframes,
+    Policy,
+)
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.injection import attention_patches
 from vala_research.diffusion.motion import load_motion_unet
@@ -26,8 +33,8 @@ from vala_research.diffusion.patching import chunking, patched
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.pipeline import VideoEditPipeline
 from vala_research.editing.source import Source
-from vala_research.evaluation.memory import LiveTensors
-from vala_research.methods.anchors import Anchors
+from vala_research.evaluation.memory import PROMPTS, LiveTensors
+from vala_research.methods.anchors import Anchors, AnchorSettings
 
 STABLE_DIFFUSION_1_5 = dict(
     sample_size=64, in_channels=4, out_channels=4, layers_per_block=2, cross_attention_dim=768,
@@ -38,13 +45,13 @@ STABLE_DIFFUSION_1_5 = dict(
 
 
 def meta_unet(config: Mapping = STABLE_DIFFUSION_1_5) -> UNet2DConditionModel:
-    """A UNet of that configuration without weights: nothing is downloaded, nothing is computed."""
+    """Build a UNet without weights: nothing is downloaded, nothing is computed."""
     with torch.device("meta"):
         return UNet2DConditionModel(**config).eval().requires_grad_(False)
 
 
 def meta_anchors(n_frames: int, n_sites: int, n_anchors: int, granularity: str) -> Anchors:
-    """Anchors of shapes alone: what attending to them costs does not depend on their values."""
+    """Build anchors of shapes alone: the cost of attention does not depend on their values."""
     f, n, k, d = n_frames, n_sites, n_anchors, 4
     sizes = dict(
         responsibilities=(f, n, k), directions=(k, d), concentrations=(k,), weights=(k,),
@@ -52,6 +59,27 @@ def meta_anchors(n_frames: int, n_sites: int, n_anchors: int, granularity: str) 
     )  # fmt: skip
     tensors = {name: torch.empty(size, device="meta") for name, size in sizes.items()}
     return Anchors(**tensors, objective=[], granularity=granularity)
+
+
+def meta_policy(
+    attention: Attending | None, n_frames: int, height: int, width: int
+) -> str | Policy | None:
+    """The attention policy of a clip by its shapes alone: its cost does not depend on the content.
+
+    As `policy_of_clip`. height, width: of the latents.
+    """
+    if isinstance(attention, Keyframes):
+        return KeyframeAttention(tuple(range(attention.n)))
+    settings = ANCHORS if attention == "anchors" else attention
+    if isinstance(settings, AnchorSettings):
+        sizes = height * width, settings.n_anchors, settings.granularity
+        return AnchorAttention(meta_anchors(n_frames, *sizes), (height, width))
+    return attention
+
+
+def relative(flops: Mapping[str, float], to: str) -> dict[str, float]:
+    """FLOPs of each setting over the FLOPs of the setting `to`."""
+    return {name: count / flops[to] for name, count in flops.items()}
 
 
 def forward_flops(
@@ -64,9 +92,10 @@ def forward_flops(
     frames_per_chunk: int | None = None,
     n_text: int = 77,
 ) -> int:
-    """FLOPs of one UNet forward of all frames and branches, at height x width latent sites.
+    """Count the FLOPs of one UNet forward of all frames and branches.
 
-    Counts what the policy makes of keys and values as well: copies cost nothing, compression does.
+    height, width: of the latents. The work of the policy on keys and values is included: copies
+    cost nothing, compression does.
     Raises InputError for a UNet with weights: on the CPU, torch's counter misses the attention.
     """
     if unet.device.type != "meta":
@@ -92,27 +121,26 @@ TEXT_1_5 = dict(
     vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
     num_attention_heads=12, max_position_embeddings=77,
 )  # fmt: skip
-PROMPTS = ("a blue circle", "a red circle")
 
 
 def weightless(
     pipe: VideoEditPipeline, fusions: Mapping[str, Fusion]
 ) -> tuple[VideoEditPipeline, dict[str, Fusion]]:
-    """The pipeline and its fusions without weights; what networks share they go on sharing."""
+    """Copy a pipeline and its fusions without weights; networks still share what they shared."""
+    # One empty tensor per tensor: a weight of two networks becomes one empty weight of both.
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     unets = [s.unet for fusion in fusions.values() for s in fusion.sources if s.unet is not None]
     memo: dict[int, Any] = {}
     for module in (*modules, *unets):
         for tensor in (*module.parameters(), *module.buffers()):
             memo[id(tensor)] = _empty(tensor)
-    parts = copy.deepcopy(pipe.components, memo)
-    found = VideoEditPipeline(**parts)
-    found.set_progress_bar_config(disable=True)
+    empty = VideoEditPipeline(**copy.deepcopy(pipe.components, memo))
+    empty.set_progress_bar_config(disable=True)
 
     def bare(source: Source) -> Source:
         return replace(source, unet=copy.deepcopy(source.unet, memo))
 
-    return found, {
+    return empty, {
         name: replace(fusion, sources=[bare(s) for s in fusion.sources])
         for name, fusion in fusions.items()
     }
@@ -127,10 +155,10 @@ def stable_diffusion(
     unet: Mapping = STABLE_DIFFUSION_1_5, vae: Mapping = VAE_1_5, text: Mapping = TEXT_1_5,
     motion: Mapping | None = None, dtype: torch.dtype = torch.float16,
 ) -> tuple:  # fmt: skip
-    """A pipeline and its video model of these configurations, weightless.
+    """Build a weightless pipeline and its video model of these configurations.
 
-    motion: of the MotionAdapter; None is AnimateDiff's. Words are read by the miniature's
-    tokenizer: all prompts are padded to one length.
+    motion: of the MotionAdapter; None is AnimateDiff's. The tokenizer is the miniature's: all
+    prompts are padded to one length.
     """
     small = VideoEditPipeline.from_pretrained("miniature")
     tokenizer = copy.deepcopy(small.tokenizer)
@@ -146,9 +174,9 @@ def stable_diffusion(
 
 
 class Weightless(TorchDispatchMode):
-    """Code that asks a tensor of the meta device for a value goes on: numbers are 0, answers yes.
+    """Answer code that asks a tensor of the meta device for a value: numbers are 0, answers yes.
 
-    What is asked on the way of an edit is whether all is finite, and between which numbers.
+    An edit asks whether all values are finite, and what their extremes are.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -158,7 +186,7 @@ class Weightless(TorchDispatchMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Attention on the meta device is one operation that keeps no scores, as its kernels do."""
+    """Make attention on the meta device one operation that keeps no scores, as real kernels do."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -171,10 +199,10 @@ class FusedAttention(TorchFunctionMode):
 def counted_edit(
     pipe: VideoEditPipeline, fusion: Fusion | None, n_frames: int, size: int, steps: int
 ) -> tuple[int, int]:
-    """FLOPs of one edit by a weightless pipeline, and the peak bytes of its live tensors.
+    """Count the FLOPs of one edit by a weightless pipeline, and the peak bytes of its live tensors.
 
-    FLOPs are two for each multiply-add of convolutions, linear layers and attention. No scratch
-    memory inside an operation is seen, and no weights.
+    One multiply-add of a convolution, linear layer or attention is two FLOPs. The bytes contain
+    neither weights nor scratch memory inside an operation.
     """
     clip = torch.empty(n_frames, 3, size, size, device=pipe.device)
     with ExitStack() as modes, torch.no_grad():
@@ -190,6 +218,6 @@ def counted_edit(
 
 
 def stored_bytes(*modules: nn.Module) -> int:
-    """Bytes of all parameters and buffers, those that are shared once."""
+    """Bytes of all parameters and buffers; shared ones count once."""
     tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())

@@ -1,7 +1,7 @@
-"""What an edit holds grows with the frames only by what the frames themselves need.
+"""Peak memory of whole edits.
 
-Two measures of one edit: the peak of all live tensors, exact and the same on every machine, and the
-peak of the process, each in a process of its own, since an allocator keeps what others freed.
+Two measures: the peak of all live tensors, which is exact and the same on every machine, and the
+peak of the process. An allocator keeps what an edit freed, so each edit gets a fresh process.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import os
 import resource
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,13 +26,18 @@ from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.methods.anchors import AnchorSettings
 
 MEBIBYTE = 2**20
-# glibc keeps freed blocks of up to 32 MiB in its heap, in pieces that fit nothing: the resident set
+PROMPTS = ("a blue circle", "a red circle")  # of an edit whose cost is measured: target, source
+# glibc keeps freed blocks of up to 32 MiB in its heap, in pieces that fit nothing. The resident set
 # of a long edit is then half as large again. Blocks mapped one by one go back when they are freed.
 RETURN_PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+Runner = Callable[..., Any]  # runner(function, **arguments) returns what the function returns
+
+
+# --- live tensors -------------------------------------------------------------------------------
 
 
 class LiveTensors(TorchDispatchMode):
-    """Bytes of all storages made inside the `with` block that are alive: now, and at their peak.
+    """Count the bytes of all living storages made inside the `with` block: now, and at their peak.
 
     Scratch memory inside an operation is not seen.
     """
@@ -62,6 +67,47 @@ def _is_tensor(x: Any) -> bool:
     return isinstance(x, Tensor)
 
 
+# --- one edit per process -----------------------------------------------------------------------
+
+
+def in_fresh_process(function: Callable, *arguments: Any, **named: Any) -> Any:
+    """Call a function in a process of its own, whose allocator gives back what is freed."""
+    before = {name: os.environ.get(name) for name in RETURN_PAGES}
+    os.environ.update(RETURN_PAGES)
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(function, *arguments, **named).result()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def in_this_process(function: Callable, *arguments: Any, **named: Any) -> Any:
+    """Call a function here: quicker, but a peak then counts all that the process holds already."""
+    return function(*arguments, **named)
+
+
+def measured_edits(
+    measure: Callable[..., dict], jobs: Iterable[Mapping], run: Runner = in_fresh_process
+) -> list[dict]:
+    """Measure one edit per job: the rows `measure(**job)`.
+
+    measure: a function that a new process can import.
+    jobs: its arguments, "n_frames" among them; ascending for `in_this_process`, as peaks are.
+    run: `in_fresh_process` or `in_this_process`.
+    Raises InputError when an edit runs out of memory, or its process is killed.
+    """
+    rows = []
+    for job in jobs:
+        try:
+            rows.append(run(measure, **job))
+        except (RuntimeError, MemoryError) as error:
+            raise InputError(
+                f"The edit of {job['n_frames']} frames failed ({error}): try fewer, or smaller."
+            ) from error
+    return rows
+
+
 def edit_memory(
     n_frames: Sequence[int],
     attention: str = "own",
@@ -73,57 +119,41 @@ def edit_memory(
     dtype: str = "float32",
     is_fresh: bool = True,
 ) -> list[dict]:
-    """Peak memory of edits of clips of each length.
+    """Measure the peak memory of one edit per clip length.
 
-    is_fresh: one new process a length; otherwise in this one, quicker, and its peak then counts all
-    that the process holds already.
-
-    granularity: of attention "anchors". size: pixels. frames_per_chunk: the same for all lengths,
-    so that what grows is what all frames hold at once. n_frames: ascending, as peaks are.
-    Rows of attention, frames, and in MiB: peak (of the process, or of the device where there is
-    one; smaller is better), live (of tensors, the clip included), estimate (what
-    `VideoEditPipeline.estimate` adds up, weights included).
+    n_frames: ascending. granularity: of attention "anchors". size: pixels.
+    frames_per_chunk: the same for all lengths, so that only what all frames hold at once grows.
+    is_fresh: one new process per length.
+    Returns rows of attention, frames, and in MiB:
+        peak: of the process, or of the device where there is one (smaller is better);
+        live: of tensors, the clip included;
+        estimate: the sum that `VideoEditPipeline.estimate` gives, weights included.
     Raises InputError when an edit runs out of memory, or its process is killed.
     """
-    settings = dict(
+    shared = dict(
         attention=attention, granularity=granularity, model=model, size=size, steps=steps,
         frames_per_chunk=frames_per_chunk, dtype=dtype,
     )  # fmt: skip
-    run = in_fresh_process if is_fresh else lambda function, given: function(given)
-    rows = []
-    for n in n_frames:
-        try:
-            rows.append(run(_measured, settings | {"n_frames": n}))
-        except (RuntimeError, MemoryError) as error:
-            raise InputError(
-                f"The edit of {n} frames failed ({error}): try fewer, or smaller."
-            ) from error
-    return rows
+    run = in_fresh_process if is_fresh else in_this_process
+    return measured_edits(_loaded_edit, [shared | {"n_frames": n} for n in n_frames], run)
 
 
-def in_fresh_process(function: Callable, *arguments: Any) -> Any:
-    """function(*arguments) in a process of its own, whose allocator gives back what is freed."""
-    before = {name: os.environ.get(name) for name in RETURN_PAGES}
-    os.environ.update(RETURN_PAGES)
-    try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            return pool.submit(function, *arguments).result()
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+def _loaded_edit(model: str, dtype: str, **settings: Any) -> dict:
+    """Load the model and measure one edit."""
+    return measured_edit(quiet_pipeline(model, getattr(torch, dtype)), **settings)
 
 
 def measured_edit(
     pipe, n_frames: int, attention: str, granularity: str, size: int, steps: int,
     frames_per_chunk: int,
 ) -> dict:  # fmt: skip
-    """One row of `edit_memory`, in this process, which has made no larger edit before."""
+    """Measure one row of `edit_memory` here; this process has made no larger edit before."""
     generator, has_anchors = torch.Generator().manual_seed(0), attention == "anchors"
     forget_peak()
     with LiveTensors() as live:
         clip = torch.rand(n_frames, 3, size, size, generator=generator)
         pipe(
-            clip, "a blue circle", "a red circle", num_inference_steps=steps,
+            clip, *PROMPTS, num_inference_steps=steps,
             attention=AnchorSettings(granularity=granularity) if has_anchors else attention,
             frames_per_chunk=frames_per_chunk, output_type="pt",
         )  # fmt: skip
@@ -138,11 +168,7 @@ def measured_edit(
     }
 
 
-def _measured(settings: dict) -> dict:
-    """Load the model and measure one edit."""
-    rest = {k: v for k, v in settings.items() if k not in ("model", "dtype")}
-    pipe = quiet_pipeline(settings["model"], getattr(torch, settings["dtype"]))
-    return measured_edit(pipe, **rest)
+# --- the process or device ----------------------------------------------------------------------
 
 
 def forget_peak() -> None:
@@ -156,7 +182,7 @@ def forget_peak() -> None:
 def peak_mebibytes() -> float:
     """Peak memory since `forget_peak`: the device's where there is one, else the resident set."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_allocated() / MEBIBYTE
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(x.split()[1]) / 1024 for x in lines if x.startswith("VmHWM"))

@@ -1,5 +1,7 @@
 """Counts without weights are those of the edit that runs; the aims are reached, and can fail."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_models import tiny_motion_adapter
@@ -10,18 +12,9 @@ from vala_research.editing.fusion import Fusion
 from vala_research.evaluation import flops
 from vala_research.evaluation.flops import forward_flops, meta_unet
 from vala_research.evaluation.memory import LiveTensors
-from vala_research.experiments.fldm import cost, settings
-from vala_research.experiments.fldm.many_sources import (
-    EQUAL,
-    RELEASED,
-    SOURCES,
-    TWIN,
-    many_plan,
-    relative_costs,
-    source_claims,
-    source_settings,
-    sources_figure,
-)
+from vala_research.evaluation.verdicts import assert_claims
+from vala_research.experiments.fldm import cost, edit_costs, many_sources, settings
+from vala_research.experiments.fldm.many_sources import EQUAL, RELEASED, SOURCES, TWIN, many_plan
 from vala_research.experiments.fldm.settings import FUSED, IMAGE, VIDEO
 from vala_research.methods.fusion import FusionSchedule
 
@@ -66,7 +59,7 @@ def test_counts_without_weights_are_those_of_the_edit(tiny, motion, counted, nam
 def test_any_number_of_steps_from_two(counted):
     pipe, bare = counted
     few = {name: bare[name] for name in (IMAGE, FUSED)}
-    for row in cost.cost_rows(pipe, few, [N_FRAMES], SIZE, steps=4):
+    for row in edit_costs.cost_rows(pipe, few, [N_FRAMES], SIZE, steps=4):
         found, _ = flops.counted_edit(pipe, bare[row["setting"]], N_FRAMES, SIZE, 4)
         assert row["tflop"] * 1e12 == pytest.approx(found, rel=1e-12)
         assert row["peak"] == pytest.approx(row["weights"] + row["live"])
@@ -101,15 +94,62 @@ def test_memory_of_a_fused_edit_is_that_of_the_largest(tiny, motion, counted):
         assert live == pytest.approx(real.peak, rel=0.1)
 
 
+def by_parts(counted: list[dict], weights=(1.0, 2.0, 2.0)) -> pd.DataFrame:
+    """Rows as `cost.run` makes them; weights: of the image model, the video model, both."""
+    shared = [
+        {"setting": n, "weights": w} for n, w in zip((IMAGE, VIDEO, FUSED), weights, strict=True)
+    ]
+    return pd.concat([pd.DataFrame(counted).assign(part="counted"),
+                      pd.DataFrame(shared).assign(part="weights")])  # fmt: skip
+
+
 def test_aims(counted):
     pipe, bare = counted
-    rows = cost.cost_rows(pipe, bare, [N_FRAMES], SIZE, steps=50)
-    found = {a["quantity"]: a for a in cost.aims(rows)}
-    assert set(found) == {"tflop", "peak"} and all(a["is_reached"] for a in found.values())
-    assert 0.8 < found["tflop"]["ratio"] <= 1.0  # the VAE works once for both
+    rows = edit_costs.cost_rows(pipe, bare, [N_FRAMES], SIZE, steps=50)
+    ratios = cost.ratios(pd.DataFrame(rows))
+    assert set(ratios) == {(N_FRAMES, "tflop"), (N_FRAMES, "peak")}
+    assert 0.8 < ratios[N_FRAMES, "tflop"] <= 1.0  # the VAE works once for both
+    assert_claims(cost.claims(by_parts(rows)))
     wasteful = [row | ({"tflop": 2 * row["tflop"], "peak": 1.2 * row["peak"]}
                        if row["setting"] == FUSED else {}) for row in rows]  # fmt: skip
-    assert not any(a["is_reached"] for a in cost.aims(wasteful))
+    aims = [c for c in cost.claims(by_parts(wasteful)) if "at most" in c.sentence]
+    assert [c.verdict for c in aims] == ["contradicted"] * 2 and all(c.is_asserted for c in aims)
+
+
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        ({"fused": 2.6}, "at most 1.05 times the summed FLOPs"),
+        ({"peak": 6.0}, "at most 1.1 times the largest peak memory"),
+        ({"both": 3.0}, "shares all weights"),
+        ({"fused": 1.4}, "asks both models"),
+    ],
+    ids=["flops", "memory", "copies", "nothing"],
+)
+def test_the_claims_of_costs_can_fail(wrong, sentence):
+    def rows(fused: float = 2.3, peak: float = 5.0, both: float = 2.0) -> pd.DataFrame:
+        known = ((IMAGE, 1.0, 4.0), (VIDEO, 1.4, 5.0), (FUSED, fused, peak))
+        counted = [{"setting": s, "frames": 8, "steps": 50, "tflop": x, "peak": p,
+                    "weights": 1.0, "live": p - 1} for s, x, p in known]  # fmt: skip
+        return by_parts(counted, (1.0, 2.0, both))
+
+    assert_claims(cost.claims(rows()))
+    with pytest.raises(AssertionError, match=sentence):
+        assert_claims(cost.claims(rows(**wrong)))
+    texts = [t.get_text() for t in cost.figure(rows()).axes[0].texts]
+    assert texts == [f"{2.3 / 2.4:.3f}"]
+
+
+def test_what_a_machine_takes_is_reported_alone():
+    known = ((IMAGE, 1.0), (VIDEO, 1.0), (FUSED, 3.0))
+    slow = pd.DataFrame([{"part": "measured", "setting": s, "frames": 8, "seconds": x,
+                          "peak": np.nan} for s, x in known])  # fmt: skip
+    counted = [{"setting": s, "frames": 8, "steps": 50, "tflop": x, "weights": 1.0, "live": 1.0,
+                "peak": 2.0} for s, x in ((IMAGE, 1.0), (VIDEO, 1.0), (FUSED, 2.0))]  # fmt: skip
+    claims = cost.claims(pd.concat([by_parts(counted), slow]))
+    assert_claims(claims)
+    (seconds,) = [c for c in claims if "measured" in c.sentence]
+    assert seconds.verdict == "contradicted" and seconds.value == 1.5
 
 
 def test_stable_diffusion_by_hand():
@@ -127,8 +167,8 @@ def test_stable_diffusion_by_hand():
 
 def test_measurements(checkpoint, tmp_path):
     tiny_motion_adapter().save_pretrained(tmp_path)
-    how = cost.Measurement(str(checkpoint), str(tmp_path), 16, 1, 1, is_fresh=False)
-    rows = cost.measured_rows(how, [2], (IMAGE, FUSED))
+    how = edit_costs.Measurement(str(checkpoint), str(tmp_path), 16, 1, 1, is_fresh=False)
+    rows = edit_costs.measured_rows(how, [2], (IMAGE, FUSED))
     assert [(r["setting"], r["frames"]) for r in rows] == [(IMAGE, 2), (FUSED, 2)]
     assert all(r["seconds"] > 0 for r in rows)
 
@@ -143,19 +183,25 @@ def test_plans_of_many_sources(tiny):
     assert plan.schedule.initial == pytest.approx((0.7, 0.1, 0.1, 0.1))
     equal = many_plan(SOURCES[:3], EQUAL).schedule
     assert equal.weights(9, 10) == pytest.approx([1 / 3] * 3) and equal.weights(4, 10) is None
-    settings = source_settings()
-    assert len(settings) == 2 + 2 * 3 + 1
-    twin = settings[TWIN].fusion
+    edits = many_sources.edit_settings(many_sources.Settings.of("sprites"))
+    assert len(edits) == 2 + 2 * 3 + 1
+    twin = edits[TWIN].fusion
     assert twin.sources[1:] == ("image", "image") and twin.attentions[1:] == ("own", "own")
-    assert settings["4 sources, equal"].fusion.inverting() != twin.inverting()
+    assert edits["4 sources, equal"].fusion.inverting() != twin.inverting()
+
+
+def tiny_edits(folder, **given) -> dict:
+    tiny_motion_adapter().save_pretrained(folder)
+    return many_sources.edit_settings(
+        many_sources.Settings.of("smoke", motion=str(folder), **given)
+    )
 
 
 def test_a_source_given_twice_is_that_source(tiny, tmp_path, video):
-    tiny_motion_adapter().save_pretrained(tmp_path)
-    settings = source_settings(str(tmp_path), (2,), (RELEASED,))
+    edits = tiny_edits(tmp_path, numbers=[2])
 
     def edit(name: str) -> torch.Tensor:
-        plan = settings[name].fusion
+        plan = edits[name].fusion
         return tiny(
             video, "a blue square", "a red circle", num_inference_steps=4, guidance_scale=2.0,
             fusion=plan.fusion(plan.built(tiny)), output_type="latent",
@@ -166,27 +212,50 @@ def test_a_source_given_twice_is_that_source(tiny, tmp_path, video):
 
 
 def test_costs_of_many_sources_and_their_figure(tiny, tmp_path):
-    import pandas as pd
-
-    tiny_motion_adapter().save_pretrained(tmp_path)
-    settings = source_settings(str(tmp_path), (2, 3), (EQUAL,), has_twin=False)
-    costs = relative_costs(tiny, settings, N_FRAMES, SIZE, 10)
-    assert set(costs) == set(settings) and costs[IMAGE] == 1 < costs[VIDEO]
+    edits = tiny_edits(tmp_path, numbers=[2, 3], rules=[EQUAL])
+    costs = many_sources.relative_costs(tiny, edits, N_FRAMES, SIZE, 10)
+    assert set(costs) == set(edits) and costs[IMAGE] == 1 < costs[VIDEO]
     two, three = (costs[f"{m} sources, equal"] for m in (2, 3))
     assert two <= costs[IMAGE] + costs[VIDEO]  # the VAE works once
     assert three > two + 0.9  # frames that attend to anchors cost more than those that do not
     rows = pd.DataFrame(
         {"setting": name, "kind": "several", "index": i, "gain": 1.0, "success": 0.5,
-         "psnr": 20 + name.startswith("3") + 0.01 * (i * (k + 2) % 5), "warp_error": 0.1 * i}
-        for k, name in enumerate(settings) for i in range(8)
+         "psnr": 20 + name.startswith("3") + 0.01 * (i * (k + 2) % 5), "warp_error": 0.1 * i,
+         "flops": costs[name]}
+        for k, name in enumerate(edits) for i in range(8)
     )  # fmt: skip
-    verdicts = source_claims(rows, (2, 3), (EQUAL,)).set_index(["claim", "metric"]).verdict
-    assert verdicts["3 sources beat 2, equal weights", "PSNR"] == "confirmed"
-    fewer = rows.assign(psnr=-rows.psnr)
-    verdicts = source_claims(fewer, (2, 3), (EQUAL,)).set_index(["claim", "metric"]).verdict
-    assert verdicts["3 sources beat 2, equal weights", "PSNR"] == "contradicted"
-    figure = sources_figure(rows, costs)
-    assert [p.get_height() for p in figure.axes[-1].patches] == [costs[VIDEO], two, three]
+
+    def verdict(rows: pd.DataFrame) -> str:
+        (claim,) = [c for c in many_sources.claims(rows) if c.measured == "PSNR"]
+        assert claim.sentence == "3 sources beat 2, equal weights"
+        return claim.verdict
+
+    assert verdict(rows) == "confirmed"
+    assert verdict(rows.assign(psnr=-rows.psnr)) == "contradicted"
+    bars = many_sources.figure(rows).axes[-1].patches
+    assert [bar.get_height() for bar in bars] == [costs[VIDEO], two, three]
+
+
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        ({"psnr": np.nan}, "any number of sources edits every clip"),
+        ({"twin": 0.3}, "a model given twice is that model"),
+        ({"cost": 2.7}, "two sources cost what they cost alone"),
+    ],
+)
+def test_the_claims_of_many_sources_can_fail(wrong, sentence):
+    def rows(psnr: float = 20.0, twin: float = 0.001, cost: float = 2.3) -> pd.DataFrame:
+        known = ((IMAGE, 20.0, 1.0), (VIDEO, psnr, 1.4), ("2 sources, released", 20.0, cost),
+                 (TWIN, 20.0 + twin, 3.3))  # fmt: skip
+        return pd.DataFrame(
+            {"setting": s, "kind": "several", "index": i, "psnr": x + i, "flops": c}
+            for s, x, c in known for i in range(2)
+        )  # fmt: skip
+
+    assert_claims(many_sources.claims(rows()))
+    with pytest.raises(AssertionError, match=sentence):
+        assert_claims(many_sources.claims(rows(**wrong)))
 
 
 def test_sources_by_name():

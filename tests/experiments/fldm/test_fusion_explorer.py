@@ -2,9 +2,11 @@
 
 import sys
 import time
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +14,9 @@ from tiny_models import tiny_motion_adapter
 
 from vala_research import InputError
 from vala_research.evaluation.cases import edit_cases
-from vala_research.experiments.fldm.explorer import explore_fusion
+from vala_research.evaluation.verdicts import assert_claims
+from vala_research.experiments.fldm import explorer
+from vala_research.experiments.fldm.fusion_panel import explore_fusion
 from vala_research.experiments.fldm.grid import FusionGrid, fusion_grid, sheet, weighing
 from vala_research.methods.fusion import FusionSchedule
 from vala_research.sprites.scene import WORLD
@@ -189,6 +193,51 @@ def test_the_sheet_shows_every_share_and_tau():
     levels = [ax.images[0].get_array()[0, 0, 0] for ax in fig.axes]
     assert levels == [grid.edit_of["decay_video", a, t] for a in VALUES for t in TAUS]
     assert "E_warp x 1000" in fig.axes[0].get_xlabel()
+
+
+def test_a_kept_grid_makes_rows_and_figure(tmp_path):
+    """One row per point; nothing is edited, no other grid is written."""
+    grid = made()
+    points = list(grid.edit_of)[:2]
+    path = replace(grid, edit_of={p: i for i, p in enumerate(points)}).save(tmp_path / "grid")
+    settings = explorer.Settings.of("smoke", grid=str(path))
+    rows = explorer.run(settings, tmp_path / "out")
+    assert [tuple(p) for p in rows[["schedule", "a", "tau"]].to_numpy()] == points
+    assert rows.edit.tolist() == [0, 1] and rows.is_shown.all() and (rows.redraw > 0).any()
+    assert not (tmp_path / "out" / "grid.safetensors").exists()
+    kept = pd.read_csv(tmp_path / "out" / "rows.csv")
+    pd.testing.assert_frame_equal(explorer.table(kept), explorer.table(rows))
+    again = explorer.kept_grid(settings, tmp_path / "out")
+    assert explorer.figure(rows, again).axes[0].get_title() == "tau 0"
+
+
+def test_a_point_that_is_not_shown_is_told():
+    grid = made()
+    first, second = list(grid.edit_of)[:2]
+    short = replace(grid, edit_of={first: 0, second: 99})  # there is no edit 99
+    drawn = explorer.redraws(explore_fusion(short), short)
+    assert drawn[first]["is_shown"] and not drawn[second]["is_shown"]
+
+
+@pytest.mark.parametrize(
+    "row, column, wrong, sentence",
+    [
+        (0, "is_shown", False, "the panel shows every point"),
+        (slice(None), "redraw", 1.5, "well under a second"),
+        (1, "edit", 9, "a constant share of 0 is the image model"),
+        (3, "edit", 9, "a constant share of 1 is the video model"),
+    ],
+)
+def test_the_claims_can_fail(row, column, wrong, sentence):
+    rows = pd.DataFrame(
+        {"schedule": "constant", "a": a, "tau": tau, "edit": int(a), "redraw": 0.2,
+         "is_shown": True}
+        for a in (0.0, 1.0) for tau in (0.0, 0.5)
+    )  # fmt: skip
+    assert_claims(explorer.claims(rows))
+    rows.loc[row, column] = wrong
+    with pytest.raises(AssertionError, match=sentence):
+        assert_claims(explorer.claims(rows))
 
 
 def test_without_ipywidgets_the_error_says_what_to_install(monkeypatch):

@@ -3,20 +3,20 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from tiny_models import tiny_motion_adapter
 
-from vala_research.evaluation.cases import Material, edit_cases
+from vala_research.evaluation.cases import Material
 from vala_research.evaluation.metrics import warp_error
+from vala_research.evaluation.verdicts import assert_claims
 from vala_research.experiments.fldm.long_clips import (
-    SeamError,
-    compare_lengths,
-    length_claims,
-    length_figure,
-    long_settings,
-    pair_errors,
-    seam_excess,
-    seams,
+    Settings,
+    claims,
+    edit_settings,
+    figure,
+    run,
+    table,
 )
+from vala_research.experiments.fldm.seams import SeamError, pair_errors, seam_excess, seams
 from vala_research.experiments.fldm.settings import FUSED, IMAGE, VIDEO
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import WORLD, random_scene, split_generator
@@ -61,19 +61,26 @@ def test_a_jump_is_seen_where_it_is(material, jump, is_seam):
     assert np.isnan(few["seam_warp"]) and few["other_warp"] > 0  # one window: no seam
 
 
-def planted(excess: float, n: int = 8, gain: float = 0.5) -> pd.DataFrame:
+def planted(excess: float, gain: float = 0.5, lengths=(32,)) -> pd.DataFrame:
+    """Edits of 8 clips; seams only where there are more frames than the 16 of a window."""
     rows = []
-    for i in range(n):
-        base = 1 + 0.1 * i
-        for k, (name, more) in enumerate(((IMAGE, 0.0), (VIDEO, excess), (FUSED, excess / 2))):
-            wobble = 0.01 * (i * (k + 2) % 5)
-            rows.append(
-                {"setting": name, "kind": "several", "index": i, "frames": 32, "gain": 1.0,
-                 "psnr": 20 + base + gain * (name == FUSED) + wobble, "success": 0.5,
-                 "warp_error": base, "seam_warp": 2 * base * np.exp(more + wobble),
-                 "other_warp": base}
-            )  # fmt: skip
+    for n in lengths:
+        for i in range(8):
+            base = 1 + 0.1 * i
+            for k, (name, more) in enumerate(((IMAGE, 0.0), (VIDEO, excess), (FUSED, excess / 2))):
+                wobble = 0.01 * (i * (k + 2) % 5)
+                seam = 2 * base * np.exp(more + wobble) if n > 16 else np.nan
+                rows.append(
+                    {"setting": name, "kind": "several", "index": i, "frames": n, "window": 16,
+                     "gain": 1.0, "psnr": 20 + base + gain * (name == FUSED) + wobble,
+                     "success": 0.5, "warp_error": base, "seam_warp": seam, "other_warp": base,
+                     "live": n * (1 + 0.1 * k)}
+                )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def verdicts(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
+    return {(claim.sentence, claim.measured): claim.verdict for claim in claims(rows)}
 
 
 def test_an_excess_is_relative_to_what_knows_no_windows():
@@ -81,37 +88,62 @@ def test_an_excess_is_relative_to_what_knows_no_windows():
     assert abs(seam_excess(planted(0.0), VIDEO).mean()) < 0.03
     assert seam_excess(planted(0.7), VIDEO).mean() == pytest.approx(0.7, abs=0.03)
     assert len(seam_excess(planted(0.7).assign(seam_warp=np.nan), VIDEO)) == 0
-    verdicts = length_claims(planted(0.7)).set_index(["claim", "metric"]).verdict
-    assert verdicts["seams show: video only", "log ratio"] == "confirmed"
-    assert verdicts["fused beats the image model", "PSNR"] == "confirmed"
-    wrong = length_claims(planted(-0.7, gain=-0.5)).set_index(["claim", "metric"]).verdict
-    assert wrong["seams show: video only", "log ratio"] == "contradicted"
-    assert wrong["fused beats the image model", "PSNR"] == "contradicted"
+    seen = verdicts(planted(0.7))
+    assert seen["32 frames: seams show: video only", "log ratio"] == "confirmed"
+    assert seen["32 frames: fused beats the image model", "PSNR"] == "confirmed"
+    wrong = verdicts(planted(-0.7, gain=-0.5))
+    assert wrong["32 frames: seams show: video only", "log ratio"] == "contradicted"
+    assert wrong["32 frames: fused beats the image model", "PSNR"] == "contradicted"
+
+
+@pytest.mark.parametrize(
+    "length, name, column, wrong, sentence",
+    [
+        (20, VIDEO, "psnr", np.nan, "every model edits every clip"),
+        (20, VIDEO, "seam_warp", np.nan, "there are seams where there are windows"),
+        (4, VIDEO, "seam_warp", 0.1, "there are seams where there are windows"),
+        (20, IMAGE, "live", 40.0, "live memory per frame does not grow"),
+        (4, FUSED, "live", 9.0, "holds what the larger of its two models holds"),
+    ],
+)
+def test_the_facts_can_fail(length, name, column, wrong, sentence):
+    """One wrong value, of one clip, is enough."""
+    rows = planted(0.1, lengths=(4, 20))
+    assert_claims(claims(rows))
+    is_wrong = (rows.frames == length) & (rows.setting == name) & (rows["index"] == 0)
+    rows.loc[is_wrong, column] = wrong
+    with pytest.raises(AssertionError, match=sentence):
+        assert_claims(claims(rows))
 
 
 def test_rows_and_figure(tmp_path, checkpoint):
-    """A random checkpoint: the image model alone needs no motion modules."""
-    settings = {IMAGE: long_settings(num_inference_steps=1)[IMAGE]}
-    cases = {n: edit_cases(WORLD, "test", 1, ["colour"]) for n in (4, 18)}
-    rows = compare_lengths(
-        str(checkpoint), cases, settings, tmp_path, 16, 4, size=16, n_processes=1
-    )
-    assert list(rows.frames) == [4, 18] and rows.seam_warp.notna().tolist() == [False, True]
-    assert {p.name for p in tmp_path.glob("*.csv")} == {
-        "frames_4_overlap_4.csv", "frames_18_overlap_4.csv",
+    """Random networks, one step; the figure is redrawn from the csv."""
+    tiny_motion_adapter().save_pretrained(tmp_path / "motion")
+    settings = Settings.of(
+        "smoke", model=str(checkpoint), motion=str(tmp_path / "motion"), lengths=[4, 18],
+        kinds="colour", size=16, steps=1,
+    )  # fmt: skip
+    rows = run(settings, tmp_path)
+    assert list(rows.frames) == [4] * 3 + [18] * 3
+    assert rows.seam_warp.notna().tolist() == [False] * 3 + [True] * 3
+    assert {p.parent.name for p in tmp_path.glob("*/rows.csv")} == {
+        "frames_4_overlap_4", "frames_18_overlap_4",
     }  # fmt: skip
-    memory = [{"setting": IMAGE, "frames": n, "live": 2.0 * n} for n in (4, 18)]
-    figure = length_figure(pd.concat([rows, planted(0.5)]), memory)
-    titles = [ax.get_title() for ax in figure.axes]
+    kept = pd.read_csv(tmp_path / "rows.csv")
+    pd.testing.assert_frame_equal(kept, rows, check_dtype=False)
+    assert table(kept).tflop.tolist() == pytest.approx(rows.tflop.tolist())
+
+    picture = figure(pd.concat([kept, planted(0.5)]))
+    titles = [ax.get_title() for ax in picture.axes]
     assert titles[0] == "PSNR to the true edit, dB" and "seams" in titles[3]
-    lines = figure.axes[4].get_lines()
-    assert lines[0].get_ydata() == pytest.approx([2.0, 2.0])
+    image = rows[rows.setting == IMAGE]
+    shown = picture.axes[4].get_lines()[0].get_ydata()
+    assert shown == pytest.approx([*image.live / image.frames, 1.0])
 
 
 def test_settings_differ_in_their_sources_alone():
-    found = long_settings("m", 8, 2, num_inference_steps=3)
-    assert found[VIDEO].fusion.inverting() == found[FUSED].fusion.inverting()
-    assert found[VIDEO].fusion.schedule.tau == 1.0 and found[IMAGE].fusion is None
-    assert (found[FUSED].fusion.window, found[FUSED].fusion.overlap) == (8, 2)
-    assert torch.equal(torch.tensor([s.num_inference_steps for s in found.values()]),
-                       torch.tensor([3, 3, 3]))  # fmt: skip
+    edits = edit_settings(Settings.of("smoke", motion="m", window=8, overlap=2, steps=3))
+    assert edits[VIDEO].fusion.inverting() == edits[FUSED].fusion.inverting()
+    assert edits[VIDEO].fusion.schedule.tau == 1.0 and edits[IMAGE].fusion is None
+    assert (edits[FUSED].fusion.window, edits[FUSED].fusion.overlap) == (8, 2)
+    assert [s.num_inference_steps for s in edits.values()] == [3, 3, 3]

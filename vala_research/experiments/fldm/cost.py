@@ -1,174 +1,160 @@
-"""A fused edit costs the sum of its sources in time and the largest in memory: counted.
-
-Counted on whole edits, from pixels to pixels, by the pipeline itself: its networks are on the meta
-device, have shapes and no numbers, and whatever asks for a value gets an answer that lets it go on.
-"""
+"""Cost of a fused edit: the sum of its sources in time, the largest in memory (notebook 26)."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from torch import nn
 
-from vala_research.diffusion.motion import load_motion_unet
-from vala_research.editing.fusion import Fusion
-from vala_research.editing.pipeline import VideoEditPipeline, quiet_pipeline
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.flops import PROMPTS, counted_edit, stored_bytes
-from vala_research.evaluation.memory import MEBIBYTE, forget_peak, in_fresh_process, peak_mebibytes
-from vala_research.experiments.fldm.settings import FUSED, IMAGE, NEVER, VIDEO, source_fusions
-from vala_research.methods.fusion import FusionSchedule
+from vala_research.evaluation.flops import stable_diffusion, stored_bytes
+from vala_research.evaluation.memory import MEBIBYTE
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.contract import MOTION_MODULES, STABLE_DIFFUSION, Preset, save_rows
+from vala_research.experiments.fldm.edit_costs import Measurement, cost_rows, measured_rows
+from vala_research.experiments.fldm.settings import FUSED, IMAGE, VIDEO, source_fusions
+
+COUNTED_SIZE = 512  # pixels
+AT_ONCE = "fused, image at once"
 
 
-def cost_rows(
-    pipe: VideoEditPipeline,
-    fusions: Mapping[str, Fusion],
-    n_frames: Iterable[int],
-    size: int,
-    steps: int = 50,
-    counted: tuple[int, int] = (1, 2),
-) -> list[dict]:
-    """A row a clip length and fusion: tflop of an edit of `steps` both ways, memory in MiB.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Preset):
+    """Parameters of notebook 26."""
 
-    Every step costs as much as another: edits of `counted` steps tell what any number costs.
-    weights: of all networks that the edit asks; live: the peak of all other tensors, after
-    counted[1] steps; peak: both. setting: the name; a fusion that never fuses is its source 0.
+    PRESETS = {
+        "smoke": {},
+        "sprites": {
+            "counted_frames": (8, 16, 32, 64), "measured_frames": (8, 32), "repeats": 5,
+            "is_fresh": True,
+        },
+        "paper": {
+            "counted_frames": (8, 16, 32, 64), "measured_frames": (16, 32), "repeats": 3,
+            "is_fresh": True, "model": STABLE_DIFFUSION, "motion": MOTION_MODULES,
+        },
+    }  # fmt: skip
+
+    counted_frames: Sequence[int] = (4,)  # lengths of the figure
+    measured_frames: Sequence[int] = (4,)
+    counted_steps: int = 50  # diffusion steps each way, of the counted edits
+    model: str = "miniature"  # whose edits are measured: or a folder or a hub id
+    motion: str = "miniature"  # its motion modules: or a folder or a hub id
+    size: int = 0  # side of its square frames, in pixels; 0: 64 for the miniature, else 512
+    steps: int = 2  # of the measured edits
+    repeats: int = 2  # the best of so many counts
+    window: int = 16  # frames that a model sees at once
+    is_fresh: bool = False  # a process of its own for every measured edit
+
+
+def run(settings: Settings, output: str | Path) -> pd.DataFrame:
+    """Count edits of Stable Diffusion 1.5 and AnimateDiff; measure edits of `settings.model`.
+
+    Rows by the column part:
+        counted: `cost_rows` per length and model; of the longest clip also the fused edit whose
+            image model sees all frames at once;
+        weights: MiB of the image model, the video model, and both (`FUSED`), shared ones once;
+        measured: `measured_rows`.
     """
-    rows = []
-    for n in n_frames:
-        for name, fusion in fusions.items():
-            (few, _), (more, live) = (counted_edit(pipe, fusion, n, size, k) for k in counted)
-            step = (more - few) / (counted[1] - counted[0])
-            weights = stored_bytes(pipe.vae, pipe.text_encoder, *networks(pipe, fusion))
-            rows.append(
-                {"setting": name, "frames": n, "steps": steps,
-                 "tflop": (few + (steps - counted[0]) * step) / 1e12,
-                 "weights": weights / MEBIBYTE, "live": live / MEBIBYTE,
-                 "peak": (weights + live) / MEBIBYTE}
-            )  # fmt: skip
-    return rows
+    pipe, video = stable_diffusion()
+    window, lengths = settings.window, settings.counted_frames
+    edits = source_fusions(video, window=window, image_window=window)
+    at_once = {AT_ONCE: source_fusions(video, window=window)[FUSED]}
+    counted = cost_rows(pipe, edits, lengths, COUNTED_SIZE, settings.counted_steps)
+    if lengths[-1] > window:
+        counted += cost_rows(pipe, at_once, lengths[-1:], COUNTED_SIZE, settings.counted_steps)
+    else:  # one window is all frames at once
+        counted.append(counted[-1] | {"setting": AT_ONCE})
+
+    denoisers = {IMAGE: [pipe.unet], VIDEO: [video], FUSED: [pipe.unet, video]}
+    weights = [
+        {"setting": name, "weights": stored_bytes(*nets) / MEBIBYTE}
+        for name, nets in denoisers.items()
+    ]
+    size = settings.size or (64 if settings.model == "miniature" else 512)
+    how = Measurement(
+        settings.model, settings.motion, size, settings.steps, settings.repeats, window,
+        window, dtype=settings.dtype, is_fresh=settings.is_fresh,
+    )  # fmt: skip
+    measured = measured_rows(how, settings.measured_frames)
+    if not settings.is_fresh:  # one process keeps what an earlier edit freed: its peak says nothing
+        measured = [row | {"peak": float("nan")} for row in measured]
+    parts = {"counted": counted, "weights": weights, "measured": measured}
+    return save_rows([{"part": name} | row for name, of in parts.items() for row in of], output)
 
 
-def networks(pipe: VideoEditPipeline, fusion: Fusion) -> list[nn.Module]:
-    """The denoisers that a fusion asks."""
-    sources = fusion.sources[:1] if fusion.schedule == NEVER else fusion.sources
-    return [pipe.unet if source.unet is None else source.unet for source in sources]
+# --- table, claims, figure ----------------------------------------------------------------------
+
+AIMS = {  # of each quantity: the sources' cost that it is compared with, at most so many times
+    "tflop": ("the summed FLOPs", sum, 1.05),
+    "seconds": ("the summed seconds", sum, 1.05),
+    "peak": ("the largest peak memory", max, 1.1),
+}
 
 
-def aims(rows: Sequence[Mapping], flops: float = 1.05, memory: float = 1.1) -> list[dict]:
-    """A row a clip length and aim: the fused edit over the sum, or the largest, of single models.
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The counted edits."""
+    columns = ["setting", "frames", "steps", "tflop", "weights", "live", "peak"]
+    return rows.loc[rows.part == "counted", columns].astype({"frames": int, "steps": int})
 
-    rows: of `cost_rows` or `measured_rows`; which of tflop, seconds, peak they have is looked at.
-    """
-    found = []
-    for n in dict.fromkeys(row["frames"] for row in rows):
-        given = {row["setting"]: row for row in rows if row["frames"] == n}
-        fused = given.pop(FUSED)
-        for key, among, aim in (("tflop", sum, flops), ("seconds", sum, flops),
-                                ("peak", max, memory)):  # fmt: skip
-            if key in fused:
-                ratio = fused[key] / among(row[key] for row in given.values())
-                found.append({"frames": n, "quantity": key, "ratio": ratio, "aim": aim,
-                              "is_reached": ratio <= aim})  # fmt: skip
+
+def ratios(rows: pd.DataFrame) -> dict[tuple[int, str], float]:
+    """By length and quantity of `AIMS`: the fused edit over the sum, or the largest, of sources."""
+    found = {}
+    for n, part in rows.groupby("frames", sort=False):
+        values = part.set_index("setting")
+        for key, (_, among, _) in AIMS.items():
+            if key in values and not np.isnan(fused := values[key][FUSED]):
+                found[int(n), key] = fused / among(values[key][name] for name in (IMAGE, VIDEO))
     return found
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One edit to be measured: a model and its motion modules, a clip's size, how it is edited."""
-
-    model: str = "miniature"
-    motion: str = "miniature"
-    size: int = 64
-    steps: int = 2
-    repeats: int = 3
-    window: int | None = None
-    image_window: int | None = None
-    schedule: FusionSchedule = FusionSchedule()
-    dtype: torch.dtype | None = None
-    is_fresh: bool = True
-
-
-def measured_rows(
-    how: Measurement, n_frames: Iterable[int], names: Sequence[str] = (IMAGE, VIDEO, FUSED)
-) -> list[dict]:
-    """A row a clip length and name: seconds of an edit, the best of `repeats`, and peak in MiB.
-
-    seconds: of one processor thread, or on a GPU by the clock. peak: how much the process (or the
-    GPU) holds beyond what it held before the networks came; motion modules are loaded where they
-    are asked. how.is_fresh: a new process each; otherwise in this one, quicker, and the peak says
-    nothing, since freed memory is not given back.
-    """
-    run = in_fresh_process if how.is_fresh else lambda function, *arguments: function(*arguments)
+def claims(rows: pd.DataFrame) -> list[Claim]:
+    """The aims of counted edits, asserted, and of measured edits, reported: machines differ."""
+    found = []
+    for part in ("counted", "measured"):
+        for (n, key), ratio in ratios(rows[rows.part == part]).items():
+            cost, _, aim = AIMS[key]
+            sentence = (f"{n} frames, {part}: a fused edit takes at most {aim:g} times {cost} "
+                        "of its sources' edits")  # fmt: skip
+            aimed = Claim.of_fact(sentence, "ratio", ratio, ratio <= aim)
+            found.append(replace(aimed, is_asserted=part == "counted"))
+    tflop = table(rows).pivot(index="frames", columns="setting", values="tflop")
+    least = (tflop[FUSED] / tflop[[IMAGE, VIDEO]].max(axis=1)).min()
+    weights = rows[rows.part == "weights"].set_index("setting").weights
     return [
-        {"setting": name, "frames": n} | run(_measured, how, n, name)
-        for n in n_frames
-        for name in names
-    ]
+        *found,
+        Claim.of_fact("a fused edit asks both models", "FLOPs over the larger", least, least > 1),
+        Claim.of_fact("the video model shares all weights of the image model", "MiB of both",
+                      weights[FUSED], weights[FUSED] == weights[VIDEO]),
+    ]  # fmt: skip
 
-
-def _measured(how: Measurement, n_frames: int, name: str) -> dict[str, float]:
-    """One row of `measured_rows`."""
-    if how.is_fresh:
-        torch.set_num_threads(1)
-    forget_peak()
-    before, has_gpu = peak_mebibytes(), torch.cuda.is_available()
-    pipe = quiet_pipeline(how.model, how.dtype)
-    video = None if name == IMAGE else load_motion_unet(pipe.unet, how.motion)
-    fusion = source_fusions(video, how.schedule, how.window, how.image_window)[name]
-    clip = torch.rand(n_frames, 3, how.size, how.size, generator=torch.Generator().manual_seed(0))
-    clock, seconds = time.perf_counter if has_gpu else time.process_time, []
-    forget_peak()
-    for _ in range(how.repeats):
-        start = clock()
-        pipe(
-            clip, *PROMPTS, num_inference_steps=how.steps, attention="own", fusion=fusion,
-            output_type="pt",
-        ).frames.cpu()  # fmt: skip
-        seconds.append(clock() - start)
-    return {"seconds": min(seconds), "peak": peak_mebibytes() - before}
-
-
-# --- costs --------------------------------------------------------------------------------------
 
 PARTS = {IMAGE: COLOURS[0], VIDEO: COLOURS[1], FUSED: COLOURS[2]}
 
 
-def fusion_cost_figure(rows: Sequence[Mapping], aims: Sequence[Mapping]) -> Picture:
-    """FLOPs of a fused edit beside its sources' one upon the other, and peak memory beside theirs.
+def figure(rows: pd.DataFrame) -> Picture:
+    """FLOPs of a fused edit beside its sources' FLOPs, stacked, and peak memory beside theirs.
 
-    rows: of `fusion_costs.cost_rows`; aims: of `fusion_costs.aims`, written above the bars.
+    The ratios of `AIMS` stand above the bars.
     """
-    table = pd.DataFrame(rows).set_index(["frames", "setting"])
-    ratios = pd.DataFrame(aims).set_index(["frames", "quantity"]).ratio
-    lengths = list(dict.fromkeys(row["frames"] for row in rows))
+    counted = table(rows)
+    lengths = list(dict.fromkeys(counted.frames))
+    by = {name: counted[counted.setting == name] for name in PARTS}
     x = np.arange(len(lengths))
     with rc_context(STYLE):
         fig = Picture(figsize=(7.0, 2.7))
         left, right = fig.subplots(1, 2)
-        tflop = {name: table.xs(name, level="setting").tflop.to_numpy() for name in PARTS}
-        left.bar(x - 0.2, tflop[IMAGE], 0.36, color=PARTS[IMAGE], label=IMAGE)
-        left.bar(x - 0.2, tflop[VIDEO], 0.36, tflop[IMAGE], color=PARTS[VIDEO], label=VIDEO)
-        left.bar(x + 0.2, tflop[FUSED], 0.36, color=PARTS[FUSED], label=FUSED)
-        top = np.maximum(tflop[FUSED], tflop[IMAGE] + tflop[VIDEO])
-        _ratios(left, x + 0.2, top, [ratios[n, "tflop"] for n in lengths])
-        left.set(title="TFLOP of an edit, and ratio to the sum of sources", xlabel="frames")
-        for i, name in enumerate(PARTS):
-            part = table.xs(name, level="setting")
-            at = x + 0.27 * (i - 1)
-            right.bar(at, part.weights / 1024, 0.25, color=PARTS[name])
-            right.bar(at, part.live / 1024, 0.25, part.weights / 1024, color=PARTS[name], alpha=0.5)
-        _ratios(right, x + 0.27, part.peak.to_numpy() / 1024, [ratios[n, "peak"] for n in lengths])
-        right.set_title("peak memory, GiB, and ratio to the largest source")
-        right.set_xlabel("frames (full colour: weights; paler: all else)")
-        for ax in (left, right):
+        tops = {"tflop": _flops_panel(left, x, by), "peak": _memory_panel(right, x, by)}
+        ratio = ratios(counted)
+        for ax, (key, top), shift in zip((left, right), tops.items(), (0.2, 0.27), strict=True):
+            for at, y, n in zip(x + shift, top, lengths, strict=True):
+                ax.annotate(f"{ratio[n, key]:.3f}", (at, y), xytext=(0, 2),
+                            textcoords="offset points", ha="center", fontsize=7)  # fmt: skip
             ax.set_xticks(x, [str(n) for n in lengths])
             ax.grid(axis="x", visible=False)
             ax.margins(y=0.12)
@@ -176,7 +162,22 @@ def fusion_cost_figure(rows: Sequence[Mapping], aims: Sequence[Mapping]) -> Pict
     return fig
 
 
-def _ratios(ax: Axes, x: np.ndarray, y: np.ndarray, ratios: Sequence[float]) -> None:
-    for at, top, ratio in zip(x, y, ratios, strict=True):
-        ax.annotate(f"{ratio:.3f}", (at, top), xytext=(0, 2), textcoords="offset points",
-                    ha="center", fontsize=7)  # fmt: skip
+def _flops_panel(ax: Axes, x: np.ndarray, by: dict[str, pd.DataFrame]) -> np.ndarray:
+    """Bars of FLOPs; returns the height of the higher one at each length."""
+    tflop = {name: part.tflop.to_numpy() for name, part in by.items()}
+    ax.bar(x - 0.2, tflop[IMAGE], 0.36, color=PARTS[IMAGE], label=IMAGE)
+    ax.bar(x - 0.2, tflop[VIDEO], 0.36, tflop[IMAGE], color=PARTS[VIDEO], label=VIDEO)
+    ax.bar(x + 0.2, tflop[FUSED], 0.36, color=PARTS[FUSED], label=FUSED)
+    ax.set(title="TFLOP of an edit, and ratio to the sum of sources", xlabel="frames")
+    return np.maximum(tflop[FUSED], tflop[IMAGE] + tflop[VIDEO])
+
+
+def _memory_panel(ax: Axes, x: np.ndarray, by: dict[str, pd.DataFrame]) -> np.ndarray:
+    """Bars of weights and all else; returns the height of the fused edit's bars."""
+    for i, (name, part) in enumerate(by.items()):
+        at, weights, live = x + 0.27 * (i - 1), part.weights / 1024, part.live / 1024
+        ax.bar(at, weights, 0.25, color=PARTS[name])
+        ax.bar(at, live, 0.25, weights, color=PARTS[name], alpha=0.5)
+    ax.set_title("peak memory, GiB, and ratio to the largest source")
+    ax.set_xlabel("frames (full colour: weights; paler: all else)")
+    return by[FUSED].peak.to_numpy() / 1024

@@ -1,135 +1,140 @@
-"""A panel over fusions of one clip: schedule, ratio and tau are moved, the edit is there at once.
-
-All edits were made beforehand (`fusion_grid`); the panel looks them up.
-"""
+"""Fusions of one clip by hand: a grid of edits, and a panel that shows them (notebook 27)."""
 
 from __future__ import annotations
 
-import html
 import time
-from io import BytesIO
+from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from einops import rearrange
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from PIL import Image
+import pandas as pd
 
-from vala_research import InputError
-from vala_research.evaluation.comparison import METRICS
-from vala_research.evaluation.figures import COLOURS, STYLE
-from vala_research.experiments.fldm.grid import FusionGrid, Point
-from vala_research.methods.fusion import FusionSchedule
+from vala_research import miniature_path
+from vala_research.editing.pipeline import quiet_pipeline
+from vala_research.evaluation.cases import ClipCase, edit_cases
+from vala_research.evaluation.clip_scores import ClipScorer
+from vala_research.evaluation.figures import Picture
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.contract import (
+    CLIP,
+    MOTION_MODULES,
+    STABLE_DIFFUSION,
+    Preset,
+    save_rows,
+)
+from vala_research.experiments.fldm.fusion_panel import explore_fusion
+from vala_research.experiments.fldm.grid import FusionGrid, Point, fusion_grid, sheet
+from vala_research.sprites.scene import WORLD
 
-PLOTTED = ("warp_error", "clip_t")  # consistency, alignment
+FULL = {
+    "schedules": "constant,decay_image,decay_video,cosine", "ratios": "0,0.25,0.5,0.75,1",
+    "taus": "0,0.25,0.5,0.75",
+}  # fmt: skip
 
 
-def explore_fusion(grid: FusionGrid):
-    """An ipywidgets panel: schedule, a and tau by hand; clip and metrics looked up and redrawn.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Preset):
+    """Parameters of notebook 27."""
 
-    The clip is a strip of frames, or moves. Raises InputError without ipywidgets.
+    PRESETS = {
+        "smoke": {},
+        "sprites": FULL | {"n_frames": 8, "steps": 15},
+        "paper": FULL | {
+            "model": STABLE_DIFFUSION, "motion": MOTION_MODULES, "clip_model": CLIP,
+            "n_frames": 16, "steps": 50,
+        },
+    }  # fmt: skip
+
+    grid: str = ""  # a grid made before; "": make one
+    clip: str = ""  # a clip from disk; "": a sprite clip of the test split
+    source_prompt: str = ""  # of the clip from disk
+    prompt: str = ""  # of its edit
+    model: str = "miniature"  # or a folder or a hub id
+    motion: str = "miniature"  # motion modules: or a folder or a hub id
+    clip_model: str = miniature_path("clip")  # CLIPModel that scores: a folder or a hub id
+    kind: str = "colour"  # of the sprite clip's edit
+    index: int = 0  # which sprite clip
+    schedules: str = "constant,decay_image"  # kinds, with commas
+    ratios: str = "0,1"  # shares of the video model, with commas
+    taus: str = "0,0.5"  # shares of the steps, with commas
+    n_frames: int = 4
+    size: int = 64  # side of the square frames, in pixels
+    steps: int = 6  # diffusion steps each way
+    guidance: float = 2.0  # 7.5 is usual for Stable Diffusion
+
+
+def run(settings: Settings, output: str | Path) -> pd.DataFrame:
+    """Make the grid in `output`, unless settings.grid is one, and redraw every point of the panel.
+
+    Rows, one per point: schedule, a, tau, edit (its place in the grid), what was measured of the
+    edit, redraw (processor seconds until it is shown) and is_shown (without an error).
     """
-    try:
-        import ipywidgets as widgets
-    except ImportError as error:
-        raise InputError(
-            "The explorer needs ipywidgets, which is not installed: pip install ipywidgets."
-        ) from error
-    kinds, values, taus = (list(dict.fromkeys(axis)) for axis in zip(*grid.edit_of, strict=True))
-    style = {"description_width": "11em"}
-    look = dict(style=style, continuous_update=True, layout=widgets.Layout(width="36em"))
-    kind = widgets.ToggleButtons(options=kinds, description="schedule", style=style)
-    a = widgets.SelectionSlider(
-        options=values, value=values[len(values) // 2], description="video model's share a", **look
-    )
-    tau = widgets.SelectionSlider(options=taus, description="tau (share of the steps)", **look)
-    shown = widgets.ToggleButtons(options=["strip", "animation"], description="show", style=style)
-    text, clip = widgets.HTML(), widgets.Image(format="png")
-    plot = widgets.Image(format="png")
-
-    def redraw(_=None) -> None:
-        start = time.perf_counter()
-        try:
-            point = (kind.value, a.value, tau.value)
-            clip.format, clip.value = picture(grid, point, shown.value == "animation")
-            plot.value = metrics_plot(grid, point)
-            text.value = summary(grid, point, time.perf_counter() - start)
-        except Exception as error:  # whatever it is, it is shown: nobody sees it raised
-            clip.value = plot.value = b""  # an old clip under new settings would be a lie
-            text.value = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
-
-    for control in (kind, a, tau, shown):
-        control.observe(redraw, names="value")
-    redraw()
-    return widgets.VBox([kind, a, tau, shown, text, clip, plot])
+    if not settings.grid:
+        made_grid(settings).save(Path(output) / "grid.safetensors")
+    grid = kept_grid(settings, output)
+    drawn = redraws(explore_fusion(grid), grid)
+    rows = [
+        {"schedule": kind, "a": a, "tau": tau, "edit": i} | grid.rows[i] | drawn[kind, a, tau]
+        for (kind, a, tau), i in grid.edit_of.items()
+    ]
+    return save_rows(rows, output)
 
 
-def summary(grid: FusionGrid, point: Point, seconds: float) -> str:
-    """The two metrics, what else is known, and the time that the redraw took."""
-    row = grid.rows[grid.edit_of[point]]
-    names = {"success": ("attribute success, %:", 100), "clip_t": ("CLIP-T", 1),
-             "warp_error": ("E_warp x 1000:", 1000), "clip_f": ("CLIP-F", 1)}  # fmt: skip
-
-    def told(*metrics: str) -> str:
-        found = [(*names[m], row[m]) for m in metrics if m in row]
-        return ", ".join(f"{name} {factor * value:.4g}" for name, factor, value in found)
-
-    known = "the true edit" if grid.truth is not None else "the source"
-    return "<br>".join([
-        f"<b>{html.escape(grid.prompt)}</b>",
-        f"text alignment: {told('success', 'clip_t')}",
-        f"temporal consistency: {told('warp_error', 'clip_f')}",
-        f"PSNR to {known}: {row['psnr']:.2f} dB",
-        f"rows: source, edit{', true edit' * (grid.truth is not None)}; redrawn in {seconds:.2f} s",
-    ])  # fmt: skip
+def made_grid(settings: Settings) -> FusionGrid:
+    """Edit the clip at every point of the grid."""
+    if settings.clip:
+        case = ClipCase("edit", 0, settings.clip, settings.source_prompt, settings.prompt)
+    else:
+        case = edit_cases(WORLD, "test", settings.index + 1, [settings.kind])[settings.index]
+    return fusion_grid(
+        quiet_pipeline(settings.model, settings.dtype), case, settings.schedules.split(","),
+        [float(a) for a in settings.ratios.split(",")],
+        [float(tau) for tau in settings.taus.split(",")],
+        settings.n_frames, settings.size, ClipScorer.from_pretrained(settings.clip_model),
+        settings.motion, num_inference_steps=settings.steps, guidance_scale=settings.guidance,
+    )  # fmt: skip
 
 
-def picture(grid: FusionGrid, point: Point, moves: bool, side: int = 96) -> tuple[str, bytes]:
-    """Format and bytes: source, edit, true edit; rows of frames, or side by side and moving."""
-    clips = [grid.source, grid.frames[grid.edit_of[point]]]
-    clips += [] if grid.truth is None else [grid.truth]
-    factor = max(1, round(side / grid.source.shape[-1]))
-    large = torch.stack(clips).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    large = F.pad(large, (2, 2, 2, 2), value=255)  # r f c h w
-    data = BytesIO()
-    if not moves:
-        Image.fromarray(rearrange(large, "r f c h w -> (r h) (f w) c").numpy()).save(data, "png")
-        return "png", data.getvalue()
-    first, *rest = (
-        Image.fromarray(x.numpy()) for x in rearrange(large, "r f c h w -> f h (r w) c")
-    )
-    first.save(data, "gif", save_all=True, append_images=rest, duration=125, loop=0)
-    return "gif", data.getvalue()
+def kept_grid(settings: Settings, output: str | Path) -> FusionGrid:
+    """Load the grid that `run` made, or settings.grid."""
+    return FusionGrid.load(settings.grid or Path(output) / "grid.safetensors")
 
 
-def metrics_plot(grid: FusionGrid, point: Point) -> bytes:
-    """This edit among all of the grid, and the weights that made it; PNG."""
-    across, up = (m if m in grid.rows[0] else "psnr" for m in PLOTTED)
-    x, y = ([METRICS[m].factor * row[m] for row in grid.rows] for m in (across, up))
-    i = grid.edit_of[point]
-    kind, a, tau = point
-    schedule = FusionSchedule(kind, (a, 1 - a), tau)
-    weights = [schedule.weights(step, grid.n_steps) for step in range(grid.n_steps)]
-    fused = [(step, w[0]) for step, w in enumerate(weights) if w is not None]
-    # Placed by hand: the layout engine would take most of the redraw.
-    with rc_context(STYLE | {"figure.constrained_layout.use": False}):
-        fig = Figure(figsize=(7.2, 2.3))
-        left, right = fig.subplots(1, 2)
-        fig.subplots_adjust(left=0.1, right=0.98, bottom=0.22, top=0.88, wspace=0.25)
-        left.plot(x, y, "o", color="#BBBBBB", markersize=3)
-        left.plot(x[i], y[i], "o", color=COLOURS[1], markersize=7)
-        left.set(
-            xlabel=METRICS[across].axis,
-            ylabel=METRICS[up].axis,
-            title="this edit among all, right and up is better",
-        )
-        if METRICS[across].sign < 0:
-            left.invert_xaxis()
-        right.axvspan(-0.5, schedule.first_step(grid.n_steps) - 0.5, color="#EEEEEE", linewidth=0)
-        right.plot([x for x, _ in fused], [w for _, w in fused], "o-", color=COLOURS[1])
-        right.set(xlabel="step (grey: not mixed yet)", ylim=(-0.05, 1.05),
-                  xlim=(-0.5, grid.n_steps - 0.5), title="weight of the video model")  # fmt: skip
-        data = BytesIO()
-        fig.savefig(data, format="png", dpi=100)
-    return data.getvalue()
+def redraws(shown, grid: FusionGrid) -> dict[Point, dict]:
+    """Move the panel of `explore_fusion` to every point: processor seconds, and whether it shows.
+
+    One move redraws once per control that changes.
+    """
+    controls, plot = shown.children[:3], shown.children[-1]
+    drawn = {}
+    for point in grid.edit_of:
+        start = time.process_time()
+        for control, value in zip(controls, point, strict=True):
+            control.value = value
+        drawn[point] = {"redraw": time.process_time() - start, "is_shown": bool(plot.value)}
+    return drawn
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The edits, without the seconds of the panel."""
+    return rows.drop(columns=["redraw", "is_shown"])
+
+
+def figure(rows: pd.DataFrame, grid: FusionGrid) -> Picture:
+    """The middle frame of every edit of one kind of schedule, "constant" where there is one."""
+    kinds = list(dict.fromkeys(rows.schedule))
+    return sheet(grid, "constant" if "constant" in kinds else kinds[0])
+
+
+def claims(rows: pd.DataFrame) -> list[Claim]:
+    """The panel shows every point, at once; a constant share of 0 or 1 is one edit at every tau."""
+    seconds = rows.redraw.median()
+    facts = [
+        Claim.of_fact("the panel shows every point", "points", len(rows), rows.is_shown.all()),
+        Claim.of_fact("the panel redraws in well under a second", "seconds", seconds, seconds < 1),
+    ]
+    alone = rows[(rows.schedule == "constant") & rows.a.isin([0, 1])].groupby("a").edit.nunique()
+    for a, n_edits in alone.items():
+        model = "video" if a else "image"
+        sentence = f"a constant share of {a:g} is the {model} model, whatever tau is"
+        facts.append(Claim.of_fact(sentence, "edits", int(n_edits), n_edits == 1))
+    return facts

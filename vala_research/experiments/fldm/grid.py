@@ -33,9 +33,9 @@ VALUES, TAUS = (0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.25, 0.5, 0.75)
 class FusionGrid:
     """One clip's edits by schedule, ratio and tau.
 
-    frames: of the edits, i f 3 h w; rows: what was measured of each, one dict an edit (columns of
-    `run_edits`); edit_of: a point's place among them (points that weigh alike share one). source,
-    truth: the clip and its true edit, if known. n_steps, prompt: of the edits.
+    frames: of the edits, i f 3 h w. rows: one dict per edit, the columns of `run_edits`.
+    edit_of: the place of each point's edit; points of the same weights share one edit.
+    source, truth: the clip and its true edit, if known. n_steps, prompt: of the edits.
     """
 
     frames: UInt8[Tensor, "i f 3 h w"]
@@ -59,7 +59,7 @@ class FusionGrid:
 
     @classmethod
     def load(cls, path: str | PathLike) -> FusionGrid:
-        """What `save` wrote; raises InputError for anything else."""
+        """Read what `save` wrote; raises InputError for anything else."""
         try:
             with safe_open(path, "pt") as file:
                 known = json.loads(file.metadata()["grid"])
@@ -84,10 +84,11 @@ def fusion_grid(
     motion: str = "miniature",
     **common,
 ) -> FusionGrid:
-    """Every kind of schedule from every share a at every tau, each edit made and measured once.
+    """Edit a clip by every kind of schedule from every share a at every tau.
 
-    common: arguments of every EditSetting.
+    Points of the same weights share one edit. common: arguments of every EditSetting.
     """
+    # One setting per distinct weights, named by its number.
     n_steps = EditSetting(**common).num_inference_steps
     settings, edit_of, known = {}, {}, {}
     for kind in kinds:
@@ -98,6 +99,8 @@ def fusion_grid(
                 edit_of[kind, float(a), float(tau)] = i
                 plan = Plan(attentions=FRAMEWISE, schedule=schedule, motion=motion)
                 settings.setdefault(str(i), EditSetting(fusion=plan, **common))
+
+    # The frames come through the measure, which makes no column.
     kept, clip = [], {}
 
     def keep(frames: Tensor, material) -> dict:
@@ -111,9 +114,9 @@ def fusion_grid(
 
 
 def weighing(schedule: FusionSchedule, n_steps: int) -> str:
-    """Equal for schedules of two sources that must give one result.
+    """A key that is equal for schedules of two sources that must give one result.
 
-    A model that has all the weight whenever there is any is alone, whatever tau is.
+    A model that has all the weight at every fused step is alone, whatever tau is.
     """
     weights = [schedule.weights(i, n_steps) for i in range(n_steps)]
     shares = {w[0] for w in weights if w is not None}  # none: source 0 is the result
@@ -126,7 +129,7 @@ def in_bytes(frames: Float[Tensor, "f 3 h w"]) -> UInt8[Tensor, "f 3 h w"]:
 
 
 def sheet(grid: FusionGrid, kind: str, frame: int | None = None) -> Picture:
-    """One frame (None: the middle one) of every edit of a kind: a down, tau across."""
+    """Draw one frame (None: the middle one) of every edit of a kind: a down, tau across."""
     points = [p for p in grid.edit_of if p[0] == kind]
     values, taus = (sorted({p[i] for p in points}) for i in (1, 2))
     frame = grid.source.shape[0] // 2 if frame is None else frame
@@ -147,6 +150,5 @@ def sheet(grid: FusionGrid, kind: str, frame: int | None = None) -> Picture:
 
 def captions(row: dict) -> str:
     """The two metrics of an edit in a few letters."""
-    return "\n".join(
-        f"{METRICS[m].axis} {METRICS[m].factor * row[m]:.3g}" for m in ("clip_t", "warp_error") if m in row
-    )
+    shown = [m for m in ("clip_t", "warp_error") if m in row]
+    return "\n".join(f"{METRICS[m].axis} {METRICS[m].factor * row[m]:.3g}" for m in shown)

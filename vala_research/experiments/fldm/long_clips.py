@@ -1,178 +1,168 @@
-"""A clip longer than a video model sees at once is edited in windows: quality, seams, memory.
+"""Edits of clips longer than a video model sees at once: quality, seams, memory (notebook 24).
 
-FLDM (arXiv 2310.16400) edits 8 frames; its seed asks about 16, 32, 64 and more. A seam is a pair of
-neighbours to which the windows contribute in different shares, every pair across an overlap: there,
-and only there, one window's idea of the clip gives way to another's.
+FLDM (arXiv 2310.16400) edits 8 frames and leaves 16, 32, 64 and more open. A longer clip is seen in
+windows that overlap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from matplotlib import rc_context
-from torch import Tensor
 
+from vala_research.diffusion.motion import load_motion_unet
+from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.editing.plan import Plan
-from vala_research.editing.source import shares_of, windows_of
 from vala_research.evaluation.benchmark import EditSetting
-from vala_research.evaluation.cases import ClipCase, EditCase, Material
-from vala_research.evaluation.comparison import METRICS, compare, per_clip
+from vala_research.evaluation.comparison import METRICS
 from vala_research.evaluation.comparison_figures import axis_title, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.metrics import warp_error
+from vala_research.evaluation.flops import weightless
 from vala_research.evaluation.statistics import paired_gain, summarise
-from vala_research.evaluation.verdicts import Hypothesis, claims_table, judged
-from vala_research.experiments.fldm.settings import FRAMEWISE, FUSED, IMAGE, VIDEO
+from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
+from vala_research.experiments.contract import (
+    MOTION_MODULES,
+    STABLE_DIFFUSION,
+    EditPreset,
+    save_rows,
+)
+from vala_research.experiments.fldm.edit_costs import Measurement, cost_rows, measured_rows
+from vala_research.experiments.fldm.seams import SeamError, seam_excess
+from vala_research.experiments.fldm.settings import (
+    FRAMEWISE,
+    FUSED,
+    IMAGE,
+    VIDEO,
+    source_fusions,
+)
 from vala_research.methods.fusion import FusionSchedule
 
-METRICS_OF_LENGTH = ("psnr", "success", "warp_error")
+SHOWN = ("psnr", "success", "warp_error")
 
 
-# --- seams --------------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class Settings(EditPreset):
+    """Parameters of notebook 24."""
+
+    PRESETS = {
+        "smoke": {},
+        "sprites": {"lengths": (8, 16, 32, 64, 128), "n_clips": 6, "steps": 8},
+        "paper": {
+            "model": STABLE_DIFFUSION, "motion": MOTION_MODULES, "lengths": (8, 16, 32, 64, 128),
+            "steps": 50,
+        },
+    }  # fmt: skip
+
+    motion: str = "miniature"  # motion modules: or a folder or a hub id
+    clip_model: str = ""  # CLIPModel that scores; "": no CLIP scores
+    lengths: Sequence[int] = (4, 20)  # frames, ascending
+    n_clips: int = 1  # sprite clips of each length
+    kinds: str = "several"  # kinds of edit, with commas
+    window: int = 16  # frames that the video model sees at once
+    overlap: int = 4  # frames that neighbouring windows share at least
+    steps: int = 3  # diffusion steps each way
 
 
-def seams(n_frames: int, window: int | None, overlap: int) -> list[int]:
-    """Pairs (t, t+1), by t, whose frames are not made by the same windows in the same shares."""
-    windows = windows_of(n_frames, window, overlap)
-    if not windows:
-        return []
-    shares = shares_of(windows)
-    return (shares.diff(dim=1).abs() > 1e-6).any(0).nonzero()[:, 0].tolist()
-
-
-@dataclass(frozen=True)
-class SeamError:
-    """A measure for `run_edits`: E_warp at the seams of these windows, and elsewhere.
-
-    Pairs weigh the same, whatever is hidden in them; NaN where there is no seam.
-    """
-
-    window: int
-    overlap: int
-
-    def __call__(self, frames: Float[Tensor, "f c h w"], material: Material) -> dict[str, float]:
-        at = set(seams(len(frames), self.window, self.overlap))
-        errors = pair_errors(frames, material)
-        inside = [e for t, e in enumerate(errors) if t in at]
-        outside = [e for t, e in enumerate(errors) if t not in at]
-        mean = {"seam_warp": inside, "other_warp": outside}
-        return {k: float(np.nanmean(v)) if v else float("nan") for k, v in mean.items()}
-
-
-def pair_errors(frames: Float[Tensor, "f c h w"], material: Material) -> list[float]:
-    """E_warp of every pair of neighbours; NaN where nothing can be followed."""
-    flow, valid = material.flow, material.flow_valid
-    return [
-        warp_error(frames[t : t + 2], flow[t : t + 1], valid[t : t + 1])
-        if valid[t].any()
-        else float("nan")
-        for t in range(len(frames) - 1)
-    ]
-
-
-# --- edits --------------------------------------------------------------------------------------
-
-
-def long_settings(
-    motion: str = "miniature",
-    window: int = 16,
-    overlap: int = 4,
-    schedule: FusionSchedule = FusionSchedule(),
-    **common,
-) -> dict[str, EditSetting]:
+def edit_settings(settings: Settings) -> dict[str, EditSetting]:
     """The image model, the video model in windows, and their fusion."""
-    plan = dict(attentions=FRAMEWISE, motion=motion, window=window, overlap=overlap)
-    never = Plan(schedule=FusionSchedule(tau=1.0), **plan)
+    fused = Plan(
+        attentions=FRAMEWISE, motion=settings.motion, window=settings.window,
+        overlap=settings.overlap,
+    )  # fmt: skip
+    never = replace(fused, schedule=FusionSchedule(tau=1.0))
     return {
-        IMAGE: EditSetting("own", **common),
-        VIDEO: EditSetting(fusion=never, **common),
-        FUSED: EditSetting(fusion=Plan(schedule=schedule, **plan), **common),
+        IMAGE: EditSetting("own", **settings.sampling),
+        VIDEO: EditSetting(fusion=never, **settings.sampling),
+        FUSED: EditSetting(fusion=fused, **settings.sampling),
     }
 
 
-def compare_lengths(
-    model: str,
-    cases: Mapping[int, Sequence[EditCase | ClipCase]],
-    settings: Mapping[str, EditSetting],
-    folder: str | Path,
-    window: int,
-    overlap: int,
-    **arguments,
-) -> pd.DataFrame:
-    """Rows of `compare` with a column frames; cases: of every length. Resumes from the folder."""
-    measure = SeamError(window, overlap)
+# --- rows ---------------------------------------------------------------------------------------
+
+
+def run(settings: Settings, output: str | Path) -> pd.DataFrame:
+    """Edit every clip at every length; resumes from the folders of `output`, one per length.
+
+    Rows: those of `compare`, and the columns frames, window, overlap, and the cost of such an edit
+    (`cost_rows`; process: MiB of a process of its own, in all presets but smoke).
+    """
+    edits, measure = edit_settings(settings), SeamError(settings.window, settings.overlap)
     parts = []
-    for n, given in cases.items():
-        output = Path(folder) / f"frames_{n}_overlap_{overlap}.csv"
-        rows = compare(model, given, settings, output, n, measure=measure, **arguments)
-        parts.append(rows.assign(frames=n, overlap=overlap))
-    return pd.concat(parts, ignore_index=True)
+    for n in settings.lengths:
+        folder = Path(output) / f"frames_{n}_overlap_{settings.overlap}"
+        rows = replace(settings, n_frames=n).compare(edits, folder, measure=measure)
+        parts.append(rows.assign(frames=n, window=settings.window, overlap=settings.overlap))
+    rows = pd.concat(parts, ignore_index=True)
+    rows = rows.merge(costs(settings), on=["frames", "setting"], how="left")
+    return save_rows(rows.to_dict("records"), output)
 
 
-def length_claims(rows: pd.DataFrame) -> pd.DataFrame:
-    """Verdicts, by length: fused against the image model alone, and seams against their control.
+def costs(settings: Settings) -> pd.DataFrame:
+    """One row per length and model: FLOPs and memory of an edit, counted without weights."""
+    pipe = quiet_pipeline(settings.model, settings.dtype)
+    fusions = source_fusions(load_motion_unet(pipe.unet, settings.motion), window=settings.window)
+    empty = weightless(pipe, fusions)
+    counted = pd.DataFrame(cost_rows(*empty, settings.lengths, settings.size, settings.steps))
+    if settings.preset != "smoke":
+        how = Measurement(
+            settings.model, settings.motion, settings.size, 1, 1, settings.window,
+            dtype=settings.dtype,
+        )  # fmt: skip
+        counted["process"] = [row["peak"] for row in measured_rows(how, settings.lengths)]
+    return counted.drop(columns="steps")
 
-    The excess at seams is log(E_warp there / elsewhere) of a setting, minus that of the image model
-    alone on the same pairs of the same clip: it knows no windows, the clip's own motion does.
+
+# --- table, claims, figure ----------------------------------------------------------------------
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per length and model: means over edits, and the cost of one."""
+    by = ["frames", "setting"]
+    means = [m for m in (*SHOWN, "seam_warp", "other_warp") if m in rows]
+    cost = [c for c in ("tflop", "weights", "live", "peak", "process") if c in rows]
+    return rows.groupby(by, sort=False)[[*means, *cost]].mean().reset_index()
+
+
+def claims(rows: pd.DataFrame) -> list[Claim]:
+    """By length: fused against the image model, and seams against the image model's own ratio.
+
+    Asserted are the facts: every model edits every clip, seams are where windows are, and memory.
     """
     found = []
     for n, part in rows.groupby("frames"):
-        if {FUSED, IMAGE} <= set(part.setting):
-            claim = Hypothesis("fused beats the image model", FUSED, IMAGE, METRICS_OF_LENGTH)
-            found += [{"frames": n} | row for row in claims_table(part, [claim]).to_dict("records")]
+        hypothesis = Hypothesis(f"{n} frames: fused beats the image model", FUSED, IMAGE, SHOWN)
+        found += tested(part, [hypothesis])
         for name in (VIDEO, FUSED):
-            excess = seam_excess(part, name)
-            if len(excess):
+            if len(excess := seam_excess(part, name)):
                 gain = paired_gain(excess, np.zeros_like(excess))
-                found.append({"frames": n} | judged(f"seams show: {name}", "log ratio", gain))
-    return pd.DataFrame(found)
+                found.append(Claim.of_gain(f"{n} frames: seams show: {name}", "log ratio", gain))
+    return [*found, *_facts(rows)]
 
 
-def seam_excess(rows: pd.DataFrame, name: str) -> np.ndarray:
-    """One value a clip: how much a setting's E_warp at seams exceeds what the control's does."""
-    rows = rows.dropna(subset=["seam_warp", "other_warp"])
-    if rows.empty or name not in set(rows.setting) or IMAGE not in set(rows.setting):
-        return np.empty(0)
-    rows = rows.assign(ratio=np.log(rows.seam_warp / rows.other_warp))
-    values = per_clip(rows, "ratio")
-    return (values[name] - values[IMAGE]).dropna().to_numpy()
+def _facts(rows: pd.DataFrame) -> list[Claim]:
+    edits = rows.pivot_table("psnr", ["frames", "kind", "index"], "setting")
+    is_whole = set(LOOKS) <= set(edits) and edits.notna().all(axis=None)
+    has_seams = rows.seam_warp.notna()
 
-
-# --- picture ------------------------------------------------------------------------------------
-
-
-def length_figure(rows: pd.DataFrame, memory: Iterable[Mapping]) -> Picture:
-    """Quality, seams and memory against the number of frames, with 95% intervals within clips.
-
-    rows: of `compare_lengths`; memory: rows of setting, frames and live (MiB) of a whole edit.
-    """
-    metrics = [m for m in METRICS_OF_LENGTH if m in rows]
-    lengths = sorted(set(rows.frames))
-    with rc_context(STYLE):
-        fig = Picture(figsize=(7.0, 3.9))
-        axes = fig.subplots(2, 3).ravel()
-        for ax, metric in zip(axes, metrics, strict=False):
-            found = {n: within_clips(part, [metric]).set_index("setting")[["mean", "low", "high"]]
-                     for n, part in rows.groupby("frames")}  # fmt: skip
-            for name in LOOKS:
-                of = {n: t.loc[name] for n, t in found.items() if name in t.index}
-                _line(ax, {n: METRICS[metric].factor * ends for n, ends in of.items()}, name)
-            ax.set_title(axis_title(metric, rows))
-            ax.set_yscale("log" if metric == "warp_error" else "linear")
-        _seam_panel(axes[3], rows)
-        _memory_panel(axes[4], list(memory))
-        axes[5].set_axis_off()
-        axes[5].legend(*axes[0].get_legend_handles_labels(), loc="center left")
-        for ax in axes[:5]:
-            ax.set(xscale="log", xlabel="frames", xlim=(0.85 * lengths[0], 1.18 * lengths[-1]))
-            ax.set_xticks(lengths, [str(n) for n in lengths])
-            ax.minorticks_off()
-    return fig
+    # Memory grows at most linearly in the frames, and is not the sum of the two models.
+    live = rows.pivot_table("live", "frames", "setting")
+    per_frame = live.div(live.index, axis=0)
+    growth = (per_frame.iloc[-1] / per_frame.iloc[0]).max()
+    largest = (live[FUSED] / live[[IMAGE, VIDEO]].max(axis=1)).max()
+    return [
+        Claim.of_fact("every model edits every clip", "edits", len(rows), is_whole),
+        Claim.of_fact("there are seams where there are windows, and nowhere else",
+                      "edits with seams", int(has_seams.sum()),
+                      (has_seams == (rows.frames > rows.window)).all()),
+        Claim.of_fact("live memory per frame does not grow with the clip",
+                      "longest over shortest clip", growth, growth <= 1.02),
+        Claim.of_fact("a fused edit holds what the larger of its two models holds",
+                      "live memory over the larger", largest, largest <= 1.1),
+    ]  # fmt: skip
 
 
 LOOKS = {
@@ -183,32 +173,58 @@ LOOKS = {
 SHIFTS = {IMAGE: 0.96, VIDEO: 1.04, FUSED: 1.0}  # intervals side by side
 
 
-def _line(ax, found: Mapping[int, pd.Series], name: str) -> None:
-    """Means joined, their intervals upright; found: mean, low and high of each length."""
-    x = [n * SHIFTS[name] for n in found]
-    ax.plot(x, [s["mean"] for s in found.values()], label=name, **LOOKS[name])
-    for at, s in zip(x, found.values(), strict=True):
+def figure(rows: pd.DataFrame) -> Picture:
+    """Quality, seams and memory against the number of frames, with 95% intervals within clips."""
+    metrics = [m for m in SHOWN if m in rows]
+    lengths = sorted(set(rows.frames))
+    with rc_context(STYLE):
+        fig = Picture(figsize=(7.0, 3.9))
+        axes = fig.subplots(2, 3).ravel()
+        for ax, metric in zip(axes, metrics, strict=False):
+            ends = {
+                n: within_clips(part, [metric]).set_index("setting")[["mean", "low", "high"]]
+                for n, part in rows.groupby("frames")
+            }
+            for name in LOOKS:
+                line = {n: t.loc[name] for n, t in ends.items() if name in t.index}
+                _line(ax, {n: METRICS[metric].factor * mean for n, mean in line.items()}, name)
+            ax.set_title(axis_title(metric, rows))
+            ax.set_yscale("log" if metric == "warp_error" else "linear")
+        _seam_panel(axes[3], rows)
+        _memory_panel(axes[4], rows)
+
+        # The sixth place holds the legend; the others share their axis of lengths.
+        axes[5].set_axis_off()
+        axes[5].legend(*axes[0].get_legend_handles_labels(), loc="center left")
+        for ax in axes[:5]:
+            ax.set(xscale="log", xlabel="frames", xlim=(0.85 * lengths[0], 1.18 * lengths[-1]))
+            ax.set_xticks(lengths, [str(n) for n in lengths])
+            ax.minorticks_off()
+    return fig
+
+
+def _line(ax, ends: Mapping[int, pd.Series], name: str) -> None:
+    """Means joined, their intervals upright; ends: mean, low and high of each length."""
+    x = [n * SHIFTS[name] for n in ends]
+    ax.plot(x, [s["mean"] for s in ends.values()], label=name, **LOOKS[name])
+    for at, s in zip(x, ends.values(), strict=True):
         ax.plot([at, at], [s["low"], s["high"]], color=LOOKS[name]["color"], linewidth=0.8)
 
 
 def _seam_panel(ax, rows: pd.DataFrame) -> None:
     for name in (VIDEO, FUSED):
         excess = {n: seam_excess(part, name) for n, part in rows.groupby("frames")}
-        logs = {n: summarise(v) for n, v in excess.items() if len(v)}
-        ends = {n: pd.Series({"mean": s.mean, "low": s.low, "high": s.high})
-                for n, s in logs.items()}  # fmt: skip
-        _line(ax, {n: np.exp(x) for n, x in ends.items()}, name)
+        logs = {n: pd.Series(vars(summarise(v))) for n, v in excess.items() if len(v)}
+        _line(ax, {n: np.exp(s) for n, s in logs.items()}, name)
     ax.axhline(1, color="black", linewidth=0.8)
     ax.set_yscale("log")
     ax.set_yticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
     ax.set_title("E_warp at seams / elsewhere,\nover that of image only")
 
 
-def _memory_panel(ax, memory: Sequence[Mapping]) -> None:
+def _memory_panel(ax, rows: pd.DataFrame) -> None:
     for name, look in LOOKS.items():
-        line = {row["frames"]: row["live"] / row["frames"] for row in memory
-                if row["setting"] == name}  # fmt: skip
-        if line:
-            ax.plot(list(line), list(line.values()), **look)
-    ax.set_title("live memory a frame, MiB")
+        live = rows[rows.setting == name].groupby("frames").live.first()
+        ax.plot(live.index, live / live.index, **look)
+    ax.set_title("live memory per frame, MiB")
     ax.set_ylim(0, 1.15 * ax.get_ylim()[1])

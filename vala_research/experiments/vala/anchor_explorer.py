@@ -1,7 +1,5 @@
 """A panel that redraws the anchors of one clip while their settings are moved."""
 
-import html
-import time
 from dataclasses import replace
 from io import BytesIO
 from math import ceil, floor, log10
@@ -14,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from vala_research import InputError
+from vala_research.evaluation.panel import panel
 from vala_research.experiments.vala.anchor_figures import (
     anchor_colours,
     check_anchors,
@@ -34,49 +33,32 @@ def explore(
     latents: Float[Tensor, "_ c h w"],
     settings: AnchorSettings = AnchorSettings(),
 ):
-    """An ipywidgets panel over one clip: a control a setting, map and key frames redrawn at once.
+    """Show a panel over one clip: one control per setting; map and key frames are redrawn at once.
 
-    latents: of these frames, as `VideoEditPipeline.encode` gives them. An error, of bad latents for
-    one, is shown as text in the panel: a notebook drops what a control's callback raises.
+    latents: of these frames, as `VideoEditPipeline.encode` gives them. An error, such as one of bad
+    latents, is shown as text in the panel.
     Raises InputError for latents of other frames, and without ipywidgets.
     """
-    try:
-        import ipywidgets as widgets
-    except ImportError as error:
-        raise InputError(
-            "The explorer needs ipywidgets, which is not installed: pip install ipywidgets."
-        ) from error
     if len(frames) != len(latents):
         raise InputError(
             f"There are {len(frames)} frames and {len(latents)} latents: encode the same frames."
         )
     grid, thumbnails = tuple(latents.shape[-2:]), resized(frames.detach(), 64)
     features = rearrange(latents, "f c h w -> f (h w) c")
-    controls = _controls(widgets, settings, len(frames))
-    picture, text = widgets.Image(format="png"), widgets.HTML()
 
-    def redraw(_=None) -> None:
-        start = time.perf_counter()
-        try:
-            values = {name: control.value for name, control in controls.items()}
-            given = replace(settings, **values | {"n_keyframes": values["n_keyframes"] or None})
-            generator = torch.Generator(features.device).manual_seed(0)
-            anchors = assign_anchors(features, given, generator)
-            check_anchors(thumbnails, anchors, grid)
-            picture.value, top_nats = _picture(thumbnails, anchors, grid)
-            text.value = _summary(anchors, given, top_nats, time.perf_counter() - start)
-        except Exception as error:  # whatever it is, it is shown: nobody sees it raised
-            picture.value = b""  # an old map under new settings would be a lie
-            text.value = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
+    def redraw(n_keyframes: int, **values):
+        moved = replace(settings, n_keyframes=n_keyframes or None, **values)
+        generator = torch.Generator(features.device).manual_seed(0)
+        anchors = assign_anchors(features, moved, generator)
+        check_anchors(thumbnails, anchors, grid)
+        picture, top_nats = _picture(thumbnails, anchors, grid)
+        return _summary(anchors, moved, top_nats), [("png", picture)]
 
-    for control in controls.values():
-        control.observe(redraw, names="value")
-    redraw()
-    return widgets.VBox([*controls.values(), text, picture])
+    return panel(lambda widgets: _controls(widgets, settings, len(frames)), redraw)
 
 
 def _controls(widgets, settings: AnchorSettings, n_frames: int) -> dict:
-    """One control a setting, by the setting's name; they act when let go of."""
+    """One control per setting, by the setting's name; a control acts when it is released."""
     look = dict(
         continuous_update=False,
         style={"description_width": "11em"},
@@ -106,15 +88,14 @@ def _controls(widgets, settings: AnchorSettings, n_frames: int) -> dict:
     }  # fmt: skip
 
 
-def _summary(anchors: Anchors, settings: AnchorSettings, top_nats: float, seconds: float) -> str:
+def _summary(anchors: Anchors, settings: AnchorSettings, top_nats: float) -> str:
     k = anchors.responsibilities.shape[-1]
     lines = [
         f"<b>key frames: {', '.join(map(str, anchors.keyframes))}</b>",
         f"effective anchors: {anchors.n_effective} of {k}; objective "
-        f"{anchors.objective[-1]:.4f} nats a token after {len(anchors.objective)} sweeps",
+        f"{anchors.objective[-1]:.4f} nats per token after {len(anchors.objective)} sweeps",
         "rows: frames (key frames in black), anchors, entropy from 0 (dark) to "
         f"{top_nats:.2f} nats (bright), what frames attend to",
-        f"redrawn in {seconds:.2f} s",
     ]
     if settings.contrastive_weight and not settings.refinement_steps:
         lines[1] += " (the contrastive weight acts through refinement steps)"
