@@ -1,12 +1,9 @@
 """A clip that flickers has no temporal loss, and much of the repaired one; notebook 40 shows it."""
 
-import json
-from pathlib import Path
-
 import pandas as pd
-import papermill
 import pytest
 import torch
+from notebook_runs import run
 
 from vala_research import InputError
 from vala_research.evaluation.cases import Case
@@ -20,8 +17,6 @@ from vala_research.experiments.theory.temporal_loss import (
     sprite_flicker,
     table,
 )
-
-NOTEBOOKS = Path(__file__).resolve().parents[3] / "notebooks"
 
 
 def test_the_kinds_of_a_clip():
@@ -87,18 +82,9 @@ def test_its_claims_can_fail(capsys):
 
 def test_the_notebook(tmp_path, miniature):
     """It runs from its parameters, and its csv redraws its figure."""
-    name, out = "40_theory_temporal_loss", tmp_path / "out"
-    small = dict(n_clips=2, n_frames=4, attacked=[3], norms=[0.1, 1.0], output=str(out))
-    papermill.execute_notebook(
-        NOTEBOOKS / f"{name}.ipynb", tmp_path / "run.ipynb", small, cwd=NOTEBOOKS,
-        progress_bar=False, kernel_name="python3",
-    )  # fmt: skip
-    kinds = (".pdf", ".png", ".csv", ".json", "_claims.csv")
-    written = {f"theory_temporal_loss{kind}" for kind in kinds} | {"rows.csv"}
-    assert {p.name for p in out.iterdir()} == written
-    record = json.loads((out / "theory_temporal_loss.json").read_text())
-    assert record["parameters"]["attacked"] == [3] and record["notebook"] == name
-    rows = pd.read_csv(out / "rows.csv")
+    small = dict(n_clips=2, n_frames=4, attacked=[3], norms=[0.1, 1.0])
+    parameters, rows = run("40_theory_temporal_loss", tmp_path, **small)
+    assert parameters["attacked"] == [3]
     flicker = rows[rows.part == "flicker"]
     assert len(flicker) == 2 * 3 * flicker.site.nunique()
     assert set(flicker.kind) == set(table(rows).index) == set(KINDS)

@@ -1,6 +1,6 @@
 """Settings that the experiments of the theory share: one network, one clip."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from vala_research import VideoEditPipeline, read_clip
@@ -28,10 +28,16 @@ class ClipPreset(NetworkPreset):
     clip: str = ""  # a video, gif or folder of frames; "": a sprite clip
     n_frames: int = 4  # of the clip
 
+    @property
+    def inputs(self) -> list[str]:
+        """Files whose hashes `emit` records."""
+        return [self.clip] if self.clip else []
+
     def case(self, pipe: VideoEditPipeline, prompt: str = "") -> Case:
-        """The clip with its prompt, at the model's own size; a sprite clip has its caption."""
+        """Read the clip at the model's own size. The prompt of a sprite clip is its caption."""
         if not self.clip:
-            return sprite_cases(1, WORLD, self.n_frames, side_of(pipe))[0]
+            (case,) = sprite_cases(1, WORLD, self.n_frames, side_of(pipe))
+            return replace(case, seed=self.seed)
         frames = read_clip(self.clip, self.n_frames, size=side_of(pipe)).frames
         return Case(frames, prompt, "", seed=self.seed)
 
