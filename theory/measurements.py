@@ -6,11 +6,27 @@ what it measures on networks. The column `part` says which panel a row belongs t
 
 from collections.abc import Sequence
 from math import nan
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
+from theory.__main__ import ordered
+from theory.attention_alignment import alignment, combined
+from theory.attention_search import random_ratios
+from theory.bilateral_filter import bias, stretch, stretch_euclidean
+from theory.ddim_stability import noise
 from theory.descent_rate import promised_losses
+from theory.error_factors import (
+    denoising_factors,
+    levels_of,
+    log_denoising_bound,
+    log_update_bound,
+    stable_diffusion,
+    update_factors,
+)
 from theory.gradient_descent import descend, total_loss_step
+from theory.shared_tokens import distances
 from theory.strict_saddles import along_theta, parameter_minimum
 from theory.temporal_curvature import (
     chord_on_the_sphere,
@@ -20,6 +36,8 @@ from theory.temporal_curvature import (
     sign_pattern,
 )
 from theory.temporal_loss import gradient_points
+from theory.verdict import STATEMENTS, Verdict
+from vala_research.methods.bilateral import neighbour_mass
 from vala_research.methods.temporal import temporal_consistency_loss
 
 
@@ -91,3 +109,96 @@ def descent(steps: Sequence[float], n_free: int) -> list[dict]:
     ]  # fmt: skip
     names = ("before", "after", "total_before", "total_after")
     return [*rows, {"part": "total"} | dict(zip(names, total_loss_step(), strict=True))]
+
+
+def filter_stretch(seed: int, n_steps: int) -> list[dict]:
+    """How far the bilateral filter moves an image, and stretches a difference: C.7.
+
+    seed, n_steps: of the attacks.
+    Returns parts "verdict" and "stretch": window, mass (spatial weights of the neighbours), norm
+    ("largest site" or "Euclidean") and stretch, the largest that the attacks find.
+    """
+    verdicts = [
+        bias(seed, n_steps=n_steps), stretch(seed, n_steps=n_steps),
+        stretch_euclidean(seed, n_starts=32),
+    ]  # fmt: skip
+    masses = {"1x3": neighbour_mass(3, 1.0, 1), "1x5": neighbour_mass(5, 1.0, 1),
+              "3x3": neighbour_mass(3, 1.0), "5x5": neighbour_mass(5, 2.0)}  # fmt: skip
+    line, square = verdicts[2].witness["found"].values()
+    largest = {"largest site": verdicts[1].witness["found"],
+               "Euclidean": {"1x3": line, "3x3": square}}  # fmt: skip
+    rows = [
+        {"part": "stretch", "window": name, "mass": masses[name], "norm": norm, "stretch": value}
+        for norm, values in largest.items()
+        for name, value in values.items()
+    ]
+    return [*map(_verdict_row, verdicts), *rows]
+
+
+def error_bounds(
+    lipschitz: float, refined: Sequence[int] = (30, 100, 300, 1000, 3000, 10_000)
+) -> list[dict]:
+    """Bounds on errors along Stable Diffusion's schedule, and on noise: C.6 to C.9.
+
+    lipschitz: L of the bounds; the noise has half of it. refined: numbers of steps of one path.
+    Returns parts "bounds" (series, step, growth: error over the first error), "noise" (series,
+    steps, size: at the end, over sqrt(N)) and "verdict".
+    """
+    levels = levels_of(stable_diffusion())  # least noisy first
+    walked = [levels[-1 - n :] for n in range(1, 1000)]  # by n steps of sampling
+    c = update_factors(levels, lipschitz).flip(0)  # in the order of sampling
+    series = {
+        "paper": c.max() ** torch.arange(1, 1000),
+        "update, closed form": torch.stack([log_update_bound(x, lipschitz) for x in walked]).exp(),
+        "update, product of C_t": c.cumprod(0),
+        "DDIM, closed form": torch.stack([log_denoising_bound(x, lipschitz) for x in walked]).exp(),
+        "DDIM, product": denoising_factors(levels, lipschitz).flip(0).cumprod(0),
+    }
+    rows = [
+        {"part": "bounds", "series": name, "step": n, "growth": float(values[n - 1])}
+        for name, values in series.items()
+        for n in range(1, 1000, 2)
+    ]
+    verdict = noise(tuple(refined), lipschitz / 2)
+    rows += [
+        {"part": "noise", "series": name, "steps": n, "size": size}
+        for name in ("sums of norms", "roots of squares", "closed forms")
+        for n, size in zip(refined, verdict.witness[name], strict=True)
+    ]
+    return [_verdict_row(verdict), *rows]
+
+
+def attention_bounds(seed: int, n_random: int, n_steps: int, width: int) -> list[dict]:
+    """Bounds of attention at random heads and under ascent; what tokens can learn: C.10 to C.15.
+
+    n_random: random heads. n_steps: of each ascent. width: d of the tokens.
+    Returns parts "random" (ratio_paper, ratio_F, ratio_R: measured over bound, one row per head),
+    "ascent" (bound; ratio, the largest found), "tokens" (n_unshared, distance, bias) and "verdict".
+    """
+    verdicts = {"F": alignment(seed, n_steps), "R": combined(seed, n_steps)}
+    ratios = random_ratios(n_random, seed)
+    rows = [
+        {"part": "random", "ratio_paper": paper, "ratio_F": f, "ratio_R": r}
+        for paper, f, r in zip(*(ratios[name] for name in ("paper", "F", "R")), strict=True)
+    ]
+    rows += [{"part": "ascent", "bound": k, "ratio": v.measured} for k, v in verdicts.items()]
+    rows += [
+        {"part": "tokens"} | row
+        for has_bias in (False, True)
+        for row in distances(width, 3 * width, has_bias=has_bias, seed=seed)
+    ]
+    return [*map(_verdict_row, verdicts.values()), *rows]
+
+
+def checks(only: Sequence[str] = (), left_out: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Check statements, and return the objects of `python -m theory --json`.
+
+    only: names of statements; none: all but those left out.
+    """
+    names = only or [name for name in ordered() if name not in left_out]
+    return [STATEMENTS[name]().as_row() for name in tqdm(names, disable=None)]
+
+
+def _verdict_row(verdict: Verdict) -> dict[str, Any]:
+    row = verdict.as_row()
+    return {"part": "verdict"} | row | {"hypotheses": "; ".join(row["hypotheses"])}
