@@ -173,7 +173,8 @@ def attention_bounds(seed: int, n_random: int, n_steps: int, width: int) -> list
 
     n_random: random heads. n_steps: of each ascent. width: d of the tokens.
     Returns parts "random" (ratio_paper, ratio_F, ratio_R: measured over bound, one row per head),
-    "ascent" (bound; ratio, the largest found), "tokens" (n_unshared, distance, bias) and "verdict".
+    "ascent" (bound; ratio, the largest found), "tokens" (width, n_unshared, distance, bias) and
+    "verdict".
     """
     verdicts = {"F": alignment(seed, n_steps), "R": combined(seed, n_steps)}
     ratios = random_ratios(n_random, seed)
@@ -183,7 +184,7 @@ def attention_bounds(seed: int, n_random: int, n_steps: int, width: int) -> list
     ]
     rows += [{"part": "ascent", "bound": k, "ratio": v.measured} for k, v in verdicts.items()]
     rows += [
-        {"part": "tokens"} | row
+        {"part": "tokens", "width": width} | row
         for has_bias in (False, True)
         for row in distances(width, 3 * width, has_bias=has_bias, seed=seed)
     ]
