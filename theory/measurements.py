@@ -173,8 +173,8 @@ def attention_bounds(seed: int, n_random: int, n_steps: int, width: int) -> list
 
     n_random: random heads. n_steps: of each ascent. width: d of the tokens.
     Returns parts "random" (ratio_paper, ratio_F, ratio_R: measured over bound, one row per head),
-    "ascent" (bound; ratio, the largest found), "tokens" (width, n_unshared, distance, bias) and
-    "verdict".
+    "ascent" (name of the bound; ratio, the largest), "tokens" (width, n_unshared, distance, bias)
+    and "verdict".
     """
     verdicts = {"F": alignment(seed, n_steps), "R": combined(seed, n_steps)}
     ratios = random_ratios(n_random, seed)
@@ -182,7 +182,7 @@ def attention_bounds(seed: int, n_random: int, n_steps: int, width: int) -> list
         {"part": "random", "ratio_paper": paper, "ratio_F": f, "ratio_R": r}
         for paper, f, r in zip(*(ratios[name] for name in ("paper", "F", "R")), strict=True)
     ]
-    rows += [{"part": "ascent", "bound": k, "ratio": v.measured} for k, v in verdicts.items()]
+    rows += [{"part": "ascent", "name": k, "ratio": v.measured} for k, v in verdicts.items()]
     rows += [
         {"part": "tokens", "width": width} | row
         for has_bias in (False, True)

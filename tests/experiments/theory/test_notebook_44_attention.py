@@ -51,7 +51,7 @@ def test_the_picture_and_its_numbers():
     assert near[0.0, "paper"] == math.inf and near[0.0, "F"] == 0.5
     rows = pd.DataFrame([
         *layers, *heads((0.1, 10.0), (0.5, 1.0), (0.2, 0.9)),
-        *({"part": "ascent", "bound": name, "ratio": 1.0} for name in "FR"),
+        *({"part": "ascent", "name": name, "ratio": 1.0} for name in "FR"),
         *(token(n, float(n), b) for n in (1, 2, 3) for b in (False, True)),
     ])  # fmt: skip
     picture = figure(rows)
@@ -68,7 +68,7 @@ def planted(random_f=1.0, layer_row=1.0, paper=1.0, random_paper=2.0, best=1.0, 
         *VERDICTS, {"part": "verdict", "reproduced": reproduced},
         *heads((0.5, random_paper), (0.5, random_f), (0.5, 1.0)),
         layer("words", 1.0, paper), layer("step", 0.1, paper, row=2 * layer_row),
-        *({"part": "ascent", "bound": name, "ratio": best} for name in "FR"),
+        *({"part": "ascent", "name": name, "ratio": best} for name in "FR"),
         token(4, token_at_4), token(5, 1.0), token(5, 0.0, True), token(6, 1.0, True),
     ])  # fmt: skip
 

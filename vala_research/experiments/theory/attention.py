@@ -112,7 +112,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
         rows[rows.part == part] for part in ("verdict", "ascent", "tokens", "layers")
     )
     places = {"random heads": random_ratios(rows), "layers": layer_ratios(layers)}
-    is_sound, best = verdicts.reproduced.astype(bool), ascent.set_index("bound").ratio
+    is_sound, best = verdicts.reproduced.astype(bool), ascent.set_index("name").ratio
     is_free = tokens.n_unshared <= tokens.width + tokens.bias.astype(bool)
     is_reached = (tokens.distance < 1e-9) == is_free
     return [
@@ -147,7 +147,7 @@ def figure(rows: pd.DataFrame) -> Picture:
         _histograms(below, layer_ratios(layers[layers.share > 0]), "a network's layers")
         for height, best in zip((0.3, 0.12), ascent.itertuples(), strict=False):
             above.plot(best.ratio, height, "v", transform=above.get_xaxis_transform(), zorder=5,
-                       color=BOUNDS[best.bound], markeredgecolor="white",
+                       color=BOUNDS[best.name], markeredgecolor="white",
                        markersize=5.5)  # fmt: skip
         above.tick_params(labelbottom=False)
         above.set_title("measured / bound")
