@@ -1,21 +1,16 @@
-"""One way to run a notebook of the theory and look at what it wrote."""
+"""Run a notebook of the theory and read what it wrote."""
 
 import json
 from pathlib import Path
 
 import pandas as pd
-import papermill
-
-NOTEBOOKS = Path(__file__).resolve().parents[3] / "notebooks"
+import test_notebooks
 
 
 def run(notebook: str, folder: Path, **parameters) -> tuple[dict, pd.DataFrame]:
-    """The parameters that the notebook recorded, and its rows; it wrote these files and no more."""
+    """The parameters that the notebook recorded, and its rows; it writes these files and no more."""
     name, out = notebook.partition("_")[2], folder / "out"
-    papermill.execute_notebook(
-        NOTEBOOKS / f"{notebook}.ipynb", folder / "run.ipynb", parameters | {"output": str(out)},
-        cwd=NOTEBOOKS, progress_bar=False, kernel_name="python3",
-    )  # fmt: skip
+    test_notebooks.run(notebook, folder, output=str(out), **parameters)
     kinds = (".pdf", ".png", ".csv", ".json", "_claims.csv")
     assert {p.name for p in out.iterdir()} == {f"{name}{kind}" for kind in kinds} | {"rows.csv"}
     record = json.loads((out / f"{name}.json").read_text())
