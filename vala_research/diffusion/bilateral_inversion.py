@@ -5,7 +5,7 @@ moves a latent by up to `bias_bound(neighbour_mass(...), sigma)` per step, and t
 gets worse by it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,36 @@ def inversion_patches(
     return (frame_filter(unet, settings, fractions(schedule)[t]),)
 
 
+def bilateral_path(
+    predict: Predict,
+    z: Float[Tensor, "f c h w"],
+    schedule: Schedule,
+    settings: BilateralInversion | None,
+    step_rule: str = "ddim",
+    has_noise: bool = True,
+    generator: torch.Generator | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Iterator[Float[Tensor, "f c h w"]]:
+    """Denoise from filtered latents; yield the latents after every step. Eq. (12), GE-Adapter 3.2.
+
+    settings: of the filter before every step, None for none. Its schedule runs along sampling here:
+        0 is the first step. With the place "frames" filtering is left to `predict`.
+    step_rule: "ddim", or "paper_eq12", the mean of DDPM; has_noise: with noise from the generator.
+    """
+    levels = update_levels(schedule) if step_rule == "paper_eq12" else [None] * len(schedule)
+    last = max(1, len(schedule) - 1)
+    for i, (step, level) in enumerate(progress(list(zip(schedule, levels, strict=True)))):
+        z = z if settings is None else settings.filtered(z, i / last)
+        prediction = predict(z, step.t)
+        if level is None:
+            z = schedule.denoise(z, prediction, step)
+        else:
+            _, eps = schedule.split(z, prediction, step.alpha_bar_t)
+            alpha, alpha_bar, noise_level = level
+            z = ddpm_update(z, eps, alpha, alpha_bar, noise_level * has_noise, generator)
+        yield z
+
+
 def bilateral_sample(
     predict: Predict,
     z: Float[Tensor, "f c h w"],
@@ -124,23 +154,13 @@ def bilateral_sample(
     generator: torch.Generator | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Float[Tensor, "f c h w"]:
-    """Denoise from filtered latents, from the noisiest level on; Eq. (12), GE-Adapter 3.2.
+    """Return the final latents of `bilateral_path` by the settings' step rule.
 
-    step_rule: "ddim", or "paper_eq12": the mean of DDPM, with noise from the generator
-        (theory/README.md, B4, bounds the error of its path).
-    The filter's schedule runs along sampling: 0 is the first step. With the place "frames",
-    filtering is left to `predict`.
+    With noise in every step the path strays: theory/README.md, B4, bounds how far.
     """
-    levels = (
-        update_levels(schedule) if settings.step_rule == "paper_eq12" else [None] * len(schedule)
-    )
-    last = max(1, len(schedule) - 1)
-    for i, (step, level) in enumerate(progress(list(zip(schedule, levels, strict=True)))):
-        z = settings.filtered(z, i / last)
-        prediction = predict(z, step.t)
-        if level is None:
-            z = schedule.denoise(z, prediction, step)
-        else:
-            _, eps = schedule.split(z, prediction, step.alpha_bar_t)
-            z = ddpm_update(z, eps, *level, generator)
+    rule = settings.step_rule
+    for latents in bilateral_path(
+        predict, z, schedule, settings, rule, generator=generator, progress=progress
+    ):
+        z = latents
     return z

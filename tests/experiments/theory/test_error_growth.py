@@ -12,9 +12,8 @@ from vala_research.diffusion.bilateral_inversion import BilateralInversion, bila
 from vala_research.diffusion.ddpm_update import error_factor, update_levels
 from vala_research.diffusion.inversion import invert
 from vala_research.diffusion.schedule import Schedule, sample
-from vala_research.experiments.theory.ddim_error import (
+from vala_research.experiments.theory.error_growth import (
     WAYS,
-    amplification,
     follow,
     growth_rows,
     jacobian_norm,
@@ -49,6 +48,11 @@ def start(mixture, way, seed=0):
 def constants(mixture, way):
     found = [mixture.lipschitz(step.t) for step in SCHEDULE]
     return found[::-1] if way == "inversion" else found
+
+
+def amplification(rows: list[dict]) -> dict[str, float]:
+    """Error, product and paper of the last row, over the first error."""
+    return {name: rows[-1][name] / rows[0]["error"] for name in ("error", "product", "paper")}
 
 
 # The mixture.
@@ -154,14 +158,15 @@ def test_inversion_comes_near_its_bound_and_denoising_does_not(mixture):
     assert all(a <= b * (1 + 1e-9) for a, b in zip(local, exact, strict=True))
     moved = perturbed(mixture, z, SCHEDULE, "inversion", generator(), 1e-3, 20)
     other = follow(mixture, moved, SCHEDULE, "inversion")
-    of = amplification(growth_rows(path, other, SCHEDULE, "inversion", local))
-    assert 0.9 * of["product"] < of["error"] < 1.01 * of["product"]
+    grown = amplification(growth_rows(path, other, SCHEDULE, "inversion", local))
+    assert 0.9 * grown["product"] < grown["error"] < 1.01 * grown["product"]
     z = start(mixture, "ddim")
     path = follow(mixture, z, SCHEDULE)
     local = local_constants(mixture, path, SCHEDULE, generator(), 50)
     moved = perturbed(mixture, z, SCHEDULE, "ddim", generator(), 1e-3, 20)
-    of = amplification(growth_rows(path, follow(mixture, moved, SCHEDULE), SCHEDULE, "ddim", local))
-    assert of["error"] < 0.1 * of["product"] < 0.01 * of["paper"]
+    other = follow(mixture, moved, SCHEDULE)
+    grown = amplification(growth_rows(path, other, SCHEDULE, "ddim", local))
+    assert grown["error"] < 0.1 * grown["product"] < 0.01 * grown["paper"]
 
 
 def test_the_worst_direction_grows_more_than_a_random_one(mixture):

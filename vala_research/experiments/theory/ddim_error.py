@@ -1,264 +1,193 @@
-"""How errors grow along the paths of a network, beside what its Lipschitz constants allow.
+"""Notebook 43: how errors may grow along a path, by which bound, and how they do.
 
-Theory of GE-Adapter (arXiv 2504.16016), C.6 to C.9. A constant measured at points of a path is
-local, a lower bound of the network's own: what exceeds a bound made of it refutes no theorem, and
-what stays below shows how far the theorem is from what happens.
+Theory of GE-Adapter (arXiv 2504.16016), C.6 to C.9.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
-from typing import Any
+from pathlib import Path
 
+import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 
-from vala_research import InputError
-from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.bilateral_inversion import BilateralInversion
-from vala_research.diffusion.ddpm_update import ddpm_update, error_factor, update_levels
-from vala_research.diffusion.inversion import invert
-from vala_research.diffusion.schedule import Predict, Schedule, ddim_step
-from vala_research.methods.bilateral import bias_bound, neighbour_mass
+from vala_research.diffusion.schedule import Schedule
+from vala_research.editing.pipeline import quiet_pipeline
+from vala_research.evaluation.cases import sprite_cases
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.contract import STABLE_DIFFUSION, save_rows
+from vala_research.experiments.theory.error_growth import network, study
+from vala_research.experiments.theory.gaussian_mixture import GaussianMixture
+from vala_research.experiments.theory.settings import NetworkPreset, side_of
+from vala_research.sprites.scene import WORLD
 
-WAYS = ("ddim", "update", "inversion")
+MIXTURE, UNET = "two Gaussians", "UNet"
+SIZE = 1e-2  # of the first error
+PAPER, PROVED = COLOURS[1], "black"
+STYLES = {  # series: colour, line
+    "paper": (PAPER, "--"), "update, closed form": (COLOURS[3], "-"),
+    "update, product of C_t": (COLOURS[3], "-"), "DDIM, closed form": (COLOURS[0], "-"),
+    "DDIM, product": (COLOURS[0], "-"),
+}  # fmt: skip
+NOISES = {  # series: label, colour, line, marker
+    "sums of norms": ("paper: norms add up", PAPER, "--", "o"),
+    "roots of squares": ("true: squares add up", COLOURS[0], "-", "o"),
+    "closed forms": ("closed form", PROVED, ":", ""),
+}
+STARTS = {  # start: label, colour, marker
+    "worst": ("worst direction", COLOURS[0], "o"),
+    "random": ("random direction", COLOURS[5], "s"),
+    "filtered": ("filtered", COLOURS[2], "^"),
+}
 
 
-@dataclass(frozen=True)
-class Path:
-    """What a way passed through: n + 1 latents, where it started first; and where it asked.
+@dataclass(frozen=True, kw_only=True)
+class Settings(NetworkPreset):
+    """Parameters of notebook 43; `seed` is that of starts and directions."""
 
-    asked: (z, t) of each of the n steps, as the network was given them. biases: b(S) sigma of each
-    step's filter, 0 where there is none.
+    PRESETS = {
+        "smoke": {}, "paper": {"model": STABLE_DIFFUSION, "n_steps": 20, "n_iterations": 10}
+    }  # fmt: skip
+
+    n_steps: int = 4  # of the paths through the network
+    n_iterations: int = 5  # of power iteration
+    mixture_steps: int = 20  # of the paths through the two Gaussians
+    sigma: float = 0.05  # intensity of the filter, in the latents' unit
+    lipschitz: float = 1.0  # L of the bounds by step; the noise has half of it
+
+
+def run(settings: Settings, output: str | Path, bounds: Sequence[Mapping]) -> pd.DataFrame:
+    """Rows of `study`, part "growth", after those of `theory.measurements.error_bounds`.
+
+    The models are two Gaussians, whose Lipschitz constant is known, and the network.
     """
+    pipe = quiet_pipeline(settings.model)
+    (case,) = sprite_cases(1, WORLD, 2, side_of(pipe))
+    clean = pipe.encode(case.frames)[:1].float()
+    fine, coarse = (Schedule.from_scheduler(pipe.scheduler, n)
+                    for n in (settings.mixture_steps, settings.n_steps))  # fmt: skip
+    smoothing = BilateralInversion(kernel_size=3, sigma_intensity=settings.sigma, unit="absolute")
+    generator = torch.Generator().manual_seed(settings.seed)
 
-    latents: tuple[Tensor, ...]
-    asked: tuple[tuple[Tensor, int], ...]
-    biases: tuple[float, ...]
+    mixture = GaussianMixture.of_a_blob(fine.alpha_bar)
+    undecided, drawn = mixture.undecided(generator), mixture.draw(1, generator)
+    exact = study(mixture, undecided, drawn, fine, generator, mixture.lipschitz,
+                  settings=smoothing, size=SIZE)  # fmt: skip
 
-
-def network(pipe: Any, prompt: str) -> Predict:
-    """A pipeline's UNet, asked about a prompt without guidance."""
-    with torch.no_grad():
-        text, ask = pipe.encode_prompt([prompt]), Backbone(pipe.unet)
-    return lambda z, t: ask(z[None], t, text)[0]
-
-
-def follow(
-    predict: Predict,
-    z: Float[Tensor, "f c h w"],
-    schedule: Schedule,
-    way: str = "ddim",
-    settings: BilateralInversion | None = None,
-) -> Path:
-    """Walk a schedule from z, keeping everything.
-
-    way: "ddim" denoises, "update" too, by the paper's (53) without its noise, and "inversion" is
-    that of plain DDIM. settings: of the filter before every step, None for none.
-    """
-    _check_way(way)
-    asked: list[tuple[Tensor, int]] = []
-
-    def ask(z: Tensor, t: int) -> Tensor:
-        asked.append((z, t))
-        return predict(z, t)
-
-    if way == "inversion":
-        method = "ddim" if settings is None else "bilateral"
-        given = {} if settings is None else {"bilateral_settings": settings}
-        latents = list(invert(ask, z, schedule, method, **given).trajectory[::-1])
-    else:
-        latents = _denoise(ask, z, schedule, way, settings)
-    last = max(1, len(schedule) - 1)
-    biases = [_bias(settings, latent, i / last) for i, latent in enumerate(latents[:-1])]
-    return Path(tuple(latents), tuple(asked), tuple(biases))
-
-
-def _denoise(
-    predict: Predict, z: Tensor, schedule: Schedule, way: str, settings: BilateralInversion | None
-) -> list[Tensor]:
-    """As `bilateral_sample`, every latent kept and no noise added."""
-    levels = list(update_levels(schedule)) if way == "update" else [None] * len(schedule)
-    latents, last = [z], max(1, len(schedule) - 1)
-    for i, (step, level) in enumerate(zip(schedule, levels, strict=True)):
-        x = latents[-1] if settings is None else settings.filtered(latents[-1], i / last)
-        prediction = predict(x, step.t)
-        if level is None:
-            latents.append(schedule.denoise(x, prediction, step))
-        else:
-            _, eps = schedule.split(x, prediction, step.alpha_bar_t)
-            latents.append(ddpm_update(x, eps, level[0], level[1], 0.0))
-    return latents
-
-
-def _bias(settings: BilateralInversion | None, z: Tensor, fraction: float) -> float:
-    """b(S) sigma of the filter of z: no site moves further."""
-    sigma = 0.0 if settings is None else settings.intensity(z, fraction)
-    if sigma == 0:
-        return 0.0
-    return bias_bound(neighbour_mass(settings.kernel_size, settings.sigma_spatial), sigma)
-
-
-def jacobian_norm(
-    run: Callable[[Tensor], Tensor],
-    z: Tensor,
-    generator: torch.Generator,
-    n_iterations: int = 20,
-    tolerance: float = 1e-3,
-) -> tuple[float, Tensor]:
-    """Largest singular value of the Jacobian of `run` at z, and its direction, of norm 1.
-
-    Power iteration on J'J from a random direction, until the value rises by less than `tolerance`
-    of itself: from below, so that the true one is a little larger. Attention is computed by its
-    formula, which alone has derivatives in both modes.
-    """
-    v = torch.randn(z.shape, generator=generator, device=generator.device, dtype=z.dtype)
-    v, norm = (v / v.norm()).to(z.device), 0.0
-    with sdpa_kernel(SDPBackend.MATH):
-        for _ in range(n_iterations):
-            _, image = torch.func.jvp(run, (z,), (v,))
-            before, norm = norm, float(image.detach().norm())
-            if norm <= (1 + tolerance) * before:
-                break
-            _, pull = torch.func.vjp(run, z)
-            (v,) = pull(image)
-            v = v / v.norm()
-    return norm, v
-
-
-def local_constants(
-    predict: Predict,
-    path: Path,
-    schedule: Schedule,
-    generator: torch.Generator,
-    n_iterations: int = 20,
-) -> list[float]:
-    """`jacobian_norm` of eps where a path asked for it, one a step."""
-
-    def eps_at(t: int) -> Callable[[Tensor], Tensor]:
-        return lambda z: schedule.split(z, predict(z, t), schedule.alpha_bar[t])[1]
-
-    return [jacobian_norm(eps_at(t), z, generator, n_iterations)[0] for z, t in path.asked]
-
-
-def step_factors(schedule: Schedule, way: str, lipschitz: Sequence[float]) -> list[float]:
-    """What each step of a way may make of an error, of networks with these constants, in its order.
-
-    A_t + |B_t| L of DDIM, either way, by `ddim_step`; C_t of the update, `error_factor`.
-    """
-    _check_way(way)
-    if way == "update":
-        levels = zip(update_levels(schedule), lipschitz, strict=True)
-        return [error_factor(alpha, alpha_bar, c) for (alpha, alpha_bar, _), c in levels]
-    found, one = [], torch.ones(1, dtype=torch.float64)
-    steps = list(schedule) if way == "ddim" else list(reversed(list(schedule)))
-    for step, constant in zip(steps, lipschitz, strict=True):
-        ends = (step.alpha_bar_t, step.alpha_bar_s)
-        ends = ends if way == "ddim" else ends[::-1]
-        a, b = (float(ddim_step(z, e, *ends)) for z, e in ((one, 0 * one), (0 * one, one)))
-        found.append(a + abs(b) * constant)
-    return found
-
-
-def growth_rows(
-    path: Path, other: Path, schedule: Schedule, way: str, lipschitz: Sequence[float]
-) -> list[dict]:
-    """Distance of two paths at each level beside its bounds: rows from where they start.
-
-    path: the clean one. other: from a perturbed start, filtered or not. error: measured. product:
-    e <- factor (e + bias sqrt(N)), the corrected recursion. paper: the largest C_t to the power of
-    the steps, times the first error, (74) without its noise; also for DDIM, of which it says it.
-    """
-    factors = step_factors(schedule, way, lipschitz)
-    is_inversion, steps = way == "inversion", list(schedule)
-    levels = [step.alpha_bar_t for step in steps] + [steps[-1].alpha_bar_s]
-    if is_inversion:
-        levels.reverse()
-    constants = list(lipschitz)[::-1] if is_inversion else list(lipschitz)  # as sampling goes
-    largest = max(step_factors(schedule, "update", constants))
-    errors = [
-        float((a - b).detach().norm()) for a, b in zip(path.latents, other.latents, strict=True)
+    noisy = torch.randn(clean.shape, generator=generator).to(clean)
+    local = study(network(pipe, case.prompt), noisy, clean, coarse, generator,
+                  n_iterations=settings.n_iterations, settings=smoothing, size=SIZE)  # fmt: skip
+    growth = [
+        {"part": "growth", "model": model} | row
+        for model, rows in ((MIXTURE, exact), (UNET, local))
+        for row in rows
     ]
-    size, product, rows = sqrt(path.latents[0].numel()), errors[0], []
-    for i, (level, error) in enumerate(zip(levels, errors, strict=True)):
-        if i:
-            product = factors[i - 1] * (product + other.biases[i - 1] * size)
-        constant = lipschitz[i] if i < len(lipschitz) else None
-        rows.append({"way": way, "step": i, "alpha_bar": level, "error": error, "product": product,
-                     "paper": largest**i * errors[0], "lipschitz": constant})  # fmt: skip
-    return rows
+    return save_rows([*bounds, *growth], output)
 
 
-def amplification(rows: Sequence[dict]) -> dict[str, float]:
-    """Of the last row: error, product and paper, over the first error."""
-    first, last = rows[0]["error"], rows[-1]
-    return {name: last[name] / first for name in ("error", "product", "paper")}
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Error, product and the paper's bound at the end of each path, over the first error."""
+    paths = rows[rows.part == "growth"].groupby(["model", "way", "start"], sort=False)
+    return paths[["error", "product", "paper"]].last() / SIZE
 
 
-def perturbed(
-    predict: Predict,
-    z: Float[Tensor, "f c h w"],
-    schedule: Schedule,
-    way: str,
-    generator: torch.Generator,
-    size: float = 1e-2,
-    n_iterations: int = 0,
-) -> Float[Tensor, "f c h w"]:
-    """z moved by `size`: at random, or, after n_iterations, in the direction that grows most.
+def claims(rows: pd.DataFrame) -> list[Claim]:
+    """The bounds hold and are below the paper's; inversion comes near them, denoising does not."""
+    growth, bounds = (rows[rows.part == part] for part in ("growth", "bounds"))
+    is_sound = rows[rows.part == "verdict"].reproduced.astype(bool)
+    exact = growth[growth.model == MIXTURE]
+    ends, grown = bounds.groupby("series").growth.last(), table(rows)
+    tightness = (grown.error / grown["product"]).unstack("way").drop("filtered", level="start")
+    first = exact[(exact.start == "filtered") & (exact.step == 1)]
+    gap = (tightness.inversion / tightness.ddim).min()
+    update, ddim = ends["update, product of C_t"], ends["DDIM, product"]
+    return [
+        Claim.of_fact("the verdict on the noise reproduces", "verdicts", len(is_sound),
+                      is_sound.all()),
+        Claim.of_fact("errors of the two Gaussians keep the product of A + |B| L",
+                      "largest error / bound", (exact.error / exact["product"]).max(),
+                      (exact.error <= exact["product"] * (1 + 1e-6)).all()),
+        Claim.of_fact("the update's product keeps its closed form, which is below the paper's",
+                      "product", update,
+                      update <= ends["update, closed form"] < ends["paper"]),
+        Claim.of_fact("DDIM's product keeps its closed form", "product", ddim,
+                      ddim <= ends["DDIM, closed form"]),
+        Claim.of_fact("inversion comes nearer to its bound than denoising, from every start",
+                      "least ratio of tightness", gap, gap > 1),
+        Claim.of_fact("one filtered step exceeds the paper's bound", "least error / bound",
+                      (first.error / first.paper).min(), (first.error > first.paper).all()),
+    ]  # fmt: skip
 
-    That direction is the first singular vector of the whole path's Jacobian, as far as the
-    iterations go.
+
+def figure(rows: pd.DataFrame) -> Picture:
+    """Draw all bounds along one schedule, and what noise adds; below, errors of each model.
+
+    Left: what an error of 1 at the start may have become, by step.
     """
-    if n_iterations:
-
-        def end(x: Tensor) -> Tensor:
-            return follow(predict, x, schedule, way).latents[-1]
-
-        _, direction = jacobian_norm(end, z, generator, n_iterations, tolerance=0.0)
-    else:
-        direction = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
-    return z + size * direction / direction.norm()
-
-
-def study(
-    predict: Predict,
-    noisy: Float[Tensor, "f c h w"],
-    clean: Float[Tensor, "f c h w"],
-    schedule: Schedule,
-    generator: torch.Generator,
-    exact: Callable[[int], float] | None = None,
-    n_iterations: int = 20,
-    settings: BilateralInversion | None = None,
-    size: float = 1e-2,
-) -> list[dict]:
-    """`growth_rows` of denoising from noisy and inversion from clean, moved by `size`.
-
-    start: "random", "worst", after n_iterations, or "filtered", random and with that filter before
-    every step. exact: t -> the network's constant; None measures it along the path,
-    `local_constants`, and is_local says so.
-    """
-    rows = []
-    for way, z in (("ddim", noisy), ("inversion", clean)):
-        with torch.no_grad():
-            path = follow(predict, z, schedule, way)
-        if exact is None:
-            constants = local_constants(predict, path, schedule, generator, n_iterations)
-        else:
-            constants = [exact(t) for _, t in path.asked]
-        starts = {"random": (0, None), "worst": (n_iterations, None)}
-        if settings is not None:
-            starts["filtered"] = (0, settings)
-        for start, (n, used) in starts.items():
-            moved = perturbed(predict, z, schedule, way, generator, size, n)
-            with torch.no_grad():
-                other = follow(predict, moved, schedule, way, used)
-            rows += [{"start": start, "is_local": exact is None} | row
-                     for row in growth_rows(path, other, schedule, way, constants)]  # fmt: skip
-    return rows
+    bounds, noise, growth = (rows[rows.part == part] for part in ("bounds", "noise", "growth"))
+    with rc_context(STYLE):
+        picture = Picture(figsize=(7.4, 5.9), layout="constrained")
+        above, below = picture.subfigures(2, 1, height_ratios=(2.8, 3.1))
+        left, right = above.subplots(1, 2, width_ratios=(1.25, 1))
+        _bounds(left, bounds)
+        _noise(right, noise)
+        _growth(below, growth)
+    return picture
 
 
-def _check_way(way: str) -> None:
-    if way not in WAYS:
-        raise InputError(f"Unknown way {way!r}: choose one of {', '.join(WAYS)}.")
+def _bounds(axes: Axes, bounds: pd.DataFrame) -> None:
+    for series, part in bounds.groupby("series", sort=False):
+        colour, line = STYLES[series]
+        name = "paper: C to the power of steps" if series == "paper" else series
+        is_closed = "closed" in series  # nearly what it bounds: drawn around it
+        axes.plot(part.step, part.growth, line, color=colour, label=name,
+                  alpha=0.3 if is_closed else 1, linewidth=5 if is_closed else 1.4)  # fmt: skip
+    axes.set(yscale="log", xlabel="steps taken", ylabel="error / first error",
+             title="One schedule, all bounds")  # fmt: skip
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 1.03), handlelength=1.8, labelspacing=0.3)
+
+
+def _noise(axes: Axes, noise: pd.DataFrame) -> None:
+    for series, (label, colour, line, marker) in NOISES.items():
+        part = noise[noise.series == series]
+        axes.plot(part.steps, part["size"], line, color=colour, marker=marker, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="steps of the same path",
+             ylabel="noise at the end / sqrt(N)", title="What the noise adds")  # fmt: skip
+    axes.legend(loc="upper left", handlelength=1.8)
+
+
+def _growth(page: SubFigure, growth: pd.DataFrame) -> None:
+    """One panel per model and way: measured errors over the first, and the bounds on them."""
+    names = {"ddim": "denoising", "inversion": "inversion", "update": "update (53)"}
+    panels = dict(list(growth.groupby(["model", "way"], sort=False)))
+    row = page.subplots(1, len(panels), squeeze=False)[0]
+    for axes, ((model, way), part) in zip(row, panels.items(), strict=True):
+        _panel(axes, {start: path for start, path in part.groupby("start")})
+        axes.set(yscale="log", xlabel="steps taken", title=f"{model},\n{names[way]}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    row[0].set_ylabel("error / first error")
+    handles, labels = row[0].get_legend_handles_labels()
+    page.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=1.8)
+
+
+def _panel(axes: Axes, paths: Mapping[str, pd.DataFrame]) -> None:
+    """The products are drawn wide, since measured errors may lie on them."""
+    worst, first = paths["worst"], paths["worst"].error.iloc[0]
+    wide = {"alpha": 0.3, "linewidth": 5}
+    axes.plot(worst.step, worst.paper / first, "--", color=PAPER,
+              label="paper: C to the power of steps")  # fmt: skip
+    axes.plot(worst.step, worst["product"] / first, color=PROVED, label="product of A + |B| L",
+              **wide)  # fmt: skip
+    if "filtered" in paths:
+        filtered = paths["filtered"]
+        axes.plot(filtered.step, filtered["product"] / filtered.error.iloc[0], color=COLOURS[2],
+                  label="the same, with the filter's bias", **wide)  # fmt: skip
+    for start, (label, colour, marker) in STARTS.items():
+        if start in paths:
+            path = paths[start]
+            axes.plot(path.step, path.error / path.error.iloc[0], color=colour, marker=marker,
+                      markersize=3, label=f"measured, {label}")  # fmt: skip

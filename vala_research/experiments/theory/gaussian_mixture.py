@@ -17,8 +17,9 @@ from vala_research import InputError
 class GaussianMixture:
     """Clean images are +m or -m, equally often, with a deviation of s at each site.
 
-    mean: m. deviation: s > 0. alpha_bar: signal level of every timestep. Called as a network is,
-    `(z, t) -> eps`, the best predictor: sqrt(1 - a) / v (z - sqrt(a) tanh(sqrt(a) <m, z> / v) m).
+    Called like a network, `(z, t) -> eps`, it is the best predictor:
+    eps = sqrt(1 - a) / v (z - sqrt(a) tanh(sqrt(a) <m, z> / v) m).
+    mean: m. deviation: s > 0. alpha_bar: signal level of every timestep.
     """
 
     mean: Float[Tensor, "c h w"]
@@ -37,23 +38,23 @@ class GaussianMixture:
 
     @classmethod
     def of_a_blob(cls, alpha_bar: tuple[float, ...], size: int = 8) -> "GaussianMixture":
-        """A bright or a dark blob in noise, of norm 1.5, three deviations from the middle."""
+        """Images of a bright or a dark blob of norm 1.5, three deviations from the middle."""
         x = torch.linspace(-1, 1, size, dtype=torch.float64)
         blob = torch.exp(-3 * (x[:, None] ** 2 + x**2))[None]
         return cls(1.5 * blob / blob.norm(), 0.5, alpha_bar)
 
     def undecided(self, generator: torch.Generator) -> Float[Tensor, "1 c h w"]:
-        """Noise at the border of both kinds of images, where a small step decides."""
+        """Draw noise at the border of both kinds of images, where a small step decides."""
         z = torch.randn(1, *self.mean.shape, generator=generator, dtype=self.mean.dtype)
         return z - (z * self.mean).sum() / self.mean.square().sum() * self.mean
 
     def variance(self, t: int) -> float:
-        """v, of a site around either mean."""
+        """v, the variance of a site around either mean."""
         a = self.alpha_bar[t]
         return a * self.deviation**2 + 1 - a
 
     def lipschitz(self, t: int) -> float:
-        """The Lipschitz constant of the prediction at t, over all images: exact.
+        """Compute the exact Lipschitz constant of the prediction at t, over all images.
 
         The Jacobian is sqrt(1 - a) / v (I - a / v (1 - tanh^2) m m'), tanh^2 in [0, 1): its norm
         has its supremum at either end.
@@ -63,7 +64,7 @@ class GaussianMixture:
         return sqrt(1 - a) / v * max(1.0, abs(along))
 
     def draw(self, n: int, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
-        """Clean images."""
+        """Draw clean images."""
         shape = (n, *self.mean.shape)
         noise = torch.randn(shape, generator=generator, dtype=self.mean.dtype)
         sign = torch.randint(0, 2, (n, 1, 1, 1), generator=generator) * 2 - 1

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_models import D_TEXT, N_TOKENS, tiny_unet
+from tiny_models import D_TEXT, N_TOKENS, tiny_unet, tiny_unet3d
 
 from theory.attention import Comparison, Head, judged
 from vala_research import InputError
 from vala_research.evaluation.cases import edit_cases
 from vala_research.evaluation.probes import View, feature_maps
-from vala_research.experiments.theory.attention import (
+from vala_research.experiments.theory.attention_heads import (
     cross_layers,
     head_rows,
     heads,
@@ -35,11 +35,21 @@ def test_heads_side_by_side_are_the_layer(view):
     outputs, queries = feature_maps(view, layers), layer_queries(view, layers)
     for name in layers:
         attn = view.unet.get_submodule(name)
-        made = [Head(*matrices)(queries[name], view.text.expand(2, -1, -1))
+        outs = [Head(*matrices)(queries[name], view.text.expand(2, -1, -1))
                 for matrices in heads(attn)]  # fmt: skip
-        assert len(made) == attn.heads
-        expected = attn.to_out[0](torch.cat(made, -1)).mT
+        assert len(outs) == attn.heads
+        expected = attn.to_out[0](torch.cat(outs, -1)).mT
         assert torch.allclose(outputs[name].flatten(2), expected, atol=1e-12)
+
+
+def test_attention_in_time_is_left_out():
+    """A UNet3DConditionModel's temp_attentions have layers called attn2 too."""
+    unet = tiny_unet3d()
+    every = [name for name, _ in unet.named_modules() if name.endswith("attn2")]
+    assert any("temp_attentions" in name for name in every)
+    layers = cross_layers(unet)
+    assert layers and layers == [n for n in every if "temp_attentions" not in n
+                                 and "transformer_in" not in n]  # fmt: skip
 
 
 def test_layers_that_the_bounds_do_not_know_are_refused():
@@ -51,18 +61,18 @@ def test_layers_that_the_bounds_do_not_know_are_refused():
 
 def test_what_is_judged(pipe):
     [case] = edit_cases(WORLD, "test", 1, ["colour"])
-    found = list(pairs(pipe, case, (501, 481), (0.1, 0.0), 64))
-    kinds = {(p.kind, p.share) for p in found}
+    asked = list(pairs(pipe, case, (501, 481), (0.1, 0.0), 64))
+    kinds = {(p.kind, p.share) for p in asked}
     assert kinds == {("words", 1.0), ("edit", 1.0)} | {
         (kind, share) for kind in ("frame", "step") for share in (0.1, 0.0)
     }
-    for p in found:
+    for p in asked:
         # The first layer's queries have not yet heard of the words.
         no_words_yet = p.kind == "edit" and p.layer.startswith("down_blocks.1")
         assert torch.equal(p.x, p.x_ideal) == (p.kind == "words" or no_words_yet)
         assert torch.equal(p.z, p.z_ideal) == (p.share == 0)
-    first = next(p for p in found if p.kind == "words")
-    scaled = next(p for p in found if p.kind == "step" and p.share == 0.1)
+    first = next(p for p in asked if p.kind == "words")
+    scaled = next(p for p in asked if p.kind == "step" and p.share == 0.1)
     gap = (first.z - first.z_ideal).norm()
     assert (scaled.z - scaled.z_ideal).norm() == pytest.approx(0.1 * float(gap))
 
