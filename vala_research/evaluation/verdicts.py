@@ -51,7 +51,7 @@ class Claim:
 
     @classmethod
     def of_fact(
-        cls, sentence: str, measured: str, value: float, holds: bool, n: int = 0
+        cls, sentence: str, measured: str, value: float, holds: bool | np.bool_, n: int = 0
     ) -> Claim:
         """A claim that is plainly true or false of the rows, such as a count or an order."""
         judged = CONFIRMED if holds else CONTRADICTED

@@ -132,9 +132,9 @@ def test_perceptual_columns_name_the_miniature():
 
 
 def test_the_papers_table_has_both_rows_of_every_host():
-    rows = pd.DataFrame(paper_tables.adapter_rows())
+    rows = paper_tables.adapter_table()
     assert len(rows) == 8 and set(rows.adapter) == {"with", "without"}
     fid = rows[rows["host of the paper"] == "Vid2Vid"].set_index("adapter").FID
     assert fid["with"] > fid["without"]  # it worsens, by the paper's own table
-    filtered = pd.DataFrame(paper_tables.filter_rows())
+    filtered = paper_tables.filter_table()
     assert len(filtered) == 8 and set(filtered["nearest here"]) == {"none", "first", "extended"}
