@@ -12,28 +12,26 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vala_research import InputError
+from vala_research.diffusion.attention import policy_of_clip
 from vala_research.diffusion.bilateral_inversion import RELEASED, BilateralInversion
 from vala_research.diffusion.inversion import Inversion
-from vala_research.evaluation.benchmark import EditSetting, edit_row, truth_row
+from vala_research.evaluation.benchmark import edit_row, truth_row
 from vala_research.evaluation.cases import ClipCase, EditCase
 from vala_research.evaluation.metrics import inversion_psnr, ssim
 from vala_research.experiments.ge.paper_tables import HOSTS
 from vala_research.methods.bilateral import bias_bound, neighbour_mass
 
 Clips = Mapping[str, tuple[Float[Tensor, "f c h w"], str]]  # name -> frames, caption
-WAYS = {"ddim": None, "bilateral": BilateralInversion(), "along frames": RELEASED}
+Way = str | BilateralInversion  # "ddim", or the filter
+WAYS = {"ddim": "ddim", "bilateral": BilateralInversion(), "along frames": RELEASED}
 
 
 def there_and_back(
-    pipe, frames: Tensor, caption: str, steps: int, attention,
-    settings: BilateralInversion | None = None,
-) -> tuple[Inversion, Float[Tensor, "f c h w"]]:  # fmt: skip
-    """The inversion with that filter (None: plain DDIM) and the reconstruction from it."""
-    way = {"inversion": "ddim"}
-    if settings is not None:
-        way = {"inversion": "bilateral", "bilateral_settings": settings}
+    pipe, frames: Tensor, caption: str, steps: int, attention, inversion: Way = "ddim"
+) -> tuple[Inversion, Float[Tensor, "f c h w"]]:
+    """The inversion and the reconstruction from it."""
     inverted = pipe.invert(
-        frames, caption, steps, attention=attention, return_inversion=True, **way
+        frames, caption, steps, inversion, attention=attention, return_inversion=True
     )
     return inverted, pipe.reconstruct(inverted, caption, steps)
 
@@ -103,22 +101,22 @@ def filter_rows(
         round_trip = pipe.decode(pipe.encode(frames))
         for n in steps:
             for k in windows:
-                filter_ = replace(settings, kernel_size=k) if k else None
-                inverted, again = there_and_back(pipe, frames, caption, n, attention, filter_)
+                way = replace(settings, kernel_size=k) if k else "ddim"
+                inverted, again = there_and_back(pipe, frames, caption, n, attention, way)
                 row = {"clip": name, "steps": n, "window": k}
                 row |= inversion_psnr(again, frames, round_trip)
                 row["ssim"] = ssim(again, round_trip)
                 row["deviation"] = float(inverted.latents.std(correction=0))
-                rows.append(row | _nearest_step(inverted, filter_))
+                rows.append(row | _nearest_step(inverted, way))
     return rows
 
 
-def _nearest_step(inverted: Inversion, settings: BilateralInversion | None) -> dict:
+def _nearest_step(inverted: Inversion, way: Way) -> dict:
     """bias, bound and share of the step whose bias comes nearest to its bound."""
-    if settings is None or settings.place != "latent":
+    if isinstance(way, str) or way.place != "latent":
         return dict.fromkeys(("bias", "bound", "share"), float("nan"))
     steps = [(r["bias"] / r["bound"] if r["bound"] else 0.0, r) for r in
-             bias_rows(inverted, settings)]  # fmt: skip
+             bias_rows(inverted, way)]  # fmt: skip
     share, row = max(steps, key=lambda step: step[0])
     return {"bias": row["bias"], "bound": row["bound"], "share": share}
 
@@ -127,7 +125,7 @@ def host_rows(
     pipe,
     cases: Sequence[EditCase | ClipCase],
     hosts: Iterable[str] = HOSTS,
-    ways: Mapping[str, BilateralInversion | None] = WAYS,
+    ways: Mapping[str, Way] = WAYS,
     n_frames: int = 8,
     size: int = 64,
     steps: int = 25,
@@ -143,17 +141,17 @@ def host_rows(
         z_0, known = pipe.encode(material.frames), truth_row(material)
         round_trip = pipe.decode(z_0)
         for host in hosts:
-            policy = EditSetting(attention=host).policy(z_0, case.index)
-            for way, settings in ways.items():
+            policy = policy_of_clip(host, z_0)
+            for name, way in ways.items():
                 inverted, again = there_and_back(
-                    pipe, material.frames, case.source_prompt, steps, policy, settings
+                    pipe, material.frames, case.source_prompt, steps, policy, way
                 )
                 frames = pipe(
                     None, case.prompt, case.source_prompt, num_inference_steps=steps,
                     guidance_scale=guidance_scale, attention=policy, latents=inverted,
                     output_type="pt",
                 ).frames[0].cpu()  # fmt: skip
-                row = {"host": host, "setting": way, "kind": case.kind, "index": case.index}
+                row = {"host": host, "setting": name, "kind": case.kind, "index": case.index}
                 psnr = inversion_psnr(again, material.frames.to(again), round_trip)["to_vae"]
                 yield row | known | edit_row(frames, case, material) | {"inversion_psnr": psnr}
 
@@ -170,7 +168,7 @@ def window_frames(
     """Reconstructions by window, for `sheet.strip`; the source comes first."""
     rows = {"source": frames.cpu()}
     for k in windows:
-        filter_ = replace(settings, kernel_size=k) if k else None
-        _, again = there_and_back(pipe, frames, caption, steps, attention, filter_)
+        way = replace(settings, kernel_size=k) if k else "ddim"
+        _, again = there_and_back(pipe, frames, caption, steps, attention, way)
         rows[f"window {k} x {k}" if k else "no filter"] = again.float().cpu()
     return rows
