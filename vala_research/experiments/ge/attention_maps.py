@@ -119,10 +119,10 @@ def claims(rows: pd.DataFrame, settings: Settings) -> list[Claim]:
         t = settings.maps_at[len(settings.maps_at) // 2]
         middle = means.loc[t, "without"]
         stated = [
-            Claim.of_fact(f"at t = {t} the word's map lies on the object more than on {other}",
+            Claim.of_fact(f"at t = {t} the object holds more of its word's map than {other}",
                           "difference of shares", middle.on_object - middle[column],
                           middle.on_object > middle[column])
-            for column, other in (("mirrored", "its turned outline"), ("area", "as much area"))
+            for column, other in (("mirrored", "its turned outline"), ("area", "of an even map"))
         ]  # fmt: skip
     if settings.adapter == "miniature" and not settings.clip:
         alike = means.loc[list(settings.features_at)].groupby("adapter").cross.mean()
