@@ -46,13 +46,14 @@ class Still(EditCase):
         return replace(found, frames=found.frames[:1].repeat(n_frames, 1, 1, 1))
 
 
-def test_the_recipe_runs_and_its_curves_start_at_the_bare_model(tmp_path, miniature):
+def test_the_recipe_runs_and_its_curves_start_at_the_bare_model(tmp_path, checkpoint):
     """Step 0 has the LoRA off, so it does not depend on what was trained; step 2 does."""
     begun = replace(TRAINING, max_steps=2, checkpoint_every=2, learning_rate=1e-2)
-    rows = build_adapter(tmp_path / "a", begun, n_held_out=2, n_clips=4)
+    few = dict(n_held_out=2, n_clips=2, model=str(checkpoint))
+    rows = build_adapter(tmp_path / "a", begun, **few)
     assert [r["step"] for r in rows] == [0, 2]
     assert rows[0]["similarity"] != rows[1]["similarity"]
-    other = build_adapter(tmp_path / "b", replace(begun, seed=1), n_held_out=2, n_clips=4)
+    other = build_adapter(tmp_path / "b", replace(begun, seed=1), **few)
     assert other[0] == rows[0] and other[1] != rows[1]
     assert training_curve(tmp_path / "a").step.tolist() == [0, 2]
     (tmp_path / "a" / "curves.csv").unlink()
