@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_models import D_TEXT, N_TOKENS, WORDS, tiny_motion_unet, tiny_unet
@@ -24,8 +26,13 @@ from vala_research.evaluation.probes import (
     views_of,
     word_positions,
 )
-from vala_research.experiments.ge.attention_figures import attention_figure, feature_figure
-from vala_research.experiments.ge.attention_maps import layer_rows, localisation
+from vala_research.experiments.ge.attention_figures import features_figure, maps_figure
+from vala_research.experiments.ge.attention_measurements import (
+    feature_rows,
+    layer_rows,
+    localisation,
+    map_rows,
+)
 from vala_research.methods.temporal import frame_similarity
 
 D_VISION, N_SHARED = 6, 3
@@ -291,7 +298,7 @@ def test_blocks_of_stable_diffusion():
     assert list(third_upsampling_block(unet)) == names[2:5]
 
 
-def test_figures_hold_every_plotted_number(video):
+def test_rows_hold_every_plotted_number(video):
     v = view()
     at = {t: {"without": replace(v, t=t, is_adapted=False), "with": replace(v, t=t)}
           for t in (1, 981)}  # fmt: skip
@@ -301,18 +308,28 @@ def test_figures_hold_every_plotted_number(video):
     maps = attention_maps(adapted, list(third_upsampling_block(v.unet)), [[3]])
     even = [m[1, 0] / m[1, 0].mean() for m in maps.values()]  # of the second frame
     for given in (mask, None):
-        _, rows = attention_figure(Case(video, "a red circle", "circle", given), at, [3])
+        case = Case(video, "a red circle", "circle", given)
+        rows = map_rows(case, at, [3])
         assert len(rows) == 2 * 2 * 2 * 2 * 16  # side, adapter, t, frame, site
         drawn = [r["value"] for r in rows if (r["map"], r["adapter"], r["t"], r["frame"])
                  == ("words", "with", 981, 2)]  # fmt: skip
         expected = torch.stack(even).mean(0).flatten()
         assert (torch.tensor(drawn) - expected).abs().max() < 1e-5  # float32
-    _, rows = feature_figure(at)
+        page = maps_figure(pd.DataFrame(rows), case)
+        shown = [ax.images[0].get_array() for ax in page.axes if ax.images]
+        assert any(np.allclose(x.ravel(), drawn) for x in shown if x.ndim == 2)
+    rows, cosines = feature_rows(at)
+    page = features_figure(pd.DataFrame(rows), pd.DataFrame(cosines))
+    shown = [ax.images[0].get_array() for ax in page.axes if ax.images]
     for layer, features in feature_maps(adapted, list(decoder_layers(v.unet))).items():
-        chosen = [r for r in rows if (r["layer"], r["adapter"], r["t"], r["frame"])
-                  == (short_name(layer), "with", 981, 1)]  # fmt: skip
-        drawn = torch.tensor([r["value"] for r in chosen])
-        assert (drawn - features[0, chosen[0]["channel"]].flatten()).abs().max() < 1e-5
+        picture = [r for r in rows if (r["layer"], r["adapter"], r["t"], r["frame"])
+                   == (short_name(layer), "with", 981, 1)]  # fmt: skip
+        drawn = torch.tensor([r["value"] for r in picture])
+        assert (drawn - features[0, picture[0]["channel"]].flatten()).abs().max() < 1e-5
+        assert any(np.allclose(x.ravel(), drawn) for x in shown if x.size == len(drawn))
+        (cosine,) = (r["cosine"] for r in cosines if (r["layer"], r["adapter"], r["t"])
+                     == (short_name(layer), "with", 981))  # fmt: skip
+        assert cosine == pytest.approx(float(frame_similarity(features[:2])[0]))
 
 
 def test_features_of_two_adjacent_frames_are_needed():

@@ -1,10 +1,11 @@
-"""What a network attends to at a noised clip, frame by frame, and what it makes of that.
+"""Show a network a noised clip, and read its attention and its features, frame by frame.
 
-Score matrices are made here alone: one frame of one layer at a time, dropped for their summary.
+Score matrices exist here only: for one frame of one layer at a time, until they are summed up.
 GE-Adapter (arXiv 2501.04606) Figs. 8 and 10; its theory (arXiv 2504.16016) Fig. 3.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
@@ -27,11 +28,11 @@ Summary = Callable[[Attention, Tensor, Tensor, Tensor], Tensor]  # (layer, x, co
 
 @dataclass(frozen=True)
 class View:
-    """A network and what it is asked: a noised clip, its timestep and prompt, an adapter on or off.
+    """A network and its input: a noised clip, the timestep, the prompt, an adapter on or off.
 
-    z: latents at timestep t. text: of the prompt alone. adapter: the one whose LoRA the UNet holds,
-    of strength `scale`; vision: image tokens of the clean frames, for its frame tokens. Without
-    `is_adapted` the adapter's LoRA and tokens are both left out.
+    z: latents at timestep t. text: tokens of the prompt alone. adapter: the one whose LoRA the UNet
+    holds. scale: strength of the LoRA. vision: image tokens of the clean frames, for the adapter's
+    frame tokens. is_adapted: if False, neither LoRA nor tokens of the adapter act.
     """
 
     unet: UNet
@@ -57,11 +58,9 @@ class View:
     @torch.no_grad()
     def predict(self, *patches: Patch) -> Float[Tensor, "f c h w"]:
         """The network's prediction."""
-        ask = Backbone(self.unet)
-        if self.adapter is None:
-            return ask(self.z[None], self.t, self.rows, patches)[0]
-        with self.adapter.active(self.is_adapted, self.scale):
-            return ask(self.z[None], self.t, self.rows, patches)[0]
+        switch = self.adapter and self.adapter.active(self.is_adapted, self.scale)
+        with switch or nullcontext():
+            return Backbone(self.unet)(self.z[None], self.t, self.rows, patches)[0]
 
 
 def views_of(
@@ -75,21 +74,25 @@ def views_of(
 ) -> dict[str, View]:
     """The clip noised to timestep t, "without" the pipeline's adapter and, if it has one, "with".
 
-    z_t = sqrt(alpha_bar_t) z_0 + sqrt(1 - alpha_bar_t) eps. noise: "own", an eps for each frame, as
-    in training; "shared", one for all, and at high t all frames look alike to any network. scale:
-    of the LoRA, None is the adapter's own.
+    z_t = sqrt(alpha_bar_t) z_0 + sqrt(1 - alpha_bar_t) eps. noise: "own" draws eps for each frame,
+    as in training; "shared" draws one for all, so that at high t all frames look alike. scale: of
+    the LoRA; None is the adapter's own.
     """
     if noise not in NOISES:
         raise InputError(f"Unknown noise {noise!r}: choose one of {', '.join(NOISES)}.")
     alpha_bar = pipe.scheduler.alphas_cumprod.double()
     if not 0 <= t < len(alpha_bar):
         raise InputError(f"The timestep is {t}: choose one from 0 to {len(alpha_bar) - 1}.")
+
+    # The clip at timestep t.
     z_0, a = pipe.encode(frames), float(alpha_bar[t])
     shape = (len(z_0) if noise == "own" else 1, *z_0.shape[1:])
     eps = torch.randn(shape, generator=generator, device=generator.device, dtype=z_0.dtype)
     z_t = sqrt(a) * z_0 + sqrt(1 - a) * eps.to(z_0.device)
     with torch.no_grad():
         (text,) = pipe.encode_prompt([prompt])
+
+    # Both views share the noise.
     adapter = pipe.adapter
     view = View(pipe.unet, z_t, t, text, adapter, is_adapted=False)
     if adapter is None:
@@ -105,10 +108,10 @@ def views_of(
 
 
 def decoder_layers(unet: UNet) -> dict[str, str]:
-    """Cross-attention -> self-attention, in the decoder's blocks but the first: Fig. 3's 4 to 11.
+    """Cross-attention -> self-attention, in the decoder's blocks but the first.
 
-    Stable Diffusion counts 12 blocks from 0, attention starting at 3; the temporal loss reads the
-    same ones.
+    In Stable Diffusion these are blocks 4 to 11 of Fig. 3, which counts 12 blocks from 0. The
+    temporal loss reads the same layers.
     """
     present = {n for n, m in unet.named_modules() if isinstance(m, Attention)}
     pairs = {f"{n.removesuffix('attn1')}attn2": n for n in hook_sites(unet)}
@@ -116,7 +119,7 @@ def decoder_layers(unet: UNet) -> dict[str, str]:
 
 
 def third_upsampling_block(unet: UNet) -> dict[str, str]:
-    """As `decoder_layers`, of up_blocks[2], or of the last block before it that has attention."""
+    """`decoder_layers` of up_blocks[2], or of the last block before it that has attention."""
     layers = decoder_layers(unet)
     numbers = {int(name.split(".")[1]) for name in layers}
     block = max((n for n in numbers if n <= 2), default=min(numbers))
@@ -124,41 +127,40 @@ def third_upsampling_block(unet: UNet) -> dict[str, str]:
 
 
 def word_positions(tokenizer: Any, prompt: str, words: str) -> list[int]:
-    """Positions of words in the prompt's tokens, a word's pieces and repetitions included.
+    """Positions of words in the prompt's tokens: all pieces of a word, and all repetitions.
 
-    words: one word, or several that follow each other. Raises InputError when the part of the
-    prompt that the model reads does not hold them.
+    words: one word, or several in a row. Raises InputError when they are not in the part of the
+    prompt that the model reads.
     """
-    limit = tokenizer.model_max_length
-    ids = tokenizer(prompt, truncation=True, max_length=limit).input_ids
+    ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
     wanted = tokenizer(words, add_special_tokens=False).input_ids
     n = len(wanted)
     starts = [i for i in range(len(ids) - n + 1) if n and ids[i : i + n] == wanted]
     if not starts:
         raise InputError(
-            f"{words!r} is not in what the model reads of the prompt {prompt!r}: choose words of "
-            "it, spelt alike."
+            f"{words!r} is not in what the model reads of the prompt {prompt!r}: choose words from "
+            "it, in the same spelling."
         )
     return [i + j for i in starts for j in range(n)]
 
 
-# What is seen there.
+# Maps and features.
 
 
 def attention_maps(
     view: View, layers: Sequence[str], tokens: Sequence[Sequence[int]] | None = None
 ) -> dict[str, Float[Tensor, "f k h w"]]:
-    """Cross-attention: how much each site attends to each group of tokens, heads averaged.
+    """Cross-attention: how much each site attends to each group of tokens, mean over heads.
 
     softmax(q k' / sqrt(d)), summed over a group. tokens: groups of positions in the prompt, such as
-    `word_positions`; None is every token by itself, the adapter's first, which sum to 1.
+    `word_positions`. None: every token by itself, the adapter's first; the maps then sum to 1.
     """
     n_before, n = view.n_adapter_tokens, len(view.text)
-    groups = [[n_before + i for i in group] for group in tokens or []]
     if any(not 0 <= i < n for group in tokens or [] for i in group):
-        raise InputError(f"Token positions {tokens} of a prompt of {n} tokens: choose others.")
-    if tokens is None:
-        groups = [[i] for i in range(n_before + n)]
+        raise InputError(f"Token positions {tokens} in a prompt of {n} tokens: choose others.")
+    groups = [[i] for i in range(n_before + n)]
+    if tokens is not None:
+        groups = [[n_before + i for i in group] for group in tokens]
 
     def summary(attn: Attention, x: Tensor, context: Tensor, _out: Tensor) -> Tensor:
         maps = [probabilities(attn, *frame) for frame in zip(x, context, strict=True)]  # n m
@@ -171,9 +173,9 @@ def attention_maps(
 def self_attention_maps(
     view: View, layers: Sequence[str], queries: Float[Tensor, "f 1 y x"] | None = None
 ) -> dict[str, Float[Tensor, "f 1 h w"]]:
-    """Self-attention: what each site receives from the queries, heads averaged; sums to 1.
+    """Self-attention: what each site receives from the queries, mean over heads; sums to 1.
 
-    queries: weights of the sites that ask, such as an object's mask; None: all alike.
+    queries: weights of the querying sites, such as an object's mask. None: equal weights.
     """
 
     def summary(attn: Attention, x: Tensor, _context: Tensor, _out: Tensor) -> Tensor:
@@ -187,14 +189,14 @@ def self_attention_maps(
 
 
 def feature_maps(view: View, layers: Sequence[str]) -> dict[str, Float[Tensor, "f d h w"]]:
-    """Outputs of attention layers, before they are added to what came in."""
+    """Outputs of attention layers, before the residual addition."""
     return _read(view, layers, lambda _a, _x, _c, out: _on_grid(out.mT, view.z))
 
 
 def probabilities(
     attn: Attention, x: Float[Tensor, "n c"], context: Float[Tensor, "m d"]
 ) -> Float[Tensor, "n m"]:
-    """softmax(q k' / sqrt(d)) of one frame, averaged over heads; at least float32."""
+    """softmax(q k' / sqrt(d)) of one frame, mean over heads; at least float32."""
     q, k = (
         rearrange(y, "n (head d) -> head n d", head=attn.heads)
         for y in (attn.to_q(x), attn.to_k(context))
@@ -206,7 +208,7 @@ def probabilities(
 
 
 def grid_of(n_sites: int, z: Float[Tensor, "f c h w"]) -> tuple[int, int]:
-    """Height and width of a layer with so many sites: those of the latents, halved, rounded up."""
+    """Height and width of a layer: the latents' own, halved (rounded up) until n_sites are left."""
     h, w = z.shape[-2:]
     while h * w > n_sites:
         h, w = -(-h // 2), -(-w // 2)
@@ -218,23 +220,24 @@ def grid_of(n_sites: int, z: Float[Tensor, "f c h w"]) -> tuple[int, int]:
 
 
 def _read(view: View, layers: Sequence[str], summary: Summary) -> dict[str, Tensor]:
-    """A summary of each layer, its frames in order however many the network sees at once."""
+    """A summary per layer. Frames are in order, in whatever chunks the network sees them."""
     known = [n for n, m in view.unet.named_modules() if isinstance(m, Attention)]
     if not layers or set(layers) - set(known):
         raise InputError(f"Attention layers {list(layers)}: choose from {', '.join(known)}.")
-    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    summaries: dict[str, list[Tensor]] = {name: [] for name in layers}
 
+    # The layer computes as always; its inputs and output are summed up on the way.
     def keep(name: str, attn: Attention, forward: Callable) -> Callable:
         def kept(hidden_states, encoder_hidden_states=None, *args, **kwargs) -> Tensor:
             out = forward(hidden_states, encoder_hidden_states, *args, **kwargs)
             context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-            found[name].append(summary(attn, hidden_states, context, out).to(view.z.dtype))
+            summaries[name].append(summary(attn, hidden_states, context, out).to(view.z.dtype))
             return out
 
         return kept
 
-    view.predict(Patch(lambda name, _: name in found, forward=keep))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    view.predict(Patch(lambda name, _: name in summaries, forward=keep))
+    return {name: torch.cat(parts) for name, parts in summaries.items()}
 
 
 def _on_grid(x: Float[Tensor, "f d n"], z: Tensor) -> Float[Tensor, "f d h w"]:

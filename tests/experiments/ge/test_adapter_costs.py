@@ -6,7 +6,7 @@ from tiny_models import D_TEXT, N_TOKENS, tiny_unet
 
 from vala_research.adapter.settings import AdapterSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
-from vala_research.experiments.ge.temporal_adapter import (
+from vala_research.experiments.ge.adapter_costs import (
     PAPER,
     flop_table,
     n_text,

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 import torch
 
@@ -10,11 +9,7 @@ from vala_research.adapter.loss import LossSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.adapter.training import losses_of_checkpoints
 from vala_research.evaluation.cases import EditCase, Material, edit_cases
-from vala_research.experiments.ge.temporal_adapter import (
-    similarity_figure,
-    similarity_of_steps,
-    training_curve,
-)
+from vala_research.experiments.ge.temporal_adapter import similarity_of_steps, training_curve
 from vala_research.methods.temporal import frame_similarity
 from vala_research.miniature.adapter import (
     ADAPTER,
@@ -51,13 +46,14 @@ class Still(EditCase):
         return replace(found, frames=found.frames[:1].repeat(n_frames, 1, 1, 1))
 
 
-def test_the_recipe_runs_and_its_curves_start_at_the_bare_model(tmp_path, miniature):
+def test_the_recipe_runs_and_its_curves_start_at_the_bare_model(tmp_path, checkpoint):
     """Step 0 has the LoRA off, so it does not depend on what was trained; step 2 does."""
     begun = replace(TRAINING, max_steps=2, checkpoint_every=2, learning_rate=1e-2)
-    rows = build_adapter(tmp_path / "a", begun, n_held_out=2, n_clips=4)
+    few = dict(n_held_out=2, n_clips=2, model=str(checkpoint))
+    rows = build_adapter(tmp_path / "a", begun, **few)
     assert [r["step"] for r in rows] == [0, 2]
     assert rows[0]["similarity"] != rows[1]["similarity"]
-    other = build_adapter(tmp_path / "b", replace(begun, seed=1), n_held_out=2, n_clips=4)
+    other = build_adapter(tmp_path / "b", replace(begun, seed=1), **few)
     assert other[0] == rows[0] and other[1] != rows[1]
     assert training_curve(tmp_path / "a").step.tolist() == [0, 2]
     (tmp_path / "a" / "curves.csv").unlink()
@@ -98,15 +94,3 @@ def test_sprite_edits_show_the_true_edit_and_bring_the_noise_of_their_clip(pipe)
     assert 0 < sum(kept) < 12
     with pytest.raises(IndexError):
         edits[24]
-
-
-def test_the_figure_draws_what_it_is_given():
-    steps = pd.DataFrame(
-        {"t": [9, 5, 9, 5], "latents": [0.1, 0.2, 0.3, 0.4], "features": [0.5, 0.6, 0.7, 0.8],
-         "setting": ["alone", "alone", "adapter", "adapter"]}
-    )  # fmt: skip
-    training = pd.DataFrame({"step": [0, 1], "similarity": [0.5, 0.6], "temporal": [2e-3, 1e-3]})
-    axes = similarity_figure(steps, training).axes
-    assert [line.get_ydata().tolist() for line in axes[1].lines] == [[0.6, 0.5], [0.8, 0.7]]
-    assert axes[2].lines[0].get_ydata().tolist() == [0.5, 0.6]
-    assert axes[3].lines[0].get_ydata().tolist() == [2.0, 1.0]

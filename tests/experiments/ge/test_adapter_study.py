@@ -1,5 +1,6 @@
 """Ablations of an adapter: variants, their training, and what they bring, paired by clip."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +16,18 @@ from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import edited_frames, run_edits
 from vala_research.evaluation.cases import Material, edit_cases
 from vala_research.evaluation.comparison import per_clip
-from vala_research.experiments.ge import adapter_variants as study
-from vala_research.experiments.ge import paper_tables
+from vala_research.experiments.ge import (
+    activation_range,
+    adapter_gains,
+    paper_tables,
+    prompt_tokens,
+)
+from vala_research.experiments.ge.adapter_variants import (
+    ADAPTERS,
+    Variant,
+    perceptual_measure,
+    train_variants,
+)
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import WORLD, random_scene
 
@@ -25,7 +36,8 @@ TRAINING = TrainingSettings(
     loss=LossSettings(temporal_from=0.0),
 )  # fmt: skip
 LORA = AdapterSettings(n_shared=0, uses_frame_tokens=False, interval=(0.0, 1.0), scale=1.0)
-BASE = study.Variant(LORA, TRAINING)
+BASE = Variant(LORA, TRAINING)
+LORA_NAME = "trained 0.5-1"
 
 
 class Clips(torch.utils.data.Dataset):
@@ -38,16 +50,17 @@ class Clips(torch.utils.data.Dataset):
 
 
 def test_variants_differ_in_what_their_names_say():
-    made = study.token_variants(BASE, (2, 18))
-    tokens = {n: (v.adapter.n_shared, v.adapter.uses_frame_tokens) for n, v in made.items()}
+    variants = prompt_tokens.token_variants(BASE, (2, 18))
+    tokens = {n: (v.adapter.n_shared, v.adapter.uses_frame_tokens) for n, v in variants.items()}
     assert tokens == {
         "no tokens": (0, False), "shared removed": (0, True), "shared alone": (18, False),
         "unshared enhanced": (18, True), "2 shared": (2, True), "18 shared": (18, True),
     }  # fmt: skip
-    assert made["unshared enhanced"].adapter.pooling == "none" != made["18 shared"].adapter.pooling
-    ranges = study.range_variants(BASE, (0.5, 0.9))
+    unpooled, pooled = variants["unshared enhanced"].adapter, variants["18 shared"].adapter
+    assert unpooled.pooling == "none" != pooled.pooling
+    ranges = activation_range.range_variants(BASE, (0.5, 0.9))
     assert [v.training.loss.temporal_from for v in ranges.values()] == [0.5, 0.9]
-    assert all(v.training == TRAINING and v.adapter.rank == LORA.rank for v in made.values())
+    assert all(v.training == TRAINING and v.adapter.rank == LORA.rank for v in variants.values())
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +69,19 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     model = str(tiny_checkpoint(folder / "model"))
     variants = {
-        "lora": BASE,
-        "shared": study.Variant(AdapterSettings(n_shared=2, uses_frame_tokens=False), TRAINING),
+        LORA_NAME: BASE,
+        "shared": Variant(AdapterSettings(n_shared=2, uses_frame_tokens=False), TRAINING),
     }
-    return model, study.train_variants(model, variants, Clips(), folder / "adapters"), variants
+    folders = train_variants(model, variants, Clips(), folder / ADAPTERS)
+    return model, folders, variants
 
 
 def test_training_again_leaves_what_is_trained(trained):
     model, folders, variants = trained
     files = [Path(folder) / "pytorch_lora_weights.safetensors" for folder in folders.values()]
     before = [load_file(file) for file in files]
-    root = Path(folders["lora"]).parent
-    assert study.train_variants(model, variants, Clips(), root) == folders
+    root = Path(folders[LORA_NAME]).parent
+    assert train_variants(model, variants, Clips(), root) == folders
     for old, file in zip(before, files, strict=True):
         now = load_file(file)
         assert any(x.any() for n, x in now.items() if "lora_B" in n)  # trained at all
@@ -78,9 +92,9 @@ def test_rows_are_those_of_the_adapter_named(trained):
     """With scale 0 an adapter changes nothing; at its own it does; afterwards none is loaded."""
     model, folders, _ = trained
     pipe = quiet_pipeline(model)
-    few = dict(num_inference_steps=2, guidance_scale=1.0)
-    settings = study.on_hosts(["own"], folders["lora"], {}, **few)
-    off = study.on_hosts(["own"], folders["lora"], {"adapter_scale": 0.0}, **few)["own, with"]
+    asked = adapter_gains.Settings(hosts="own", adapter=folders[LORA_NAME], steps=2, guidance=1.0)
+    settings = adapter_gains.edit_settings(asked)
+    off = adapter_gains.edit_settings(replace(asked, scale=0.0))["own, with"]
     cases = edit_cases(WORLD, "test", 1, ["colour"])
     rows = pd.DataFrame(run_edits(pipe, cases, settings | {"off": off}, 3, 32))
     psnr = rows.set_index("setting").psnr
@@ -90,12 +104,13 @@ def test_rows_are_those_of_the_adapter_named(trained):
 
 def test_a_longer_stretch_moves_an_edit_further(trained):
     model, folders, _ = trained
-    few = dict(num_inference_steps=4, guidance_scale=1.0)
-    settings = study.over_intervals({"lora": folders["lora"]}, (0.0, 0.5), **few)
+    asked = activation_range.Settings(acting=(0.0, 0.5), trained=(0.5,), steps=4, guidance=1.0)
+    settings = activation_range.edit_settings(asked, Path(folders[LORA_NAME]).parents[1])
     (case,) = edit_cases(WORLD, "test", 1, ["colour"])
     pipe = quiet_pipeline(model)
-    moved = study.distances(edited_frames(pipe, case, settings, 3, 32))
-    assert moved["without"] == 0 < moved["lora, acting 0.5-1"] < moved["lora, acting 0-1"]
+    moved = activation_range.distances(edited_frames(pipe, case, settings, 3, 32))
+    assert moved["without"] == 0 < moved[f"{LORA_NAME}, acting 0.5-1"]
+    assert moved[f"{LORA_NAME}, acting 0.5-1"] < moved[f"{LORA_NAME}, acting 0-1"]
 
 
 def test_the_table_of_hosts_against_plain_means():
@@ -108,11 +123,11 @@ def test_the_table_of_hosts_against_plain_means():
             for h, w, i in ways
         ]
     )  # fmt: skip
-    table = study.host_table(rows).set_index(["setting", "metric"])
+    table = adapter_gains.table(rows).set_index(["setting", "metric"])
     assert table.gain["a", "psnr"] == pytest.approx(3.5)
     assert table.gain["a", "warp_error"] == pytest.approx(0.5)
     assert table.gain["b, c", "warp_error"] == pytest.approx(-0.25)
-    assert table.gain[study.ALL_HOSTS, "warp_error"] == pytest.approx(0.125)
+    assert table.gain[adapter_gains.ALL_HOSTS, "warp_error"] == pytest.approx(0.125)
     baseline = table.loc["without"]
     assert baseline.gain.isna().all()
     assert baseline["mean"]["psnr"] == pytest.approx(
@@ -123,18 +138,18 @@ def test_the_table_of_hosts_against_plain_means():
 def test_perceptual_columns_name_the_miniature():
     clip = render(random_scene(torch.Generator().manual_seed(0)), 4, 32)
     material = Material(clip.frames, clip.flow, clip.flow_valid)
-    same = study.perceptual_measure(clip.frames, material)
+    same = perceptual_measure(clip.frames, material)
     assert set(same) == {"lpips_miniature", "fid_miniature"}
     assert same["fid_miniature"] == pytest.approx(0, abs=1e-5)
-    still = study.perceptual_measure(clip.frames[:1].expand(4, -1, -1, -1), material)
+    still = perceptual_measure(clip.frames[:1].expand(4, -1, -1, -1), material)
     assert abs(still["lpips_miniature"]) < 1e-6 < same["lpips_miniature"]
     assert still["fid_miniature"] > 1e-3
 
 
 def test_the_papers_table_has_both_rows_of_every_host():
-    rows = pd.DataFrame(paper_tables.adapter_rows())
+    rows = paper_tables.adapter_table()
     assert len(rows) == 8 and set(rows.adapter) == {"with", "without"}
     fid = rows[rows["host of the paper"] == "Vid2Vid"].set_index("adapter").FID
     assert fid["with"] > fid["without"]  # it worsens, by the paper's own table
-    filtered = pd.DataFrame(paper_tables.filter_rows())
+    filtered = paper_tables.filter_table()
     assert len(filtered) == 8 and set(filtered["nearest here"]) == {"none", "first", "extended"}

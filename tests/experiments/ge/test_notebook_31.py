@@ -1,15 +1,16 @@
-"""Notebook 31 runs from its parameters alone, and its own claim can fail."""
+"""Notebook 31 runs from its parameters alone; its claims can fail."""
 
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_notebooks import NOTEBOOKS, run
+from test_notebooks import run
 
 from vala_research import miniature_path
-
-NAME = "31_ge_temporal_adapter"
+from vala_research.evaluation.verdicts import assert_claims
+from vala_research.experiments.ge import temporal_adapter
+from vala_research.experiments.ge.temporal_adapter import ADAPTED, ALONE
 
 
 def test_temporal_adapter_on_the_miniature(tmp_path, miniature):
@@ -17,9 +18,9 @@ def test_temporal_adapter_on_the_miniature(tmp_path, miniature):
     if not Path(miniature_path("adapter")).is_dir():
         pytest.skip("the miniature has no adapter: run python -m vala_research.miniature.adapter")
     out = tmp_path / "out"
-    assert run(NAME, tmp_path, output=str(out)) < 240  # 40 on an idle machine
+    assert run("31_ge_temporal_adapter", tmp_path, output=str(out)) < 240  # 40 on an idle machine
     rows = pd.read_csv(out / "ge_temporal_adapter.csv")
-    assert set(rows.setting) == {"image model alone", "with the adapter", "training"}
+    assert set(rows.setting) == {ALONE, ADAPTED, "training"}
     edits = rows[rows.setting != "training"]
     assert edits.groupby("setting").size().tolist() == [6 * 10] * 2
     training = rows[rows.setting == "training"]
@@ -29,17 +30,30 @@ def test_temporal_adapter_on_the_miniature(tmp_path, miniature):
     assert (out / "training" / "log.csv").read_text().count("\n") == 5
 
 
-def test_the_claim_can_fail():
+def planted(before=0.8, after=0.9, flops=1.001, share=0.1) -> pd.DataFrame:
+    similarity = [
+        {"part": "similarity", "setting": name, "t": t, "latents": x / 2, "features": x}
+        for name, x in ((ALONE, before), (ADAPTED, after)) for t in (9, 5)
+    ]  # fmt: skip
+    training = [{"part": "training", "step": step, "similarity": x, "temporal": loss}
+                for step, x, loss in ((0, 0.5, 2e-3), (1, 0.6, 1e-3))]  # fmt: skip
+    overhead = [{"part": "overhead", "setting": name, "flops": x, "milliseconds": x}
+                for name, x in (("bare", 1.0), ("LoRA", flops))]  # fmt: skip
+    parameters = [{"part": "parameters", "share": share}, {"part": "parameters", "share": 0.1}]
+    return pd.DataFrame([*similarity, *training, *overhead, *parameters])
+
+
+@pytest.mark.parametrize("wrong", [{"before": 0.95}, {"flops": 1.5}, {"share": 3.0}])
+def test_the_claims_can_fail(wrong):
     """An adapter that makes frames less alike, or costs much, is refused."""
-    cells = json.loads((NOTEBOOKS / f"{NAME}.ipynb").read_text())["cells"]
-    (claim,) = ("".join(c["source"]) for c in cells if "# the claim" in "".join(c["source"]))
+    assert_claims(temporal_adapter.claims(planted()))
+    with pytest.raises(AssertionError, match="not confirmed"):
+        assert_claims(temporal_adapter.claims(planted(**wrong)))
 
-    def attempt(before: float, after: float, flops: float, share: float) -> None:
-        found = {n: pd.DataFrame({"features": [x]}) for n, x in (("a", before), ("b", after))}
-        counts = pd.DataFrame({"share": [share]})
-        exec(claim, dict(found=found, flops={"bare": 1.0, "LoRA": flops}, counts=counts))
 
-    attempt(0.8, 0.9, 1.001, 0.1)
-    for wrong in ((0.9, 0.8, 1.001, 0.1), (0.8, 0.9, 1.5, 0.1), (0.8, 0.9, 1.001, 3.0)):
-        with pytest.raises(AssertionError):
-            attempt(*wrong)
+def test_the_figure_draws_the_rows():
+    axes = temporal_adapter.figure(planted()).axes
+    assert [line.get_ydata().tolist() for line in axes[1].lines] == [[0.8, 0.8], [0.9, 0.9]]
+    assert [line.get_ydata().tolist() for line in axes[0].lines] == [[0.4, 0.4], [0.45, 0.45]]
+    assert axes[2].lines[0].get_ydata().tolist() == [0.5, 0.6]
+    assert axes[3].lines[0].get_ydata().tolist() == [2.0, 1.0]

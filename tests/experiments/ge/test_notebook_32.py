@@ -1,19 +1,16 @@
-"""The ablations of the adapter run from their parameters alone, and their claims can fail."""
+"""The ablations of the adapter run from their parameters alone; their claims can fail."""
 
 import json
 
 import pandas as pd
 import pytest
-from test_notebooks import NOTEBOOKS, run
+import torch
+from test_notebooks import run
 
 from vala_research import InputError
-from vala_research.experiments.ge.adapter_variants import ALL_HOSTS
-
-
-def claim(name: str) -> str:
-    cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
-    (found,) = ("".join(c["source"]) for c in cells if "# the claim" in "".join(c["source"]))
-    return found
+from vala_research.evaluation.verdicts import assert_claims
+from vala_research.experiments.ge import activation_range, adapter_gains, prompt_tokens
+from vala_research.experiments.ge.adapter_gains import ALL_HOSTS
 
 
 def test_prompt_tokens(tmp_path, miniature):
@@ -27,16 +24,17 @@ def test_prompt_tokens(tmp_path, miniature):
     assert record["parameters"]["training_steps"] == 2 and record["model"]["name"] == "miniature"
 
 
-def test_the_claim_about_tokens_can_fail():
-    """A configuration whose edits are those without an adapter is found out."""
+def test_the_claims_about_tokens_can_fail():
+    """A configuration whose edits are those without an adapter, or that is not measured."""
     rows = pd.DataFrame(
         [{"kind": "k", "index": 0, "setting": s, "psnr": p, "warp_error": 1.0}
          for s, p in (("without", 1.0), ("a", 2.0), ("b", 1.0))]
     )  # fmt: skip
-    names = dict(rows=rows, settings=dict.fromkeys(("without", "a", "b")))
-    exec(claim("32_ge_prompt_tokens"), names | {"names": ["a"]})
-    with pytest.raises(AssertionError, match="b changes nothing"):
-        exec(claim("32_ge_prompt_tokens"), names | {"names": ["a", "b"]})
+    right = rows[rows.setting != "b"]
+    assert_claims(prompt_tokens.claims(right))
+    for wrong, words in ((rows, "b changes"), (right.assign(warp_error=[1.0, None]), "E_warp")):
+        with pytest.raises(AssertionError, match=words):
+            assert_claims(prompt_tokens.claims(wrong))
 
 
 def test_activation_range(tmp_path, miniature):
@@ -51,17 +49,15 @@ def test_activation_range(tmp_path, miniature):
 
 
 def test_the_claim_about_ranges_can_fail():
-    names = dict(folders=["a"], acting=[0.5, 0.9], distances=None)
     for near, far, holds in ((0.0, 0.1, True), (0.1, 0.1, True), (0.2, 0.1, False), (0, 0, False)):
-        study = type("study", (), {"distances": staticmethod(
-            lambda _, near=near, far=far: {"a, acting 0.9-1": near, "a, acting 0.5-1": far}
-        )})  # fmt: skip
-        given = names | {"study": study, "edits": {}}
+        edits = {"without": 0.0, "a, acting 0.9-1": near, "a, acting 0.5-1": far}
+        edits = {name: torch.full((1, 3, 2, 2), float(x)) for name, x in edits.items()}
+        claims = activation_range.claims(edits)
         if holds:
-            exec(claim("33_ge_activation_range"), given)
+            assert_claims(claims)
         else:
-            with pytest.raises(AssertionError):
-                exec(claim("33_ge_activation_range"), given)
+            with pytest.raises(AssertionError, match="move the edit further"):
+                assert_claims(claims)
 
 
 def test_adapter_gains(tmp_path, miniature):
@@ -76,25 +72,35 @@ def test_adapter_gains(tmp_path, miniature):
     assert (psnr["own, with"] != psnr["own, without"]).all()
 
 
-def test_the_claim_about_gains_can_fail():
-    row = {"setting": ALL_HOSTS, "n": 9, "gain": 0.0, "gain_low": -1.0, "p": 1.0}
+def planted(psnr: float, **warp: float) -> pd.DataFrame:
+    """Nine clips on two hosts, where the adapter raises the metrics by so much, give or take."""
+    rows = []
+    for host in ("own", "first"):
+        for i in range(9):
+            bare = {"kind": "k", "index": i, "psnr": 20.0 + i} | {name: 9.0 + i for name in warp}
+            gains = {name: x + (i - 4) / 1e3 for name, x in ({"psnr": psnr} | warp).items()}
+            adapted = bare | {name: bare[name] + gain for name, gain in gains.items()}
+            rows += [{"setting": f"{host}, without"} | bare, {"setting": f"{host}, with"} | adapted]
+    return pd.DataFrame(rows)
 
-    def found(psnr: float, **warp: float) -> dict:
-        lines = [row | {"metric": m, "gain_high": x} for m, x in ({"psnr": psnr} | warp).items()]
-        return {"table": pd.DataFrame(lines), "study": type("s", (), {"ALL_HOSTS": ALL_HOSTS}),
-                "shown": ("warp_error_truth", "warp_error", "psnr")}  # fmt: skip
 
-    exec(claim("35_ge_adapter_gains"), found(0.0, warp_error=0.1))  # clips from a folder
-    exec(claim("35_ge_adapter_gains"), found(0.0, warp_error=-0.1, warp_error_truth=0.1))
-    for wrong in (
-        found(0.0, warp_error=-0.1),
-        found(-0.2, warp_error=0.1),
-        found(0.0, warp_error=0.1, warp_error_truth=-0.1),
+def test_the_claims_about_gains_can_fail():
+    for right in (
+        planted(0.0, warp_error=-0.1),  # clips from a folder
+        planted(-0.05, warp_error=0.0),
+        planted(0.0, warp_error=0.1, warp_error_truth=-0.1),
     ):
-        with pytest.raises(AssertionError):
-            exec(claim("35_ge_adapter_gains"), wrong)
+        assert_claims(adapter_gains.claims(right))
+    for wrong in (
+        planted(0.0, warp_error=0.1),
+        planted(-0.2, warp_error=-0.1),
+        planted(0.0, warp_error=-0.1, warp_error_truth=0.1),
+    ):
+        with pytest.raises(AssertionError, match="not confirmed"):
+            assert_claims(adapter_gains.claims(wrong))
 
 
-def test_an_adapter_that_is_not_there(tmp_path, miniature):
-    with pytest.raises(Exception, match=InputError.__name__):
-        run("35_ge_adapter_gains", tmp_path, output=str(tmp_path / "out"), adapter="nowhere")
+def test_an_adapter_that_is_not_there(tmp_path):
+    settings = adapter_gains.Settings(adapter="nowhere", n_clips=1, hosts="own", steps=1)
+    with pytest.raises(InputError, match="nowhere"):
+        adapter_gains.run(settings, tmp_path)

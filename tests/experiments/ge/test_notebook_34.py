@@ -4,29 +4,24 @@ import json
 from pathlib import Path
 
 import pandas as pd
-import papermill
 import pytest
 import torch
+from test_notebooks import run as run_notebook
 
 from vala_research import miniature_path
 from vala_research.adapter.settings import AdapterSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
-
-NOTEBOOKS = Path(__file__).resolve().parents[3] / "notebooks"
+from vala_research.evaluation.verdicts import assert_claims
+from vala_research.experiments.ge import attention_maps
 
 
 def run(folder: Path, **parameters) -> dict[str, dict]:
     """What the notebook recorded of its two figures."""
     out = folder / "out"
-    papermill.execute_notebook(
-        NOTEBOOKS / "34_ge_attention_maps.ipynb", folder / "run.ipynb",
-        {**parameters, "output": str(out)}, cwd=NOTEBOOKS, progress_bar=False,
-        kernel_name="python3",
-    )  # fmt: skip
+    run_notebook("34_ge_attention_maps", folder, output=str(out), **parameters)
     names = ("ge_attention_maps", "ge_feature_maps")
-    assert {p.name for p in out.iterdir()} == {
-        f"{n}.{kind}" for n in names for kind in ("pdf", "png", "csv", "json")
-    }
+    written = {p.name for p in out.iterdir()} - {"rows.csv", "ge_attention_maps_claims.csv"}
+    assert written == {f"{n}.{kind}" for n in names for kind in ("pdf", "png", "csv", "json")}
     return {n: json.loads((out / f"{n}.json").read_text()) for n in names}
 
 
@@ -51,7 +46,7 @@ def test_maps_with_an_adapter_of_ones_own(tmp_path, miniature, adapter):
     assert record["parameters"]["adapter"] == adapter and record["figure"] == "8, 10"
     assert found["ge_feature_maps"]["figure"] == "3"
     rows = pd.read_csv(tmp_path / "out" / "ge_attention_maps.csv")
-    layers = rows[rows.panel == "layers"]
+    layers = rows[rows.part == "layers"]
     assert len(layers) == 4 * 5 * 2 * 3  # clips, timesteps, without and with, layers
     assert set(layers.adapter) == {"without", "with"}
 
@@ -62,26 +57,24 @@ def test_maps_with_the_miniatures_adapter(tmp_path, miniature):
     run(tmp_path)
 
 
-def test_its_claim_can_fail():
+def planted(on_object=0.3, area=0.13, alike=0.95) -> pd.DataFrame:
+    return pd.DataFrame([
+        {"part": "layers", "t": t, "adapter": name, "layer": "up 1.0", "third_block": True,
+         "cross": alike if name == "with" else 0.9, "self": 0.9, "map": 0.9, "to_adapter": 0.0,
+         "on_object": on_object, "area": area, "mirrored": 0.2}
+        for t in (1, 541, 981, 932, 941) for name in ("without", "with")
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [dict(on_object=0.19), dict(area=0.31), dict(alike=0.89)])
+def test_its_claims_can_fail(wrong):
     """Neither maps that prefer the turned outline nor features less alike with the adapter pass."""
-    cells = json.loads((NOTEBOOKS / "34_ge_attention_maps.ipynb").read_text())["cells"]
-    (claim,) = ("".join(c["source"]) for c in cells if "# the claim" in "".join(c["source"]))
+    settings = attention_maps.Settings()
+    assert_claims(attention_maps.claims(planted(), settings))
+    with pytest.raises(AssertionError, match="not confirmed"):
+        assert_claims(attention_maps.claims(planted(**wrong), settings))
 
-    def check(on_object: float, area: float = 0.13, alike: float = 0.95) -> None:
-        rows = [
-            {"t": t, "adapter": name, "layer": "up 1.0", "cross": alike if name == "with" else 0.9,
-             "self": 0.9, "map": 0.9, "to_adapter": 0.0, "on_object": on_object, "area": area,
-             "mirrored": 0.2}
-            for t in (1, 541, 981, 932, 941) for name in ("without", "with")
-        ]  # fmt: skip
-        exec(claim, {
-            "pd": pd, "rows": rows, "clip": "", "adapter": "", "maps_at": [1, 541, 981],
-            "features_at": [932, 941], "third_upsampling_block": lambda unet: ["a"],
-            "short_name": lambda name: "up 1.0", "pipe": type("Pipe", (), {"unet": None}),
-        })  # fmt: skip
 
-    check(0.3)
-    for wrong in (dict(on_object=0.19), dict(on_object=0.3, area=0.31),
-                  dict(on_object=0.3, alike=0.89)):  # fmt: skip
-        with pytest.raises(AssertionError):
-            check(**wrong)
+def test_without_a_known_object_nothing_is_claimed_of_it():
+    rows = planted(alike=0.89).drop(columns=["on_object", "area", "mirrored"])
+    assert not attention_maps.claims(rows, attention_maps.Settings(adapter="mine"))

@@ -1,7 +1,6 @@
-"""What an adapter is made of, and where it acts, decides what it brings: GE-Adapter's ablations.
+"""Train variants of an adapter on the same clips, and measure edits perceptually.
 
-Figs. 11 to 15 and Table 1 of arXiv 2501.04606. Variants of an adapter are trained on the same
-clips; `comparison.compare` edits with each of them, paired by clip with the model without one.
+Ablations of GE-Adapter (arXiv 2501.04606), Figs. 11 to 15 and Table 1: notebooks 32, 33 and 35.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,52 +21,58 @@ from vala_research.adapter.settings import AdapterSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.adapter.training import TrainingSettings, train
 from vala_research.adapter.vision import VisionEncoder
+from vala_research.data.streaming import open_groups
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.cases import Material
-from vala_research.evaluation.comparison import METRICS, comparison_table
 from vala_research.evaluation.frechet import Inception, fid, fid_miniature_clip
 from vala_research.evaluation.perceptual import Lpips, lpips, lpips_miniature
+from vala_research.experiments.contract import CLIP, STABLE_DIFFUSION, EditPreset
+from vala_research.miniature.adapter import ADAPTER, TRAINING, SpriteGroups
 
-ALL_HOSTS = "mean over hosts"
+ADAPTERS = "adapters"  # folder of the trained adapters, in the output
+SPRITES = dict(training_steps=150, n_clips=16, steps=10, kinds="several,colour", n_processes=0)
+PAPER = dict(
+    model=STABLE_DIFFUSION, clip_model=CLIP, training_steps=10_000, learning_rate=3e-5, n_frames=16,
+    steps=50, n_processes=0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An adapter and how it is trained."""
+    """An adapter and its training."""
 
     adapter: AdapterSettings
     training: TrainingSettings
 
 
-def token_variants(base: Variant, n_shared: Iterable[int] = (2, 4, 6, 8, 10, 18)) -> dict:
-    """Token configurations of Figs. 12, 13 and 15, by name.
+@dataclass(frozen=True, kw_only=True)
+class VariantPreset(EditPreset):
+    """Base of the settings of experiments that train adapters and edit with them."""
 
-    The paper's "shared tokens" are shared and pooled frame tokens; "removed", frame tokens alone;
-    "enhanced unshared", which it does not define, is here no pooling: twice as many frame tokens.
-    """
-    a = base.adapter
-    made = {
-        "no tokens": replace(a, n_shared=0, uses_frame_tokens=False),
-        "shared removed": replace(a, n_shared=0, uses_frame_tokens=True),
-        "shared alone": replace(a, n_shared=18, uses_frame_tokens=False),
-        "unshared enhanced": replace(a, n_shared=18, uses_frame_tokens=True, pooling="none"),
-    }
-    made |= {f"{n} shared": replace(a, n_shared=n, uses_frame_tokens=True) for n in n_shared}
-    return {name: replace(base, adapter=settings) for name, settings in made.items()}
+    data: str = ""  # a captioned data set or shards to train on; "": sprite clips
+    training_steps: int = 2  # of each adapter
+    learning_rate: float = 1e-3
+    attention: str = "own"  # attention policy of the edits
+    kinds: str = "several"
 
-
-def range_variants(base: Variant, starts: Iterable[float] = (0.5, 0.8, 0.9)) -> dict[str, Variant]:
-    """Adapters trained with the temporal loss from each of these fractions of T on; Fig. 11."""
-    return {
-        f"trained {start:g}-1": replace(
-            base,
-            training=replace(
-                base.training, loss=replace(base.training.loss, temporal_from=start)
-            ),
+    @property
+    def variant(self) -> Variant:
+        """The recipe of the miniature's adapter, trained for so many steps at that rate."""
+        training = replace(
+            TRAINING, max_steps=self.training_steps, learning_rate=self.learning_rate
         )
-        for start in starts
-    }  # fmt: skip
+        return Variant(ADAPTER, training)
+
+    def train(self, variants: Mapping[str, Variant], output: str | Path) -> None:
+        """`train_variants` on the data, in `output`."""
+        groups = open_groups(self.data, size=self.size) if self.data else SpriteGroups()
+        encoder = "miniature" if self.model == "miniature" else self.clip_model
+        train_variants(self.model, variants, groups, Path(output) / ADAPTERS, encoder)
+
+
+def adapter_folders(names: Iterable[str], folder: str | os.PathLike) -> dict[str, str]:
+    """name -> folder of that adapter, in `folder`."""
+    return {name: str(Path(folder) / name.replace(" ", "_")) for name in names}
 
 
 def train_variants(
@@ -78,85 +82,29 @@ def train_variants(
     folder: str | os.PathLike,
     vision_encoder: str | None = None,
 ) -> dict[str, str]:
-    """Train each on the same samples, in `folder`/name; what is trained already is left as it is.
+    """Train each variant on the same samples, in `folder`/name; a finished training is kept.
 
-    dataset: see `finetuning.train`. vision_encoder: of the frame tokens. Returns name -> folder.
-    Raises InputError when a folder holds a training of other settings.
+    dataset: see `adapter.training.train`. vision_encoder: encoder of the frame tokens.
+    Returns: name -> folder.
+    Raises InputError when a folder holds a training with other settings.
     """
     pipe = quiet_pipeline(model)
     encoder = VisionEncoder.from_pretrained(vision_encoder) if vision_encoder else None
-    folders = {}
+    folders = adapter_folders(variants, folder)
     for name, variant in variants.items():
-        folders[name] = str(Path(folder) / name.replace(" ", "_"))
-        uses = variant.adapter.uses_frame_tokens
-        width, called = (encoder.width, encoder.name) if uses and encoder else (None, None)
+        # Only frame tokens need the encoder.
+        pictures = encoder if variant.adapter.uses_frame_tokens else None
+        width, called = (pictures.width, pictures.name) if pictures else (None, None)
         generator = torch.Generator().manual_seed(variant.training.seed)
         adapter = TemporalAdapter.attach(pipe.unet, variant.adapter, width, generator, called)
+
+        # The next variant starts from the bare network.
         try:
-            tokens = encoder.tokens if uses and encoder else None
+            tokens = pictures.tokens if pictures else None
             train(pipe, adapter, dataset, folders[name], variant.training, tokens)
         finally:
             adapter.detach()
     return folders
-
-
-def with_adapters(
-    folders: Mapping[str, str], attention: str = "own", **common
-) -> dict[str, EditSetting]:
-    """Settings for `compare`: the bare model, called "without", and one with each adapter."""
-    made = {"without": EditSetting(attention, **common)}
-    return made | {n: EditSetting(attention, adapter=f, **common) for n, f in folders.items()}
-
-
-def on_hosts(
-    hosts: Iterable[str], adapter: str, acting: Mapping[str, Any], **common
-) -> dict[str, EditSetting]:
-    """Settings for `compare`: "host, without" and "host, with" for each host's attention."""
-    both = {"without": {}, "with": {"adapter": adapter, **acting}}
-    return {
-        f"{host}, {way}": EditSetting(host, **common, **given)
-        for host in hosts
-        for way, given in both.items()
-    }
-
-
-def over_intervals(
-    folders: Mapping[str, str], starts: Iterable[float], attention: str = "own", **common
-) -> dict[str, EditSetting]:
-    """Settings for `compare`: the bare model, and each adapter from each fraction of T on."""
-    made = {"without": EditSetting(attention, **common)}
-    return made | {
-        f"{name}, acting {start:g}-1": EditSetting(
-            attention, adapter=folder, adapter_interval=(start, 1.0), **common
-        )
-        for name, folder in folders.items()
-        for start in starts
-    }
-
-
-def host_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """What the adapter brings to each host of `on_hosts` and to their mean, as a table of gains.
-
-    Columns and meaning are those of `comparison_table`, and the setting is the host; the mean over
-    hosts is taken clip by clip before anything is tested.
-    """
-    parts = rows.setting.str.extract(r"(?P<host>.*), (?P<way>.*)")
-    hosts = list(dict.fromkeys(parts.host))
-    numbers = [c for c in METRICS if c in rows]
-    mean = rows.assign(setting=parts.way).groupby(["setting", "index"], sort=False)[numbers].mean()
-    tables = [comparison_table(mean.reset_index().dropna(axis=1, how="all"), "without")]
-    for host in hosts:
-        of_host = rows[parts.host == host].assign(setting=parts.way)
-        found = comparison_table(of_host.dropna(axis=1, how="all"), "without")
-        tables.append(found[found.setting == "with"].assign(setting=host))
-    whole = pd.concat(tables, ignore_index=True)
-    return whole.replace({"setting": {"with": ALL_HOSTS}})
-
-
-def distances(edits: Mapping[str, Float[Tensor, "f c h w"]]) -> dict[str, float]:
-    """Root mean squared difference of each edit from the first one."""
-    bare = next(iter(edits.values()))
-    return {name: (x - bare).square().mean().sqrt().item() for name, x in edits.items()}
 
 
 def perceptual_measure(
@@ -165,24 +113,24 @@ def perceptual_measure(
     lpips_weights: str = "",
     inception_weights: str = "",
 ) -> dict[str, float]:
-    """LPIPS of neighbouring frames and FID to the source, as in the paper's Table 1.
+    """LPIPS of neighbouring frames and FID to the source, as in Table 1; smaller is better.
 
-    Named "..._miniature" where no weights are given: then the miniature's CLIP takes the networks'
-    place. The FID is that of one clip's frames: far too few for its covariance, and so biased; it
-    can only be compared between edits of the same clips.
+    Without weights the miniature's CLIP replaces the network, and the name ends in "_miniature".
+    The FID is that of the frames of one clip. These are far too few for its covariance, so the FID
+    is biased: compare it only between edits of the same clips.
     """
-    found, source = {}, material.frames
+    row, source = {}, material.frames
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*rank.*")
         if lpips_weights:
-            found["lpips"] = lpips(frames[1:], frames[:-1], _lpips(lpips_weights))
+            row["lpips"] = lpips(frames[1:], frames[:-1], _lpips(lpips_weights))
         else:
-            found["lpips_miniature"] = lpips_miniature(frames[1:], frames[:-1])
+            row["lpips_miniature"] = lpips_miniature(frames[1:], frames[:-1])
         if inception_weights:
-            found["fid"] = fid(frames, source, _inception(inception_weights))
+            row["fid"] = fid(frames, source, _inception(inception_weights))
         else:
-            found["fid_miniature"] = fid_miniature_clip(frames, source)
-    return found
+            row["fid_miniature"] = fid_miniature_clip(frames, source)
+    return row
 
 
 _lpips, _inception = cache(Lpips.from_pretrained), cache(Inception.from_pretrained)

@@ -1,86 +1,132 @@
-"""Do adjacent frames agree, and do words find their object: a layer's numbers, without and with.
+"""Notebook 34: what words and objects attend to, and how alike adjacent frames are.
 
-Numbers for what GE-Adapter (arXiv 2501.04606) Figs. 8 and 10 and its theory (arXiv 2504.16016)
-Fig. 3 show as pictures.
+GE-Adapter (arXiv 2501.04606), Figs. 8 and 10; its theory (arXiv 2504.16016), Fig. 3.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
-from tqdm import tqdm
+import pandas as pd
 
-from vala_research import InputError
-from vala_research.evaluation.cases import Case
-from vala_research.evaluation.probes import (
-    View,
-    attention_maps,
-    decoder_layers,
-    feature_maps,
-    short_name,
-    word_positions,
+from vala_research import read_clip
+from vala_research.editing.pipeline import quiet_pipeline
+from vala_research.evaluation.cases import Case, sprite_cases
+from vala_research.evaluation.figures import Picture
+from vala_research.evaluation.probes import word_positions
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, part_of, save_rows
+from vala_research.experiments.ge.attention_figures import features_figure, maps_figure
+from vala_research.experiments.ge.attention_measurements import (
+    alignment_rows,
+    feature_rows,
+    map_rows,
 )
-from vala_research.methods.temporal import frame_similarity
+from vala_research.sprites.scene import WORLD
 
 
-def localisation(
-    maps: Float[Tensor, "f h w"], mask: Float[Tensor, "f 1 y x"]
-) -> tuple[float, float]:
-    """(share of the map's mass that falls on the mask, the mask's share of the picture).
+@dataclass(frozen=True, kw_only=True)
+class Settings(Preset):
+    """Parameters of notebook 34."""
 
-    Means over the frames that show any of the mask; a map that is even has both alike. Raises
-    InputError when no frame does.
+    PRESETS = {"smoke": {}, "paper": {"model": STABLE_DIFFUSION}}
+
+    model: str = "miniature"  # or a folder or a hub id
+    clip: str = ""  # a video, gif or folder of frames; "": sprite clips
+    prompt: str = ""  # what the clip shows
+    word: str = ""  # words of that prompt whose map is shown; sprites: the object's shape
+    adapter: str = "miniature"  # or a folder that vala train wrote
+    n_clips: int = 8  # sprite clips in the numbers
+    shown: int = 3  # which of them is pictured
+    size: int = 0  # side of the square frames, in pixels; 0: the model's own
+    maps_at: Sequence[int] = (1, 541, 981)  # timesteps of the attention maps
+    features_at: Sequence[int] = (932, 941)  # timesteps of the features
+    noise: str = "own"  # a noise for each frame, as in training; "shared": one for all frames
+    seed: int = 0  # of the noise on the clip; sprite clip i has seed i
+
+    def cases(self, size: int) -> list[Case]:
+        if self.clip:
+            frames = read_clip(self.clip, 2, size=size).frames
+            return [Case(frames, self.prompt, self.word, seed=self.seed)]
+        return sprite_cases(self.n_clips, WORLD, 2, size)
+
+    def shown_case(self, size: int) -> Case:
+        """The case that is pictured."""
+        cases = self.cases(size)
+        return cases[min(self.shown, len(cases) - 1)]
+
+
+def run(settings: Settings, output: str | Path) -> pd.DataFrame:
+    """Rows of five parts.
+
+    "case": the pictured clip's size, prompt, words and their positions among the tokens. "maps":
+    `map_rows`. "layers": `alignment_rows` of all clips. "features", "cosines": `feature_rows`.
     """
-    inside = F.adaptive_avg_pool2d(mask.to(maps), maps.shape[-2:])[:, 0]
-    is_shown = inside.sum((1, 2)) > 0
-    if not is_shown.any():
-        raise InputError("The mask is empty in every frame: choose a clip that shows the object.")
-    maps, inside = maps[is_shown], inside[is_shown]
-    shares = (maps * inside).sum((1, 2)) / maps.sum((1, 2))
-    return float(shares.mean()), float(inside.mean())
+    pipe = quiet_pipeline(settings.model, settings.dtype)
+    pipe.load_adapter(settings.adapter)
+    size = settings.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
+    case = settings.shown_case(size)
+    positions = word_positions(pipe.tokenizer, case.prompt, case.words)
+    maps_at, features_at = (
+        {t: case.views(pipe, t, settings.noise) for t in times}
+        for times in (settings.maps_at, settings.features_at)
+    )
+    timesteps = [*settings.maps_at, *settings.features_at]
+    features, cosines = feature_rows(features_at)
+    parts = {
+        "case": [{"size": size, "prompt": case.prompt, "words": case.words,
+                  "positions": str(positions)}],
+        "maps": map_rows(case, maps_at, positions),
+        "layers": alignment_rows(pipe, settings.cases(size), timesteps, settings.noise),
+        "features": features,
+        "cosines": cosines,
+    }  # fmt: skip
+    named = [{"part": part} | row for part, rows in parts.items() for row in rows]
+    return save_rows(named, output)
 
 
-def layer_rows(
-    view: View, positions: Sequence[int], mask: Float[Tensor, "f 1 y x"] | None = None
-) -> list[dict]:
-    """One row a decoder layer, of the clip at one timestep.
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean over clips and layers per timestep and adapter; columns of `layer_rows`.
 
-    cross, self, map: mean cosine of adjacent frames' cross-attention features, self-attention
-    features and word maps; larger is steadier. on_object, area: `localisation` of the word's map.
-    mirrored: of the same map on the mask turned by half a turn, which is as far from the middle:
-    the score of a habit of looking there. to_adapter: attention that the adapter's tokens draw.
+    on_object, mirrored and area, where the object is known, are of the third upsampling block.
     """
-    layers = decoder_layers(view.unet)
-    features = feature_maps(view, [*layers, *layers.values()])
-    maps = attention_maps(view, list(layers), [positions, range(len(view.text))])
-    rows = []
-    for layer, own_layer in layers.items():
-        words, prompt = maps[layer][:, 0], maps[layer][:, 1]
-        pairs = {"cross": features[layer], "self": features[own_layer], "map": words}
-        row = {"t": view.t, "layer": short_name(layer)}
-        row |= {name: float(frame_similarity(x).mean()) for name, x in pairs.items()}
-        row["to_adapter"] = float(1 - prompt.mean())
-        if mask is not None:
-            row["on_object"], row["area"] = localisation(words, mask)
-            row["mirrored"], _ = localisation(words, mask.flip(2, 3))
-        rows.append(row)
-    return rows
+    layers, by = part_of(rows, "layers"), ["t", "adapter"]
+    means = layers.groupby(by)[["cross", "self", "map", "to_adapter"]].mean()
+    if "on_object" not in layers:
+        return means
+    third = layers[layers.third_block.astype(bool)]
+    return means.join(third.groupby(by)[["on_object", "mirrored", "area"]].mean())
 
 
-def alignment_rows(
-    pipe: Any,
-    cases: Iterable[Case],
-    timesteps: Iterable[int],
-    noise: str = "own",
-) -> list[dict]:
-    """`layer_rows` of every case and timestep, without and (if there is one) with the adapter."""
-    rows, timesteps = [], list(timesteps)
-    for i, case in enumerate(tqdm(list(cases), "clips", disable=None)):
-        positions = word_positions(pipe.tokenizer, case.prompt, case.words)
-        for t in timesteps:
-            for name, view in case.views(pipe, t, noise).items():
-                first = {"clip": i, "adapter": name}
-                rows += [first | row for row in layer_rows(view, positions, case.mask)]
-    return rows
+def figure(rows: pd.DataFrame, settings: Settings) -> Picture:
+    """Attention maps of the pictured clip."""
+    size = int(part_of(rows, "case")["size"].iloc[0])
+    return maps_figure(part_of(rows, "maps"), settings.shown_case(size))
+
+
+def feature_figure(rows: pd.DataFrame) -> Picture:
+    """Cross-attention features of the pictured clip."""
+    return features_figure(part_of(rows, "features"), part_of(rows, "cosines"))
+
+
+def claims(rows: pd.DataFrame, settings: Settings) -> list[Claim]:
+    """The object's word attends to the object; the adapter makes features no less alike.
+
+    The first needs clips whose object is known; the second is of the miniature's adapter.
+    """
+    means, stated = table(rows), []
+    if "on_object" in means:
+        t = settings.maps_at[len(settings.maps_at) // 2]
+        middle = means.loc[t, "without"]
+        stated = [
+            Claim.of_fact(f"at t = {t} the object holds more of its word's map than {other}",
+                          "difference of shares", middle.on_object - middle[column],
+                          middle.on_object > middle[column])
+            for column, other in (("mirrored", "its turned outline"), ("area", "of an even map"))
+        ]  # fmt: skip
+    if settings.adapter == "miniature" and not settings.clip:
+        alike = means.loc[list(settings.features_at)].groupby("adapter").cross.mean()
+        gain = alike["with"] - alike["without"]
+        stated.append(Claim.of_fact("adjacent frames' features are no less alike with the adapter",
+                                    "gain in mean cosine", gain, gain >= 0))  # fmt: skip
+    return stated

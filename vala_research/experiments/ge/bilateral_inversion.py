@@ -1,190 +1,124 @@
-"""What filtering every step of an inversion costs: bias a step, reconstruction, edits.
+"""Notebook 30: what filtering every step of an inversion costs.
 
-GE-Adapter (arXiv 2501.04606) 3.2, its figures 5 and 7 and Table 2. The bias of a step has a bound
-that no image exceeds (`bias_bound`); what a latent loses so, no sampling gives back.
+GE-Adapter (arXiv 2501.04606) 3.2, figures 5 and 7, Table 2.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from jaxtyping import Float
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from torch import Tensor
-from tqdm import tqdm
 
-from vala_research import InputError
-from vala_research.diffusion.bilateral_inversion import RELEASED, BilateralInversion
-from vala_research.diffusion.inversion import Inversion
-from vala_research.evaluation.benchmark import EditSetting, edit_row, truth_row
-from vala_research.evaluation.cases import ClipCase, EditCase
-from vala_research.evaluation.figures import COLOURS, STYLE
-from vala_research.evaluation.metrics import inversion_psnr, ssim
-from vala_research.methods.bilateral import bias_bound, neighbour_mass
+from vala_research.diffusion.bilateral_inversion import BilateralInversion
+from vala_research.editing.pipeline import quiet_pipeline
+from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.sheet import strip
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, part_of, save_rows
+from vala_research.experiments.ge.bilateral_measurements import (
+    WAYS,
+    bias_curves,
+    clips_of,
+    filter_rows,
+    host_rows,
+    window_frames,
+)
+from vala_research.experiments.ge.paper_tables import HOSTS
+from vala_research.sprites.scene import WORLD
 
-Clips = Mapping[str, tuple[Float[Tensor, "f c h w"], str]]  # name -> frames, caption
-HOSTS = ("own", "first", "sparse_causal", "extended", "anchors")
-WAYS = {"ddim": None, "bilateral": BilateralInversion(), "along frames": RELEASED}
-
-
-def there_and_back(
-    pipe, frames: Tensor, caption: str, steps: int, attention,
-    settings: BilateralInversion | None = None,
-) -> tuple[Inversion, Float[Tensor, "f c h w"]]:  # fmt: skip
-    """The inversion with that filter, None for plain DDIM, and the reconstruction from it."""
-    way = {"inversion": "ddim"}
-    if settings is not None:
-        way = {"inversion": "bilateral", "bilateral_settings": settings}
-    found = pipe.invert(frames, caption, steps, attention=attention, return_inversion=True, **way)
-    return found, pipe.reconstruct(found, caption, steps)
+EVERY = dict(steps=(3, 5, 10, 25, 50), windows=(0, 3, 5, 7), hosts=HOSTS)
 
 
-def bias_rows(found: Inversion, settings: BilateralInversion) -> list[dict]:
-    """One row a step of the inversion: what its filter moved, and the most it could have.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Preset):
+    """Parameters of notebook 30."""
 
-    step: from 1, the clean latents'. deviation: of the latent that is filtered. sigma: the filter's
-    intensity. bias: measured max |B(z) - z|; bound: `bias_bound`, both in the latent's unit.
-    Raises InputError for a filter along frames, which works inside the network, and where no
-    trajectory was kept.
-    """
-    if settings.place != "latent" or not found.trajectory:
-        raise InputError("The bias of a step needs a filter of the latent and a kept trajectory.")
-    mass = neighbour_mass(settings.kernel_size, settings.sigma_spatial)
-    starts = found.trajectory[:0:-1]  # what each step started from, in the order of inversion
-    rows = []
-    for i, z in enumerate(starts):
-        fraction = i / max(1, len(starts) - 1)
-        sigma = settings.intensity(z, fraction)
-        rows.append({
-            "step": i + 1, "deviation": float(z.std(correction=0)), "sigma": sigma,
-            "bias": float((settings(z, fraction) - z).abs().max()),
-            "bound": bias_bound(mass, sigma),
-        })  # fmt: skip
-    return rows
-
-
-def clips_of(cases: Sequence[EditCase | ClipCase], n_frames: int, size: int) -> Clips:
-    """The clips that the cases edit, each once."""
-    found = {f"clip {case.index}": case for case in reversed(cases)}
-    return {
-        name: (found[name].material(n_frames, size).frames, found[name].source_prompt)
-        for name in reversed(found)
+    PRESETS = {
+        "smoke": {},
+        "sprites": dict(EVERY, n_clips=8, n_frames=4, edit_steps=25),
+        "paper": dict(EVERY, model=STABLE_DIFFUSION, n_clips=4, n_frames=8, edit_steps=50),
     }
 
+    model: str = "miniature"  # or a folder or a hub id
+    clips: str = ""  # a folder of clips with edits.csv; "": sprite clips of the test split
+    n_clips: int = 2  # edits at most; one clip may be edited several times
+    n_frames: int = 3  # frames per clip, at least 3
+    size: int = 0  # side of the square frames, in pixels; 0: the model's own
+    steps: Sequence[int] = (3, 6)  # diffusion steps each way, of figure 5
+    windows: Sequence[int] = (0, 3, 5)  # sides of the filter's window, ascending; 0: plain DDIM
+    hosts: Sequence[str] = ("anchors",)  # attention policies of the edits
+    edit_steps: int = 4  # steps of the edits of Table 2
+    guidance: float = 2.0  # of the edits; 7.5 is usual for Stable Diffusion
+    sigma: float = 1.0  # the filter's intensity, in standard deviations of the latent
 
-def bias_curves(
-    pipe, clips: Clips, steps: int, settings: BilateralInversion, attention: str = "own"
-) -> list[dict]:
-    """`bias_rows` of each clip, named by it."""
-    return [
-        {"clip": name} | row
-        for name, (frames, caption) in clips.items()
-        for row in bias_rows(
-            there_and_back(pipe, frames, caption, steps, attention, settings)[0], settings
-        )
-    ]
+    @property
+    def filter(self) -> BilateralInversion:
+        return BilateralInversion(sigma_intensity=self.sigma)
 
+    def cases(self) -> list[EditCase | ClipCase]:
+        if self.clips:
+            return folder_cases(self.clips)[: self.n_clips]
+        return edit_cases(WORLD, "test", self.n_clips, ["several"])
 
-def filter_rows(
-    pipe,
-    clips: Clips,
-    steps: Iterable[int] = (3, 5, 10, 25, 50),
-    windows: Iterable[int] = (0, 3, 5, 7),
-    settings: BilateralInversion = BilateralInversion(),
-    attention: str = "own",
-) -> list[dict]:
-    """Reconstruction and bias, one row a clip, number of steps and window; window 0 is plain DDIM.
-
-    to_vae, to_source: PSNR in dB, ssim to the VAE round trip; more is better. deviation: of the
-    noisiest latent, about 1 for the noise that sampling expects. bias, bound: of the step that
-    comes nearest to its bound; share: bias / bound there (nan without a filter).
-    """
-    rows, steps, windows = [], list(steps), list(windows)
-    for name, (frames, caption) in tqdm(clips.items(), "clips", disable=None):
-        round_trip = pipe.decode(pipe.encode(frames))
-        for n in steps:
-            for k in windows:
-                filter_ = replace(settings, kernel_size=k) if k else None
-                found, again = there_and_back(pipe, frames, caption, n, attention, filter_)
-                row = {"clip": name, "steps": n, "window": k}
-                row |= inversion_psnr(again, frames, round_trip)
-                row["ssim"] = ssim(again, round_trip)
-                row["deviation"] = float(found.latents.std(correction=0))
-                rows.append(row | _nearest(found, filter_))
-    return rows
+    def side(self, pipe) -> int:
+        return self.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 
-def _nearest(found: Inversion, settings: BilateralInversion | None) -> dict:
-    if settings is None or settings.place != "latent":
-        return dict.fromkeys(("bias", "bound", "share"), float("nan"))
-    row = max(bias_rows(found, settings), key=lambda r: r["bias"] / r["bound"] if r["bound"] else 0)
-    return {"bias": row["bias"], "bound": row["bound"],
-            "share": row["bias"] / row["bound"] if row["bound"] else 0.0}  # fmt: skip
+def run(settings: Settings, output: str | Path) -> pd.DataFrame:
+    """Rows of three parts: `filter_rows` ("windows"), `bias_curves` ("steps"), `host_rows`."""
+    pipe, cases = quiet_pipeline(settings.model), settings.cases()
+    size, ways = settings.side(pipe), WAYS | {"bilateral": settings.filter}
+    clips = clips_of(cases, settings.n_frames, size)
+    parts = {
+        "windows": filter_rows(pipe, clips, settings.steps, settings.windows, settings.filter),
+        "steps": bias_curves(pipe, clips, max(settings.steps), settings.filter),
+        "edits": host_rows(
+            pipe, cases, settings.hosts, ways, settings.n_frames, size, settings.edit_steps,
+            settings.guidance,
+        ),
+    }  # fmt: skip
+    named = [{"part": part} | row for part, rows in parts.items() for row in rows]
+    return save_rows(named, output)
 
 
-def host_rows(
-    pipe,
-    cases: Sequence[EditCase | ClipCase],
-    hosts: Iterable[str] = tuple(HOSTS),
-    ways: Mapping[str, BilateralInversion | None] = WAYS,
-    n_frames: int = 8,
-    size: int = 64,
-    steps: int = 25,
-    guidance_scale: float = 2.0,
-    clip_scorer=None,
-) -> Iterator[dict]:
-    """Edits, one row a case, host (attention) and way: its name is the setting, its clip the index.
-
-    Columns: those of `edit_row`, and inversion_psnr of the reconstruction to the VAE round trip.
-    """
-    hosts = list(hosts)
-    for case in tqdm(cases, "edits", disable=None):
-        material = case.material(n_frames, size)
-        z_0, known = pipe.encode(material.frames), truth_row(material, clip_scorer)
-        round_trip = pipe.decode(z_0)
-        for host in hosts:
-            policy = EditSetting(attention=host).policy(z_0, case.index)
-            for way, settings in ways.items():
-                found, again = there_and_back(
-                    pipe, material.frames, case.source_prompt, steps, policy, settings
-                )
-                frames = pipe(
-                    None, case.prompt, case.source_prompt, num_inference_steps=steps,
-                    guidance_scale=guidance_scale, attention=policy, latents=found,
-                    output_type="pt",
-                ).frames[0].cpu()  # fmt: skip
-                row = {"host": host, "setting": way, "kind": case.kind, "index": case.index}
-                psnr = inversion_psnr(again, material.frames.to(again), round_trip)["to_vae"]
-                edited = edit_row(frames, case, material, clip_scorer)
-                yield row | known | edited | {"inversion_psnr": psnr}
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean over clips per number of steps and window; columns of `filter_rows`."""
+    columns = ["to_vae", "to_source", "ssim", "deviation", "share"]
+    return part_of(rows, "windows").groupby(["steps", "window"])[columns].mean()
 
 
-def cost_figure(rows: list[dict], biases: list[dict]) -> Figure:
-    """Left: reconstruction against steps, a line a window; right: bias a step under its bound."""
-    windows = sorted({r["window"] for r in rows})
-    steps = sorted({r["steps"] for r in rows})
+def edit_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean over edits per host and way of inverting."""
+    edits = part_of(rows, "edits")
+    columns = [c for c in ("inversion_psnr", "psnr", "success", "warp_error") if c in edits]
+    return edits.groupby(["host", "setting"], sort=False)[columns].mean()
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """Left: reconstruction against steps, per window. Right: bias per step below its bound."""
+    windows, steps = table(rows).to_vae.unstack("window"), part_of(rows, "steps")
     with rc_context(STYLE):
         fig = Figure(figsize=(6.4, 2.5))
         left, right = fig.subplots(1, 2)
-        for k, colour in zip(windows, COLOURS, strict=False):
-            means = []
-            for n in steps:
-                found = [r["to_vae"] for r in rows if (r["window"], r["steps"]) == (k, n)]
-                means.append(sum(found) / len(found))
-            label = f"{k} x {k}" if k else "no filter"
-            left.plot(steps, means, "o-", color=colour, label=label)
+
+        for (k, means), colour in zip(windows.items(), COLOURS, strict=False):
+            label = f"{k:g} x {k:g}" if k else "no filter"
+            left.plot(means.index, means, "o-", color=colour, label=label)
         left.set(xlabel="diffusion steps", ylabel="PSNR to the VAE round trip (dB)", xscale="log",
                  title="what comes back")  # fmt: skip
-        left.set_xticks(steps, [str(n) for n in steps])
+        left.set_xticks(windows.index, [f"{n:g}" for n in windows.index])
         left.minorticks_off()
         left.legend(title="window", title_fontsize=7)
-        for clip, colour in zip(dict.fromkeys(r["clip"] for r in biases), COLOURS, strict=False):
-            line = [r for r in biases if r["clip"] == clip]
-            x = [r["step"] for r in line]
-            right.plot(x, [r["bound"] for r in line], "--", color=colour, lw=1)
-            right.plot(x, [r["bias"] for r in line], "o-", color=colour, ms=3)
+
+        by_clip = steps.groupby("clip", sort=False)
+        for (_, line), colour in zip(by_clip, COLOURS, strict=False):
+            right.plot(line.step, line.bound, "--", color=colour, lw=1)
+            right.plot(line.step, line.bias, "o-", color=colour, ms=3)
         right.plot([], [], "--", color="#555555", lw=1, label="bound b(S) sigma, any latent")
-        right.plot([], [], "o-", color="#555555", ms=3, label="measured, one colour a clip")
+        right.plot([], [], "o-", color="#555555", ms=3, label="measured, one colour per clip")
         right.set(xlabel="step of the inversion", ylabel="max |B(z) - z|", ylim=(0, None),
                   title="what the filter moves")  # fmt: skip
         right.locator_params(axis="x", integer=True)
@@ -192,19 +126,33 @@ def cost_figure(rows: list[dict], biases: list[dict]) -> Figure:
     return fig
 
 
-def window_frames(
-    pipe,
-    frames: Float[Tensor, "f c h w"],
-    caption: str,
-    steps: int,
-    windows: Iterable[int] = (0, 3, 5, 7),
-    settings: BilateralInversion = BilateralInversion(),
-    attention: str = "own",
-) -> dict[str, Float[Tensor, "f c h w"]]:
-    """Reconstructions by window, for `figures.strip`; the source comes first."""
-    shown = {"source": frames.cpu()}
-    for k in windows:
-        filter_ = replace(settings, kernel_size=k) if k else None
-        _, again = there_and_back(pipe, frames, caption, steps, attention, filter_)
-        shown[f"window {k} x {k}" if k else "no filter"] = again.float().cpu()
-    return shown
+def pictures(settings: Settings) -> Picture:
+    """The first clip and its reconstructions by window, at the most steps; inverts it again."""
+    pipe, cases = quiet_pipeline(settings.model), settings.cases()[:1]
+    (clip,) = clips_of(cases, settings.n_frames, settings.side(pipe)).values()
+    steps, windows = max(settings.steps), settings.windows
+    return strip(window_frames(pipe, *clip, steps, windows, settings.filter), 4)
+
+
+def claims(rows: pd.DataFrame) -> list[Claim]:
+    """The bias keeps its bound; filtering loses reconstruction at every setting and host."""
+    steps = part_of(rows, "steps")
+    keeps = ((0 < steps.bias) & (steps.bias <= steps.bound)).all()
+    share = (steps.bias / steps.bound).max()
+    stated = [Claim.of_fact("every step is moved, by no more than its bound",
+                            "largest bias / bound", share, keeps)]  # fmt: skip
+    for n, by_window in table(rows).to_vae.groupby("steps"):
+        by_window = by_window.droplevel("steps")
+        plain, filtered = by_window[0], by_window.drop(0)
+        stated += [
+            Claim.of_fact(f"at {n:g} steps plain DDIM reconstructs better than every window",
+                          "dB above the best one", plain - filtered.max(),
+                          plain > filtered.max()),
+            Claim.of_fact(f"at {n:g} steps a larger window does not help",
+                          "dB, smallest to largest window", filtered.iloc[-1] - filtered.iloc[0],
+                          filtered.is_monotonic_decreasing),
+        ]  # fmt: skip
+    psnr = edit_table(rows).inversion_psnr.unstack()
+    lost = psnr["ddim"] - psnr["bilateral"]
+    return [*stated, Claim.of_fact("on every host the filter loses reconstruction",
+                                   "dB lost at least", lost.min(), (lost > 0).all())]  # fmt: skip

@@ -1,7 +1,7 @@
-"""The bilateral filter beside kornia's, and beside the exponentials that no filter can save.
+"""Time the bilateral filter beside kornia's, and beside the exponentials that every filter needs.
 
-What a step of bilateral inversion adds to its network call: eqs 9-11 of GE-Adapter
-(arXiv 2501.04606), on the processor, with one thread.
+The filter is what bilateral inversion adds to a step's network call: eqs 9-11 of GE-Adapter
+(arXiv 2501.04606). Measured on the processor, with one thread.
 """
 
 import math
@@ -25,20 +25,21 @@ def filter_costs(
     repeats: int = 15,
     with_gradient: bool = False,
 ) -> list[dict]:
-    """One row a shape and filter, both sigmas 1, float32, border "reflect".
+    """One row per shape and filter, both sigmas 1, float32, border "reflect".
 
-    ms: processor time, best of the repeats, which the filters take in turns. speedup: kornia's
-    time / this one's, more is better. to_exp2, to_exp: this time / that of one exponential for each
-    pair of sites within a window, which every exact filter needs, by torch's exp2 and by its exp
-    (they differ fourfold on some processors); 1 is the best. extra: peak of all tensors made, the
-    result included, as a multiple of the input; less is better. difference: the largest one from
+    ms: processor time, the best of the repeats; the filters take turns. speedup: kornia's time over
+    this one; larger is better. to_exp2, to_exp: time over that of one exponential for each pair of
+    sites within a window, by torch's exp2 and exp; every exact filter needs these, so 1 is the
+    best. (On some processors the two differ fourfold.) extra: peak of all tensors made, including
+    the result, as a multiple of the input; smaller is better. difference: the largest one from
     kornia's result.
-    with_gradient: forward and backward of the sum of squares. kornia 0.9 then unfolds its windows;
-    without, it loops over their sites, where a tensor has 65536 values or more.
+    with_gradient: times forward and backward of the sum of squares. kornia 0.9 then unfolds its
+    windows; without gradients it loops over their sites, for tensors of 65536 values or more.
 
-    Where conventions agree: kornia adds up differences over channels and so is given one channel
-    at a time; its border "constant" counts zeros that "truncate" leaves out; half precision stays
-    half in kornia and is computed in float32 here.
+    Where the conventions differ:
+    * kornia adds up differences over channels; here it gets one channel at a time.
+    * kornia's border "constant" counts zeros, which "truncate" leaves out.
+    * kornia computes half precision in half precision; our filter computes it in float32.
     """
     rows, n_threads = [], torch.get_num_threads()
     torch.set_num_threads(1)
@@ -61,7 +62,7 @@ def _rows(z: Tensor, kernel_size: int, repeats: int) -> list[dict]:
     }
     calls = {name: partial(_run, run, z) for name, run in filters.items()}
     floors = {f.__name__: _exponentials(f, z.shape, kernel_size) for f in (torch.exp2, torch.exp)}
-    found = {name: call() for name, call in calls.items()}
+    results = {name: call() for name, call in calls.items()}
     seconds = _best(calls | floors, repeats)
     rows = []
     for name, call in calls.items():
@@ -72,21 +73,21 @@ def _rows(z: Tensor, kernel_size: int, repeats: int) -> list[dict]:
             "ms": 1e3 * seconds[name], "speedup": seconds["kornia"] / seconds[name],
             **{f"to_{floor}": seconds[name] / seconds[floor] for floor in floors},
             "extra": live.peak / z.nbytes,
-            "difference": float((found[name] - found["kornia"]).abs().max()),
+            "difference": float((results[name] - results["kornia"]).abs().max()),
         })  # fmt: skip
     return rows
 
 
 def _run(run: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """The result, or with gradients that of its sum of squares."""
+    """The result; for a z that requires gradients, the gradient of its sum of squares."""
     out = run(z)
     return torch.autograd.grad(out.square().sum(), z)[0] if z.requires_grad else out
 
 
 def n_pairs(shape: Sequence[int], kernel_size: int) -> int:
-    """Unordered pairs of different sites that lie in one window: the least exponentials.
+    """Unordered pairs of different sites that share a window: the least number of exponentials.
 
-    What reflects at the border meets again a pair of sites that is among them.
+    Reflection at the border adds no new pair.
     """
     f, c, h, w = shape
     r = kernel_size // 2
@@ -95,7 +96,7 @@ def n_pairs(shape: Sequence[int], kernel_size: int) -> int:
 
 
 def _exponentials(function: Callable, shape: Sequence[int], kernel_size: int) -> Callable:
-    """Takes that many, of numbers that stay in the cache."""
+    """A call that takes `n_pairs` exponentials, of numbers that stay in the cache."""
     x = -4 * torch.rand(CHUNK, generator=torch.Generator().manual_seed(0))
     out = torch.empty_like(x)
 
@@ -107,7 +108,7 @@ def _exponentials(function: Callable, shape: Sequence[int], kernel_size: int) ->
 
 
 def _best(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Least processor seconds of each; in turns, so that what slows the machine slows them all."""
+    """Least processor seconds of each call; they take turns, so that other load meets them all."""
     best = dict.fromkeys(calls, math.inf)
     for _ in range(repeats):
         for name, call in calls.items():

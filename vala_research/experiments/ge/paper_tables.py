@@ -1,14 +1,15 @@
-"""GE-Adapter's own tables (arXiv 2501.04606), to be printed beside ours, with their conflicts.
+"""GE-Adapter's own tables (arXiv 2501.04606) and the conflicts between them.
 
-On MSR-VTT, by networks and hosts of other code: to be read beside our numbers, never against them.
+The paper scores MSR-VTT with networks and hosts of other code. Its numbers are printed beside ours;
+they cannot be compared with ours.
 """
 
-
-
+import pandas as pd
 
 Numbers = tuple[float | None, ...]
 
-# The host here that is nearest to a method of the paper; the others have no such host yet.
+HOSTS = ("own", "first", "sparse_causal", "extended", "anchors")  # attention policies of editors
+# The host here that is nearest to a method of the paper. The other methods have none.
 NEAREST = {"Text2Video": "first", "Text2Video-Zero": "first", "Vid2Vid": "extended"}
 ADAPTER = "LPIPS", "CLIP", "FID"  # Table 1: method -> without and with the adapter
 TABLE_1 = {
@@ -32,23 +33,23 @@ The text on Table 1 quotes VidToMe from Table 2 (CLIP 25.00 to 28.12, LPIPS 0.12
 With the adapter Vid2Vid's FID worsens (149.40 to 154.30, Table 1)."""
 
 
-def adapter_rows() -> list[dict]:
-    """Table 1, one row a method and side, beside the host here that is nearest."""
-    return _rows(TABLE_1, ADAPTER, "adapter", ("without", "with"))
+def adapter_table() -> pd.DataFrame:
+    """Table 1: one row per method and side, with the host here that is nearest."""
+    return _table(TABLE_1, ADAPTER, "adapter", ("without", "with"))
 
 
-def filter_rows() -> list[dict]:
-    """Table 2, likewise."""
-    return _rows(TABLE_2, FILTER, "filter", ("off", "on"))
+def filter_table() -> pd.DataFrame:
+    """Table 2: one row per method and side, with the host here that is nearest."""
+    return _table(TABLE_2, FILTER, "filter", ("off", "on"))
 
 
-def _rows(
-    table: dict[str, tuple[Numbers, Numbers]], columns: tuple[str, ...], what: str,
+def _table(
+    methods: dict[str, tuple[Numbers, Numbers]], columns: tuple[str, ...], what: str,
     sides: tuple[str, str],
-) -> list[dict]:  # fmt: skip
-    return [
+) -> pd.DataFrame:  # fmt: skip
+    return pd.DataFrame([
         {"host of the paper": method, "nearest here": NEAREST.get(method, "none"), what: side}
         | dict(zip(columns, numbers, strict=True))
-        for method, both in table.items()
+        for method, both in methods.items()
         for side, numbers in zip(sides, both, strict=True)
-    ]
+    ])  # fmt: skip

@@ -1,39 +1,106 @@
-"""Whether an adapter makes neighbouring frames alike: over the steps of an edit, and over training.
+"""Notebook 31: an adapter makes neighbouring frames alike, over an edit and over its training.
 
-Fig. 4 of the theory paper (arXiv 2504.16016) of GE-Adapter. Similarity stands beside the temporal
-loss throughout: the loss alone is as low for steady flicker.
+Fig. 4 of GE-Adapter's theory (arXiv 2504.16016). The similarity stands beside the temporal loss,
+because the loss alone is as low for steady flicker.
 """
 
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from vala_research.adapter.settings import BLOCKS, AdapterSettings
-from vala_research.adapter.temporal_adapter import TemporalAdapter, temporal_features
-from vala_research.diffusion.backbone import Backbone
-from vala_research.evaluation.cases import ClipCase, EditCase
+from vala_research import miniature_path
+from vala_research.adapter.temporal_adapter import temporal_features
+from vala_research.editing.pipeline import quiet_pipeline
+from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
+from vala_research.evaluation.comparison import comparison_table
 from vala_research.evaluation.figures import COLOURS, STYLE
-from vala_research.evaluation.flops import STABLE_DIFFUSION_1_5, forward_flops, meta_unet
-from vala_research.methods.prompt_tokens import pooled_tokens
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, part_of, save_rows
+from vala_research.experiments.ge.adapter_costs import flop_table, parameter_table, timed
 from vala_research.methods.temporal import frame_similarity
+from vala_research.miniature.adapter import TRAINING, build_adapter
+from vala_research.sprites.scene import WORLD
+
+ALONE, ADAPTED = "image model alone", "with the adapter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Preset):
+    """Parameters of notebook 31."""
+
+    PRESETS = {
+        "smoke": {},
+        "sprites": dict(n_clips=16, steps=15),
+        "paper": dict(model=STABLE_DIFFUSION, n_frames=16, steps=50, training_steps=0),
+    }
+
+    model: str = "miniature"  # or a folder or a hub id
+    clips: str = ""  # a folder of clips with edits.csv; "": sprite clips of the test split
+    adapter: str = "miniature"  # or a folder that vala train wrote
+    n_clips: int = 6  # sprite clips
+    n_frames: int = 4  # frames per clip
+    attention: str = "sparse_causal"  # attention policy of the edits, as in the training
+    steps: int = 10  # diffusion steps each way
+    guidance: float = 2.0  # 7.5 is usual for Stable Diffusion
+    training_steps: int = 4  # of the recipe, which starts anew here; 0: none
+
+    def cases(self) -> list[EditCase | ClipCase]:
+        if self.clips:
+            return folder_cases(self.clips)
+        return edit_cases(WORLD, "test", self.n_clips, ["several"])
+
+    @property
+    def adapter_folder(self) -> Path:
+        return Path(miniature_path("adapter") if self.adapter == "miniature" else self.adapter)
+
+
+def run(settings: Settings, output: str | Path) -> pd.DataFrame:
+    """Rows of five parts.
+
+    "recipe": losses of the checkpoints of the miniature's recipe, in its first steps. "similarity":
+    `similarity_of_steps` without and with the adapter (column setting). "training": the adapter's
+    `training_curve`. "overhead": FLOPs and milliseconds. "parameters": `parameter_table`.
+    """
+    recipe = []
+    if settings.training_steps:
+        training = replace(TRAINING, max_steps=settings.training_steps, checkpoint_every=2)
+        recipe = build_adapter(Path(output) / "training", training, 2, 4)
+
+    pipe, cases = quiet_pipeline(settings.model, settings.dtype), settings.cases()
+    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    edit = dict(num_inference_steps=settings.steps, guidance_scale=settings.guidance,
+                attention=settings.attention)  # fmt: skip
+    alone = similarity_of_steps(pipe, cases, settings.n_frames, size, **edit)
+    pipe.load_adapter(settings.adapter)
+    adapted = similarity_of_steps(pipe, cases, settings.n_frames, size, **edit)
+    similarity = [row | {"setting": ALONE} for row in alone]
+    similarity += [row | {"setting": ADAPTED} for row in adapted]
+
+    parts = {
+        "recipe": recipe,
+        "similarity": similarity,
+        "training": training_curve(settings.adapter_folder).assign(setting="training")
+        .to_dict("records"),
+        "overhead": overhead_rows(pipe, cases[0].material(settings.n_frames, size).frames),
+        "parameters": parameter_table(),
+    }  # fmt: skip
+    named = [{"part": part} | row for part, rows in parts.items() for row in rows]
+    return save_rows(named, output)
 
 
 @torch.no_grad()
 def similarity_of_steps(
     pipe, cases: Iterable[EditCase | ClipCase], n_frames: int, size: int, **edit
 ) -> list[dict]:
-    """Rows of clip, step (from noise), t, latents, features: mean cosines of neighbouring frames.
+    """One row per clip and step (counted from noise), t: mean cosines of neighbouring frames.
 
     latents: after the step. features: at the hook sites, of all guidance branches. edit: arguments
-    of the pipeline's call; the adapter it has loaded acts as they say.
+    of the pipeline's call, which also say where a loaded adapter acts.
     """
     rows = []
     for number, case in enumerate(cases):
@@ -55,9 +122,10 @@ def similarity_of_steps(
 
 
 def training_curve(folder: str | Path) -> pd.DataFrame:
-    """Columns step, temporal, similarity: on held-out clips (`curves.csv`), else of the log.
+    """Columns step, temporal, similarity: on held-out clips (`curves.csv`) or, without, of the log.
 
-    The log's steps each saw other clips and timesteps: means over a fiftieth of the training.
+    Each step of the log saw other clips and timesteps, so that its rows are means over a fiftieth
+    of the training.
     """
     folder, names = Path(folder), ["step", "temporal", "similarity"]
     if (folder / "curves.csv").exists():
@@ -66,25 +134,46 @@ def training_curve(folder: str | Path) -> pd.DataFrame:
     return log.groupby(log.step * 50 // (log.step.max() + 1)).mean().reset_index(drop=True)
 
 
-def similarity_figure(steps: pd.DataFrame, training: pd.DataFrame) -> Figure:
-    """Left: similarity over the steps of edits, by `setting`. Right: over training, with the loss.
+def overhead_rows(pipe, frames: torch.Tensor) -> list[dict]:
+    """FLOPs on Stable Diffusion 1.5, and milliseconds of a guided forward of these frames here."""
+    frames = frames.to(pipe.device)
+    z, text = pipe.encode(frames).expand(2, -1, -1, -1, -1), pipe.encode_prompt(["", ""])
+    vision = pipe.vision_encoder and pipe.vision_encoder.tokens(frames)
+    milliseconds = timed(pipe.adapter, z, text, vision, n_repeats=20)
+    return [
+        {"setting": name, "flops": flops, "milliseconds": milliseconds[name]}
+        for name, flops in flop_table().items()
+    ]
 
-    steps: rows of `similarity_of_steps` with a column `setting`. training: of
-    `losses_of_checkpoints`.
-    """
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """FLOPs and milliseconds of one forward, over those of the image model alone."""
+    overhead = part_of(rows, "overhead").set_index("setting")[["flops", "milliseconds"]]
+    return overhead / overhead.loc["bare"]
+
+
+def edit_gains(settings: Settings) -> pd.DataFrame | None:
+    """Gains in edits of test clips, by the `edits.csv` beside the adapter's weights, if any."""
+    path = settings.adapter_folder / "edits.csv"
+    return comparison_table(pd.read_csv(path), ALONE) if path.exists() else None
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """Left: similarity over the steps of edits. Right: over the training, with the loss."""
+    training = part_of(rows, "training")
     with rc_context(STYLE):
         fig = Figure(figsize=(7.0, 2.7))
         left, middle, right = fig.subplots(1, 3)
-        for axes, what in ((left, "latents"), (middle, "features")):
-            for (name, rows), colour in zip(
-                steps.groupby("setting", sort=False), COLOURS, strict=False
-            ):
-                mean = rows.groupby("t")[what].mean()
+        by_setting = part_of(rows, "similarity").groupby("setting", sort=False)
+        for axes, cosine in ((left, "latents"), (middle, "features")):
+            for (name, steps), colour in zip(by_setting, COLOURS, strict=False):
+                mean = steps.groupby("t")[cosine].mean()
                 axes.plot(mean.index, mean, color=colour, marker="o", markersize=2, label=name)
             axes.invert_xaxis()
-            axes.set(xlabel="timestep t (noise to clip)", title=f"{what} during an edit")
+            axes.set(xlabel="timestep t (noise to clip)", title=f"{cosine} during an edit")
         left.set_ylabel("mean cosine of neighbours")
         fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
         right.plot(training.step, training.similarity, color=COLOURS[0], marker="o", markersize=2)
         right.set(xlabel="training step", title="features over training")
         right.set_ylabel("mean cosine of features", color=COLOURS[0])
@@ -96,98 +185,16 @@ def similarity_figure(steps: pd.DataFrame, training: pd.DataFrame) -> Figure:
     return fig
 
 
-SDXL = dict(
-    sample_size=128, in_channels=4, out_channels=4, layers_per_block=2, cross_attention_dim=2048,
-    attention_head_dim=(5, 10, 20), block_out_channels=(320, 640, 1280),
-    transformer_layers_per_block=(1, 2, 10), use_linear_projection=True,
-    down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
-    up_block_types=(*("CrossAttnUpBlock2D",) * 2, "UpBlock2D"), addition_embed_type="text_time",
-    addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-)  # fmt: skip
-BACKBONES = {"Stable Diffusion 1.5": STABLE_DIFFUSION_1_5, "SDXL": SDXL}
-D_VISION, N_TEXT, N_VISION = 768, 77, 50  # of CLIP ViT-B/32 and its text encoder
-# Millions of parameters as the paper gives them, all for Stable Diffusion 1.5.
-PAPER = (
-    ("LoRA, 'for the UNet portion'", 0.755),
-    ("prompt tokens, 'the PrefixToken module'", 2.3),
-    ("prompt tokens, 'for the prompt portion'", 15.4),
-    ("prompt tokens, 'the adapter parameter size'; also given as the text encoder's", 123.0),
-    ("UNet; also given as the adapter's 'total size'", 860.0),
-)
-
-
-def parameter_table(settings: AdapterSettings = AdapterSettings()) -> list[dict]:
-    """Parameters by backbone and blocks, in millions; `share` of the UNet's, in per cent."""
-    rows = []
-    for name, config in BACKBONES.items():
-        for blocks in BLOCKS:
-            unet = meta_unet(config)
-            n_unet = sum(p.numel() for p in unet.parameters())
-            adapter = TemporalAdapter.attach(unet, replace(settings, blocks=blocks), D_VISION)
-            n_lora = sum(p.numel() for _, p in adapter.lora_parameters())
-            rows.append(
-                {
-                    "backbone": name,
-                    "blocks": blocks,
-                    "LoRA": n_lora / 1e6,
-                    "tokens": (adapter.n_parameters - n_lora) / 1e6,
-                    "UNet": n_unet / 1e6,
-                    "share": 100 * adapter.n_parameters / n_unet,
-                }
-            )
-    return rows
-
-
-def flop_table(
-    settings: AdapterSettings = AdapterSettings(),
-    config: Mapping = STABLE_DIFFUSION_1_5,
-    n_frames: int = 16,
-    side: int = 64,
-) -> dict[str, float]:
-    """FLOPs of one forward of the clip, frame by frame: bare, with the LoRA, and with tokens too.
-
-    As in an edit with the LoRA unfused; merged into the weights it costs nothing. The tokens only
-    lengthen the text. side: of the latents.
-    """
-    unet = meta_unet(config)
-    found = {"bare": forward_flops(unet, "own", n_frames, side, side)}
-    TemporalAdapter.attach(unet, settings, D_VISION)
-    found["LoRA"] = forward_flops(unet, "own", n_frames, side, side)
-    found["LoRA and tokens"] = forward_flops(
-        unet, "own", n_frames, side, side, n_text=n_text(settings)
-    )
-    return {name: float(n) for name, n in found.items()}
-
-
-def n_text(settings: AdapterSettings) -> int:
-    """Tokens that cross-attention sees: those of the text, and the adapter's before them."""
-    pictures = torch.zeros(1, N_VISION, 1)
-    n_frame_tokens = pooled_tokens(pictures, settings.pooling).shape[1]
-    return N_TEXT + settings.n_shared + n_frame_tokens * settings.uses_frame_tokens
-
-
-@torch.no_grad()
-def timed(
-    adapter: TemporalAdapter,
-    z: Float[Tensor, "g f c h w"],
-    text: Float[Tensor, "g n d"],
-    vision: Float[Tensor, "f m d_vision"] | None = None,
-    n_repeats: int = 5,
-) -> dict[str, float]:
-    """Milliseconds of one forward, the best of several: LoRA off, LoRA on, and with tokens too.
-
-    The three take turns, so that a machine busy with something else is busy for all of them.
-    """
-    backbone, is_cuda = Backbone(adapter.unet), z.is_cuda
-    rows = adapter.condition(text, vision)
-    ways = {"bare": (False, text), "LoRA": (True, text), "LoRA and tokens": (True, rows)}
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(n_repeats + 1):  # the first turn warms up
-        for name, (is_active, tokens) in ways.items():
-            with adapter.active(is_active):
-                start = time.perf_counter()
-                backbone(z, 500, tokens)
-                if is_cuda:
-                    torch.cuda.synchronize()
-                best[name] = min(best[name], 1000 * (time.perf_counter() - start))
-    return best
+def claims(rows: pd.DataFrame) -> list[Claim]:
+    """Neighbouring frames' features become more alike, for little."""
+    cosine = part_of(rows, "similarity").groupby("setting").features.mean()
+    gain = cosine[ADAPTED] - cosine[ALONE]
+    flops = 100 * (table(rows).flops["LoRA"] - 1)
+    share = part_of(rows, "parameters").share.max()
+    return [
+        Claim.of_fact("the adapter makes neighbouring frames' features more alike during an edit",
+                      f"gain in mean cosine, from {cosine[ALONE]:.4f},", gain, gain > 0),
+        Claim.of_fact("the LoRA adds less than 1% of the FLOPs", "per cent", flops, flops < 1),
+        Claim.of_fact("the adapter has less than 1% of the UNet's parameters",
+                      "per cent at most", share, share < 1),
+    ]  # fmt: skip

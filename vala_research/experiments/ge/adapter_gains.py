@@ -1,0 +1,139 @@
+"""Notebook 35: what a temporal adapter brings to editors that differ in attention ("hosts").
+
+GE-Adapter (arXiv 2501.04606), Table 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vala_research.evaluation.benchmark import EditSetting
+from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
+from vala_research.evaluation.comparison import METRICS, comparison_table
+from vala_research.evaluation.comparison_figures import gains_figure
+from vala_research.evaluation.statistics import Gain
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.contract import CLIP, STABLE_DIFFUSION, EditPreset
+from vala_research.experiments.ge.adapter_variants import perceptual_measure
+from vala_research.experiments.ge.paper_tables import HOSTS
+from vala_research.sprites.scene import WORLD
+
+ALL_HOSTS = "mean over hosts"
+SHOWN = ("warp_error_truth", "warp_error", "psnr", "success")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(EditPreset):
+    """Parameters of notebook 35."""
+
+    PRESETS = {
+        "smoke": dict(hosts="own,extended", kinds="several", steps=8),
+        "sprites": dict(
+            n_clips=32, first_clip=64, steps=15, kinds="shape,colour,several", n_processes=0
+        ),
+        "paper": dict(
+            model=STABLE_DIFFUSION, clip_model=CLIP, n_frames=16, steps=50, n_processes=0
+        ),
+    }
+
+    adapter: str = "miniature"  # or a folder that vala train wrote
+    interval: Sequence[float] = ()  # of the diffusion steps it acts on; (): the adapter's own
+    scale: float | None = None  # of its LoRA; None: the adapter's own
+    hosts: str = ",".join(HOSTS)  # attention policies, with commas
+    first_clip: int = 0  # number of the first sprite clip
+    lpips_weights: str = ""  # folder or hub id, see `perceptual`; "": the miniature's CLIP
+    inception_weights: str = ""  # folder or hub id, see `frechet`; "": the miniature's CLIP
+
+    def cases(self) -> list[EditCase | ClipCase]:
+        """The edits: those of the folder, or of n_clips sprite clips from the first one on."""
+        if self.clips:
+            return super().cases()
+        n = self.first_clip + self.n_clips
+        cases = edit_cases(WORLD, "test", n, self.kinds.split(","))
+        return [case for case in cases if case.index >= self.first_clip]
+
+
+def edit_settings(settings: Settings) -> dict[str, EditSetting]:
+    """"host, without" and "host, with" the adapter, for each host's attention."""
+    acting = dict(
+        adapter=settings.adapter, adapter_interval=tuple(settings.interval) or None,
+        adapter_scale=settings.scale,
+    )  # fmt: skip
+    return {
+        f"{host}, {side}": EditSetting(host, **settings.sampling, **adapter)
+        for host in settings.hosts.split(",")
+        for side, adapter in (("without", {}), ("with", acting))
+    }
+
+
+def run(settings: Settings, output: str | Path) -> pd.DataFrame:
+    """Edit on every host without and with the adapter; rows of `comparison.compare`."""
+    measure = partial(
+        perceptual_measure, lpips_weights=settings.lpips_weights,
+        inception_weights=settings.inception_weights,
+    )  # fmt: skip
+    return settings.compare(edit_settings(settings), output, measure=measure)
+
+
+def in_sides(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with two more columns, which split the setting: host, adapter."""
+    return rows.join(rows.setting.str.extract("(?P<host>.*), (?P<adapter>.*)"))
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Gains by the adapter on each host and on their mean; the setting is the host.
+
+    Columns are those of `comparison_table`. The mean over hosts is taken clip by clip, before
+    anything is tested.
+    """
+    rows = in_sides(rows)
+    rows["setting"] = rows.adapter
+    numbers = [c for c in METRICS if c in rows]
+    mean = rows.groupby(["setting", "index"], sort=False)[numbers].mean().reset_index()
+    tables = [comparison_table(mean.dropna(axis=1, how="all"), "without")]
+    for host, of_host in rows.groupby("host", sort=False):
+        gains = comparison_table(of_host.dropna(axis=1, how="all"), "without")
+        tables.append(gains[gains.setting == "with"].assign(setting=host))
+    whole = pd.concat(tables, ignore_index=True)
+    return whole.replace({"setting": {"with": ALL_HOSTS}})
+
+
+def side_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means of each host without and with the adapter."""
+    numbers = [c for c in METRICS if c in rows]
+    return in_sides(rows).groupby(["host", "adapter"], sort=False)[numbers].mean()
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """Gains by the adapter on each host and on their mean."""
+    return gains_figure(table(rows), metrics=SHOWN)
+
+
+def claims(rows: pd.DataFrame) -> list[Claim]:
+    """On the mean over hosts: no rise of E_warp and no fall of PSNR is established; the gains.
+
+    The first two fail when the whole interval of the gain lies below its limit. Whether there is a
+    gain is reported, not asserted.
+    """
+    gains = table(rows)
+    gains = gains[gains.setting == ALL_HOSTS].set_index("metric")
+    warp = next(metric for metric in SHOWN if metric in gains.index)
+    stated = []
+    for metric, limit, loss in (
+        (warp, 0.0, "rise of E_warp"), ("psnr", -0.1, "fall of PSNR by more than 0.1 dB"),
+    ):  # fmt: skip
+        row, name = gains.loc[metric], METRICS[metric].name
+        gain = Gain(row.gain, row.gain_low, row.gain_high, int(row.n), row.p)
+        fact = Claim.of_fact(f"no {loss} is established", f"gain in {name}", gain.mean,
+                             gain.high > limit, gain.n)  # fmt: skip
+        stated += [
+            replace(fact, low=gain.low, high=gain.high, p=gain.p_value),
+            Claim.of_gain(f"the adapter improves {name}", f"gain in {name}", gain),
+        ]
+    return stated
