@@ -87,10 +87,10 @@ def test_the_quickstart_claim_can_fail():
 
 def test_the_quickstart_table_measures_the_edit():
     """An edit that is the true edit; the source under any other prompt has no true edit."""
-    settings = Settings.of("smoke")
+    settings = Settings.preset("smoke")
     source = render(SCENE, 16, 64).frames[:4]
     truth = settings.truth(source)
     to = table(source, truth, truth).set_index(["frames", "reference"]).PSNR
     assert to["edit", "true edit"] > 60 > to["source", "true edit"]
     assert to["edit", "source"] == pytest.approx(psnr(truth, source), abs=1e-3)
-    assert Settings.of("smoke", prompt="a red star").truth(source) is None
+    assert Settings.preset("smoke", prompt="a red star").truth(source) is None

@@ -1,15 +1,20 @@
 """The house stays as it was drawn: what lies where, who imports whom, what is pinned."""
 
 import ast
+import inspect
 import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
+from diffusers import StableDiffusionPipeline
 from packaging.requirements import Requirement
+
+from vala_research import InputError, VideoEditPipeline
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -160,11 +165,53 @@ def test_arrows_run_one_way():
 def test_notebooks_are_thin_and_stripped(path):
     cells = json.loads(path.read_text())["cells"]
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    assert len(cells) <= 12
-    assert sum(len(source.splitlines()) for source in code) <= 80
+    lines = [line.strip() for source in code for line in source.splitlines()]
+    assert len(cells) <= 10
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 40
     assert not [s for s in code if re.search(r"^\s*(def|class) ", s, re.M)]
     assert sum("parameters" in c["metadata"].get("tags", []) for c in cells) == 1
     assert not [c for c in cells if c.get("outputs") or c.get("execution_count")]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda p: p.stem)
+def test_every_notebook_has_an_experiment_of_its_name(path):
+    """The contract: presets of settings, a run, and pure functions of its rows."""
+    _, paper, name = path.stem.split("_", 2)
+    module = import_module(f"vala_research.experiments.{paper}.{name}")
+    for function in ("run", "table", "figure", "claims"):
+        assert callable(getattr(module, function)), function
+    smoke = module.Settings.preset("smoke")
+    assert smoke.preset_name == "smoke" and "paper" in module.Settings.PRESETS
+    with pytest.raises(InputError, match="Unknown preset 'best': choose one of"):
+        module.Settings.preset("best")
+    with pytest.raises(InputError, match="Unknown parameter 'n_clip'"):
+        module.Settings.preset("smoke", n_clip=3)
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_are_short_and_import_no_private_name(path):
+    tree = ast.parse(path.read_text())
+    assert len(path.read_text().splitlines()) <= 250
+    names = {
+        alias.name
+        for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+        for alias in node.names if (node.module or "").startswith(("vala_research", "theory"))
+    }  # fmt: skip
+    assert not [name for name in names if name.startswith("_") and not name.endswith("__")]
+
+
+def test_calls_of_the_pipeline_take_few_arguments_of_our_own():
+    theirs = set(inspect.signature(StableDiffusionPipeline.__call__).parameters)
+    for call in (VideoEditPipeline.__call__, VideoEditPipeline.invert,
+                 VideoEditPipeline.reconstruct, VideoEditPipeline.estimate):  # fmt: skip
+        own = [name for name in inspect.signature(call).parameters if name not in theirs]
+        assert len(own) <= 12, own
+
+
+def test_tests_execute_no_cell_of_a_notebook():
+    for path in (ROOT / "tests").rglob("*.py"):
+        calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "exec"]
 
 
 def anchors(page: Path) -> set[str]:

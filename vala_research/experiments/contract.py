@@ -38,31 +38,31 @@ class Preset:
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"smoke": {}}
 
-    preset: str = "smoke"
+    preset_name: str = "smoke"
 
     @classmethod
-    def of(cls, preset: str, **given: Any):
+    def preset(cls, name: str, **given: Any):
         """The settings of a preset; every value given, other than None, replaces its own."""
-        if preset not in cls.PRESETS:
+        if name not in cls.PRESETS:
             names = ", ".join(cls.PRESETS)
-            raise InputError(f"Unknown preset {preset!r}: choose one of {names}.")
+            raise InputError(f"Unknown preset {name!r}: choose one of {names}.")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(given) - known):
             names = ", ".join(sorted(known))
             raise InputError(f"Unknown parameter {unknown[0]!r}: choose from {names}.")
-        values = {name: value for name, value in given.items() if value is not None}
-        return cls(**cls.PRESETS[preset] | values, preset=preset)
+        values = {key: value for key, value in given.items() if value is not None}
+        return cls(**cls.PRESETS[name] | values, preset_name=name)
 
     @classmethod
     def from_notebook(cls, names: Mapping[str, Any]):
         """The settings that a notebook's parameters give; names: its `globals()`."""
-        own = {field.name for field in fields(cls)} - {"preset"}
-        return cls.of(names["preset"], **{k: v for k, v in names.items() if k in own})
+        own = {field.name for field in fields(cls)} - {"preset_name"}
+        return cls.preset(names["preset"], **{k: v for k, v in names.items() if k in own})
 
     @property
     def dtype(self) -> torch.dtype | None:
         """Half precision for published models on a GPU, else the default."""
-        is_half = self.preset == "paper" and torch.cuda.is_available()
+        is_half = self.preset_name == "paper" and torch.cuda.is_available()
         return torch.float16 if is_half else None
 
 
@@ -125,11 +125,13 @@ def publish(
     of the smoke preset carries a watermark. origin: further arguments of `emit`.
     """
     name = name or notebook.partition("_")[2]
-    if settings.preset == "smoke":
+    if settings.preset_name == "smoke":
         figure.text(0.5, 0.5, WATERMARK, rotation=20, ha="center", va="center", fontsize=14,
                     color="#00000033", zorder=10)  # fmt: skip
     origin = {"device": "cuda" if torch.cuda.is_available() else "cpu"} | origin
-    paths = emit(name, figure, plotted, asdict(settings), output, notebook=notebook, **origin)
+    parameters = asdict(settings)
+    parameters = {"preset": parameters.pop("preset_name"), **parameters}
+    paths = emit(name, figure, plotted, parameters, output, notebook=notebook, **origin)
     if table := list(claims):
         paths["claims"] = Path(output) / f"{name}_claims.csv"
         claims_table(table).to_csv(paths["claims"], index=False)

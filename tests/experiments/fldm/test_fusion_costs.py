@@ -183,7 +183,7 @@ def test_plans_of_many_sources(tiny):
     assert plan.schedule.initial == pytest.approx((0.7, 0.1, 0.1, 0.1))
     equal = many_plan(SOURCES[:3], EQUAL).schedule
     assert equal.weights(9, 10) == pytest.approx([1 / 3] * 3) and equal.weights(4, 10) is None
-    edits = many_sources.edit_settings(many_sources.Settings.of("sprites"))
+    edits = many_sources.edit_settings(many_sources.Settings.preset("sprites"))
     assert len(edits) == 2 + 2 * 3 + 1
     twin = edits[TWIN].fusion
     assert twin.sources[1:] == ("image", "image") and twin.attentions[1:] == ("own", "own")
@@ -193,7 +193,7 @@ def test_plans_of_many_sources(tiny):
 def tiny_edits(folder, **given) -> dict:
     tiny_motion_adapter().save_pretrained(folder)
     return many_sources.edit_settings(
-        many_sources.Settings.of("smoke", motion=str(folder), **given)
+        many_sources.Settings.preset("smoke", motion=str(folder), **given)
     )
 
 

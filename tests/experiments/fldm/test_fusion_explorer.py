@@ -200,7 +200,7 @@ def test_a_kept_grid_makes_rows_and_figure(tmp_path):
     grid = made()
     points = list(grid.edit_of)[:2]
     path = replace(grid, edit_of={p: i for i, p in enumerate(points)}).save(tmp_path / "grid")
-    settings = explorer.Settings.of("smoke", grid=str(path))
+    settings = explorer.Settings.preset("smoke", grid=str(path))
     rows = explorer.run(settings, tmp_path / "out")
     assert [tuple(p) for p in rows[["schedule", "a", "tau"]].to_numpy()] == points
     assert rows.edit.tolist() == [0, 1] and rows.is_shown.all() and (rows.redraw > 0).any()

@@ -22,7 +22,7 @@ from vala_research.sprites.scene import WORLD
 
 def every(experiment) -> dict:
     """All edit settings of the sprites preset."""
-    return experiment.edit_settings(experiment.Settings.of("sprites"))
+    return experiment.edit_settings(experiment.Settings.preset("sprites"))
 
 
 def test_the_ends_are_the_single_models_and_every_setting_is_another():
@@ -53,7 +53,7 @@ def test_the_ends_are_the_single_models_and_every_setting_is_another():
 def test_every_fusion_weighs_on_the_simplex(preset):
     """Also: all schedules of experiment 22 begin at tau with one weight."""
     for experiment in (fusion, alpha, schedules):
-        chosen = experiment.Settings.of(preset)
+        chosen = experiment.Settings.preset(preset)
         for name, setting in experiment.edit_settings(chosen).items():
             if setting.fusion is None:
                 continue
@@ -67,13 +67,13 @@ def test_every_fusion_weighs_on_the_simplex(preset):
 
 
 def test_settings_take_what_every_edit_shares():
-    chosen = fusion.Settings.of("sprites", motion="somewhere", steps=7)
+    chosen = fusion.Settings.preset("sprites", motion="somewhere", steps=7)
     settings = fusion.edit_settings(chosen)
     assert all(s.num_inference_steps == 7 for s in settings.values())
     assert {s.fusion.motion for s in settings.values() if s.fusion} == {"somewhere"}
-    assert list(fusion.edit_settings(fusion.Settings.of("smoke"))) == [IMAGE, VIDEO, FUSED]
+    assert list(fusion.edit_settings(fusion.Settings.preset("smoke"))) == [IMAGE, VIDEO, FUSED]
     with pytest.raises(InputError, match="'melted': choose one of image only"):
-        fusion.edit_settings(fusion.Settings.of("smoke", shown="fused;melted"))
+        fusion.edit_settings(fusion.Settings.preset("smoke", shown="fused;melted"))
 
 
 def test_the_ends_are_the_single_models_in_pictures_too(tiny, tmp_path):
@@ -81,8 +81,8 @@ def test_the_ends_are_the_single_models_in_pictures_too(tiny, tmp_path):
     an image model from noise starts from the noise of its clip."""
     tiny_motion_adapter().save_pretrained(tmp_path)
     common = dict(steps=2, guidance=2.0, motion=str(tmp_path))
-    settings = alpha.edit_settings(alpha.Settings.of("smoke", **common))
-    every = fusion.edit_settings(fusion.Settings.of("sprites", **common))
+    settings = alpha.edit_settings(alpha.Settings.preset("smoke", **common))
+    every = fusion.edit_settings(fusion.Settings.preset("sprites", **common))
     settings |= dict.fromkeys(("noise", "again"), every["fused, image from noise"])
     kept = {}
     cases = edit_cases(WORLD, "validation", 1, ("colour",))

@@ -119,7 +119,7 @@ def test_the_facts_can_fail(length, name, column, wrong, sentence):
 def test_rows_and_figure(tmp_path, checkpoint):
     """Random networks, one step; the figure is redrawn from the csv."""
     tiny_motion_adapter().save_pretrained(tmp_path / "motion")
-    settings = Settings.of(
+    settings = Settings.preset(
         "smoke", model=str(checkpoint), motion=str(tmp_path / "motion"), lengths=[4, 18],
         kinds="colour", size=16, steps=1,
     )  # fmt: skip
@@ -142,7 +142,7 @@ def test_rows_and_figure(tmp_path, checkpoint):
 
 
 def test_settings_differ_in_their_sources_alone():
-    edits = edit_settings(Settings.of("smoke", motion="m", window=8, overlap=2, steps=3))
+    edits = edit_settings(Settings.preset("smoke", motion="m", window=8, overlap=2, steps=3))
     assert edits[VIDEO].fusion.inverting() == edits[FUSED].fusion.inverting()
     assert edits[VIDEO].fusion.schedule.tau == 1.0 and edits[IMAGE].fusion is None
     assert (edits[FUSED].fusion.window, edits[FUSED].fusion.overlap) == (8, 2)

@@ -106,7 +106,7 @@ def own(tmp_path_factory) -> dict[str, str]:
 )
 def test_ones_own_clips_and_models(experiment, fewer, own, tmp_path):
     """There is no true edit; the claims of fact hold, and rows are what was written."""
-    settings = experiment.Settings.of("smoke", **own, n_frames=2, size=32, steps=2, **fewer)
+    settings = experiment.Settings.preset("smoke", **own, n_frames=2, size=32, steps=2, **fewer)
     rows = experiment.run(settings, tmp_path)
     written = pd.read_csv(tmp_path / "rows.csv")
     assert set(written.kind) == {"shape", "colour"} and not {"gain", "success"} & set(written)

@@ -34,7 +34,7 @@ def test_a_saved_table(tmp_path):
     """What the command line wrote is taken as it is: nothing is checked."""
     saved = tmp_path / "table.json"
     saved.write_text(json.dumps([FALSE.as_row()]))
-    settings = overview.Settings.of("smoke", saved=str(saved))
+    settings = overview.Settings.preset("smoke", saved=str(saved))
     table = overview.run(settings, tmp_path / "out", lambda only, left_out: pytest.fail("checked"))
     assert settings.inputs == [str(saved)] and list(table.statement) == ["C.99"]
     assert table.hypotheses[0] == "x is real" and list(overview.table(table).index) == ["C.99"]
@@ -48,7 +48,7 @@ def test_the_smoke_preset_leaves_out_the_slowest(tmp_path):
         return [FALSE.as_row()]
 
     for preset in ("smoke", "paper"):
-        overview.run(overview.Settings.of(preset, only=(preset,)), tmp_path, checks)
+        overview.run(overview.Settings.preset(preset, only=(preset,)), tmp_path, checks)
     assert len(asked["smoke",]) == 6 and asked["paper",] == ()
 
 

@@ -63,7 +63,7 @@ def test_anchors_of_a_folder_of_clips(tmp_path, miniature):
     for i in range(3):
         frames = render(random_scene(split_generator("test", i), n_cuts=1), 7, 64).frames
         write_clip(clips / f"{i}.mp4", frames, 8.0)
-    settings = Settings.of(
+    settings = Settings.preset(
         "smoke", clips=str(clips), n_clips=2, shown=1, n_frames=6, n_keyframes=2, n_anchors=3,
         granularity="token", refinement_steps=2, seed=3,
     )  # fmt: skip

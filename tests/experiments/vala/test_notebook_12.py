@@ -40,7 +40,7 @@ def test_editing_quality_of_ones_own_clips(tmp_path):
     scene = random_scene(split_generator("validation", 0))
     write_clip(clips / "mine.mp4", render(scene, 3, 32).frames, 8.0)
     (clips / "edits.csv").write_text("clip,source_prompt,prompt\nmine.mp4,a red circle,a star\n")
-    settings = Settings.of(
+    settings = Settings.preset(
         "smoke", clips=str(clips), model=str(model), n_frames=3, size=32, steps=2,
         policies_shown=f"own,{BEST}",
     )  # fmt: skip
@@ -55,7 +55,7 @@ def test_all_policies_of_the_comparison_are_distinct():
     assert len(made) == 11 and len({repr(s) for s in made.values()}) == 11
     assert all(s.num_inference_steps == 7 for s in made.values())
     assert made["VALA 3 site anchors"].attention.n_anchors == 3
-    shown = edit_settings(Settings.of("smoke", n_anchors=3))
+    shown = edit_settings(Settings.preset("smoke", n_anchors=3))
     assert list(shown) == [
         "own", "extended", "uniform 3 key frames", "VALA 3 site anchors"
     ]  # fmt: skip

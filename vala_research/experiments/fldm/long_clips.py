@@ -107,7 +107,7 @@ def costs(settings: Settings) -> pd.DataFrame:
     fusions = source_fusions(load_motion_unet(pipe.unet, settings.motion), window=settings.window)
     empty = weightless(pipe, fusions)
     counted = pd.DataFrame(cost_rows(*empty, settings.lengths, settings.size, settings.steps))
-    if settings.preset != "smoke":
+    if settings.preset_name != "smoke":
         how = Measurement(
             settings.model, settings.motion, settings.size, 1, 1, settings.window,
             dtype=settings.dtype,

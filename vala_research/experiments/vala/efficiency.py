@@ -106,7 +106,7 @@ def speeds(settings: Settings) -> list[dict]:
     scene = random_scene(split_generator("validation", 0), world=WORLD)
     clip = render(scene, settings.n_frames, settings.sprite_size).frames
     features = [latent_tokens(quiet_pipeline("miniature"), clip).cpu()]
-    if settings.preset == "paper":
+    if settings.preset_name == "paper":
         features.append(planted_tokens(settings.n_frames, settings.seed))
     return [
         {"frames": len(x), "tokens": str(x.shape[:2])} | assignment_speed(x, repeats=3)
