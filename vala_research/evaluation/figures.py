@@ -3,13 +3,9 @@
 Rougier, Droettboom, Bourne 2014 for the style; Okabe and Ito 2008 for colours all readers can tell.
 """
 
-import csv
-import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
@@ -17,6 +13,7 @@ from matplotlib.figure import Figure
 
 from vala_research import InputError
 from vala_research.evaluation.provenance import file_hash, jsonable, record
+from vala_research.files import write_json, write_rows, written_together
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLE = {
@@ -89,34 +86,18 @@ def emit(
         device=device, inputs=inputs,
     )  # fmt: skip
     folder = Path(folder)
-    unfinished = folder / f".{name}.{uuid4().hex[:8]}"
     paths = {kind: folder / f"{name}.{kind}" for kind in ("pdf", "png", "csv", "json")}
-    try:
-        unfinished.mkdir(parents=True)
-        parts = {kind: unfinished / path.name for kind, path in paths.items()}
-        _save(fig, columns, rows, parts)
-        origin["outputs"] = {kind: file_hash(parts[kind]) for kind in ("pdf", "png", "csv")}
-        parts["json"].write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
-        for kind, path in paths.items():
-            os.replace(parts[kind], path)
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({error.strerror}): choose another."
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with written_together(*paths.values()) as unfinished:
+        folder.mkdir(parents=True, exist_ok=True)
+        pdf, png, numbers, how = unfinished
+        with rc_context({"pdf.fonttype": 42}):
+            # Without dates the same figure is the same bytes, and its hash says so.
+            fig.savefig(pdf, metadata={"CreationDate": None})
+            fig.savefig(png, dpi=getattr(fig, "pixels_per_inch", STYLE["savefig.dpi"]))
+        write_rows(numbers, rows, columns)
+        hashes = {"pdf": file_hash(pdf), "png": file_hash(png), "csv": file_hash(numbers)}
+        write_json(how, origin | {"outputs": hashes})
     return paths
-
-
-def _save(fig: Figure, columns: list[str], rows: list[dict], parts: dict[str, Path]) -> None:
-    with rc_context({"pdf.fonttype": 42}):
-        # Without dates the same figure is the same bytes, and its hash says so.
-        fig.savefig(parts["pdf"], metadata={"CreationDate": None})
-        fig.savefig(parts["png"], dpi=getattr(fig, "pixels_per_inch", STYLE["savefig.dpi"]))
-    with parts["csv"].open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _rows(table) -> tuple[list[str], list[dict]]:
