@@ -20,7 +20,7 @@ from vala_research.adapter.settings import AdapterSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.assets import demo_clip
 from vala_research.cli.app import app
-from vala_research.cli.edit import scores_of
+from vala_research.cli.scores import scores_of
 from vala_research.evaluation.metrics import psnr
 from vala_research.sprites.edits import DEMO_FRAMES, demo_scenes
 from vala_research.sprites.render import render
@@ -274,9 +274,8 @@ def test_the_demo_clip_is_the_scene_whose_edit_is_known():
 def test_the_true_edit_scores_as_the_right_answer():
     scene, target = demo_scenes()
     source, truth = (render(s, 4, 64) for s in (scene, target))
-    settings = {"prompt": target.caption}
-    right = scores_of(source.frames, truth.frames, settings, "other", (truth, target))
-    wrong = scores_of(source.frames, source.frames, settings, "other", (truth, target))
+    right = scores_of(source.frames, truth.frames, target.caption, "other", (truth, target))
+    wrong = scores_of(source.frames, source.frames, target.caption, "other", (truth, target))
     psnr_name = "PSNR of the edit to the true edit, dB"
     share = "share of frames with every attribute right"
     assert right[psnr_name] == float("inf") and right[share] == 1

@@ -1,4 +1,4 @@
-"""`vala shards`: a data set becomes shards; what is told beside is the library's own summary."""
+"""`vala shards`: write a data set as shards."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from typing import Annotated
 
 import typer
 
-from vala_research.cli.options import sides
+from vala_research.cli.options import Layout, Split, Strict, sides
 
 
 def shards(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of clips and captions.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder: new, or begun before.")],
-    layout: Annotated[
-        str | None,
-        typer.Option(help="msrvtt, loveu, davis or folder.", show_default="by its files"),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="As its caption files name it.", show_default="all")
-    ] = None,
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Read this folder of clips and captions.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Write into this folder, new or begun before.")
+    ],
+    layout: Layout = None,
+    split: Split = None,
     size: Annotated[
-        str | None, typer.Option(help="SIDE or HEIGHTxWIDTH.", show_default="the clips'")
+        str | None,
+        typer.Option(help="Scale frames to SIDE or HEIGHTxWIDTH.", show_default="the clips'"),
     ] = None,
-    picture: Annotated[str, typer.Option(help="png is exact, jpg about a third as large.")] = "png",
-    piece: Annotated[int, typer.Option(help="Longest run of frames in one sample.")] = 32,
+    picture: Annotated[
+        str, typer.Option(help="Store frames as png (exact) or jpg (about a third as large).")
+    ] = "png",
+    piece: Annotated[int, typer.Option(help="Put at most this many frames into a sample.")] = 32,
     pieces_per_clip: Annotated[
-        int | None, typer.Option(help="At most so many of a clip.", show_default="all")
+        int | None, typer.Option(help="Take at most this many per clip.", show_default="all")
     ] = None,
-    clips_per_shard: Annotated[int, typer.Option(help="Clips in a tar file.")] = 64,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fail on a clip that is missing or damaged.")
-    ] = False,
+    clips_per_shard: Annotated[int, typer.Option(help="Put this many clips into a tar file.")] = 64,
+    strict: Strict = False,
 ) -> None:
-    """Write a data set as WebDataset shards; given again, it goes on where it was stopped."""
+    """Write a data set as WebDataset shards; the same command goes on where it was stopped."""
     picture_sides = sides(size)  # before anything heavy is imported
     from vala_research.data.shards import ShardSettings, convert
 
     settings = ShardSettings(picture_sides, picture, piece, pieces_per_clip, clips_per_shard)
-    said = convert(data, output, settings, layout, split, strict)
+    summary = convert(data, output, settings, layout, split, strict)
     n_shards = len(list(output.glob("shard-*.tar")))
-    typer.echo(f"{said}\nwrote {n_shards} shard{'s' * (n_shards != 1)} to {output}")
+    typer.echo(f"{summary}\nwrote {n_shards} shard{'s' * (n_shards != 1)} to {output}")
