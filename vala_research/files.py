@@ -15,7 +15,7 @@ from vala_research import InputError
 
 @contextmanager
 def written_together(*paths: Path) -> Iterator[list[Path]]:
-    """Yield names to write to, beside `paths`.
+    """Yield names to write to, beside `paths`, whose folder is made if need be.
 
     On success they are renamed to `paths` in order; on any failure they are removed and `paths`
     stay as they were. The last of several vouches for the others: it is removed before the first
@@ -26,6 +26,7 @@ def written_together(*paths: Path) -> Iterator[list[Path]]:
     mark = uuid4().hex[:8]
     unfinished = [path.with_name(f".{path.stem}.{mark}{path.suffix}") for path in paths]
     try:
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
 
         if len(paths) > 1:

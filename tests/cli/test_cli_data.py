@@ -80,10 +80,10 @@ def test_killed_at_any_moment_and_repeated_it_gives_the_same_bytes(tmp_path):
     # A fork server imports once what each of the processes would import again.
     fresh = get_context("forkserver")
     fresh.set_forkserver_preload(["vala_research.data.shards"])
-    given = (tmp_path / "data", tmp_path / "killed")
+    given, settings = (tmp_path / "data", tmp_path / "killed"), {"clips_per_shard": 3, "size": "48"}
     n_killed = 0
     for wanted in (1, 2, 5):  # shards that are there when it is killed
-        process = fresh.Process(target=shards, args=given, kwargs=dict(clips_per_shard=3, size="48"))
+        process = fresh.Process(target=shards, args=given, kwargs=settings)
         process.start()
         while process.is_alive():
             if len(list((tmp_path / "killed").glob("shard-*.tar"))) >= wanted:

@@ -45,7 +45,6 @@ def write_adapter(
     config = json.dumps({PREFIX + k: v for k, v in lora_config.items()}, sort_keys=True)
     metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: config}
     with written_together(*(folder / name for name in FILES)) as (weights, prompts, text):
-        folder.mkdir(parents=True, exist_ok=True)
         save_file(_plain(lora, PREFIX), weights, metadata)
         save_file(_plain(tokens), prompts)
         text.write_text(json.dumps(description, indent=2) + "\n", "utf-8")

@@ -1,4 +1,4 @@
-"""What `vala edit` measures and draws of an edit."""
+"""Numbers and picture of one edit, for `vala edit`."""
 
 from __future__ import annotations
 

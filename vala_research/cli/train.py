@@ -154,7 +154,8 @@ def run_training(groups, output: Path, settings, made_of, place: Place, parts: P
         typer.echo(
             f"{settings.max_steps} steps of {settings.accumulation} x {settings.batch_size} "
             f"samples of {groups.sampling.n_frames} frames of {h}x{w}, "
-            f"{adapter.n_parameters} weights, {pipe.device}: about {size_text(expected.peak_bytes)} and {expected.seconds:.0f} s."
+            f"{adapter.n_parameters} weights, {pipe.device}: "
+            f"about {size_text(expected.peak_bytes)} and {expected.seconds:.0f} s."
         )
     try:
         train(pipe, adapter, groups, output, settings, vision, control)
