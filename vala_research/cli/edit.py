@@ -5,9 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from vala_research import InputError
 from vala_research.cli.loading import (
@@ -38,32 +35,24 @@ from vala_research.cli.options import (
     SourcePrompt,
     Steps,
     Stride,
+    option,
 )
 from vala_research.cli.report import announce, report, write_record
 from vala_research.cli.scores import scores_of, write_strip
 
-Prompt = Annotated[str, typer.Option(help="Describe the edited clip.")]
-NegativePrompt = Annotated[
-    str | None, typer.Option(help="Describe what to move away from.", show_default="none")
-]
-Output = Annotated[
-    Path, typer.Option("-o", "--output", help="Write an mp4, webm, gif or a folder of frames.")
-]
-OutputFolder = Annotated[Path, typer.Option("-o", "--output", help="Write into this folder.")]
-Motion = Annotated[
-    str | None,
-    typer.Option(
-        help="Fuse with AnimateDiff motion modules: 'miniature', a folder or a hub id.",
-        show_default="none",
-    ),
-]
-VideoWeight = Annotated[float, typer.Option(help="Give the video model this weight at step tau.")]
-Schedule = Annotated[
-    str, typer.Option(help="Change the weights by constant, decay_image, decay_video or cosine.")
-]
-Tau = Annotated[float, typer.Option(help="Start to fuse after this share of the steps.")]
-Strip = Annotated[Path | None, typer.Option(help="Write a before/after picture (png).")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write how the edit was made (json).")]
+Prompt = option(str, "Describe the edited clip.")
+NegativePrompt = option(str | None, "Describe what to move away from.", default="none")
+Output = option(Path, "Write an mp4, webm, gif or a folder of frames.", "-o", "--output")
+OutputFolder = option(Path, "Write into this folder.", "-o", "--output")
+Motion = option(
+    str | None, "Fuse with AnimateDiff motion modules: 'miniature', a folder or a hub id.",
+    default="none",
+)  # fmt: skip
+VideoWeight = option(float, "Give the video model this weight at step tau.")
+Schedule = option(str, "Change the weights by constant, decay_image, decay_video or cosine.")
+Tau = option(float, "Start to fuse after this share of the steps.")
+Strip = option(Path | None, "Write a before/after picture (png).")
+Json = option(Path | None, "Write how the edit was made (json).", "--json")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from vala_research import InputError
 from vala_research.cli.loading import (
@@ -35,16 +32,17 @@ from vala_research.cli.options import (
     SourcePrompt,
     Steps,
     Stride,
+    option,
 )
 from vala_research.cli.report import announce, report, write_record
+
+Output = option(Path, "Write into a folder or a .safetensors file.", "-o", "--output")
 
 
 def invert(
     clip: ClipPath,
     source_prompt: SourcePrompt,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Write into a folder or a .safetensors file.")
-    ],
+    output: Output,
     model: Model = "miniature",
     attention: Attention = "extended",
     inversion: Inversion = "ddim",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,55 +12,39 @@ from vala_research import InputError
 
 DTYPES = ("float32", "float16", "bfloat16")
 
+
+def option(kind: Any, text: str, *names: str, default: str | bool = True) -> Any:
+    """Type of an option; default: shown in its help in place of None."""
+    return Annotated[kind, typer.Option(*names, help=text, show_default=default)]
+
+
 ClipPath = Annotated[
     Path, typer.Argument(metavar="CLIP", help="Read this video, gif or folder of frames.")
 ]
-SourcePrompt = Annotated[str, typer.Option(help="Describe the clip as it is.")]
-Model = Annotated[str, typer.Option(help="Use 'miniature', a local folder or a hub id.")]
-Attention = Annotated[
-    str, typer.Option(help="Let frames attend by own, first, sparse_causal, extended or anchors.")
-]
-Inversion = Annotated[str, typer.Option(help="Invert by ddim, exact, bilateral or null_text.")]
-Injection = Annotated[
-    float, typer.Option(help="Inject the source's attention in this first share of the steps.")
-]
-Steps = Annotated[int, typer.Option(help="Take this many diffusion steps each way.")]
-Guidance = Annotated[
-    float, typer.Option(help="Follow the prompt this strongly; 1 turns guidance off.")
-]
-Frames = Annotated[int | None, typer.Option(help="Use this many frames.", show_default="all")]
-Stride = Annotated[int, typer.Option(help="Use every n-th frame.")]
-Size = Annotated[
-    str | None,
-    typer.Option(help="Scale frames to SIDE or HEIGHTxWIDTH pixels.", show_default="the model's"),
-]
-Device = Annotated[str, typer.Option(help="Run on auto, cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[str, typer.Option(help="Compute in float32, float16 or bfloat16.")]
-Seed = Annotated[int, typer.Option(help="Seed all random draws.")]
-Adapter = Annotated[
-    str | None,
-    typer.Option(help="Load 'miniature' or a folder of vala train.", show_default="none"),
-]
-AdapterInterval = Annotated[
-    tuple[float, float] | None,
-    typer.Option(help="Let the adapter act between these fractions of T.", show_default="its own"),
-]
-AdapterScale = Annotated[
-    float | None,
-    typer.Option(
-        help="Let the adapter act this strongly; 0 turns it off.", show_default="its own"
-    ),
-]
-Layout = Annotated[
-    str | None,
-    typer.Option(help="Read the data as msrvtt, loveu, davis or folder.", show_default="found"),
-]
-Split = Annotated[
-    str | None, typer.Option(help="Use this split of the data set.", show_default="all")
-]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Fail on a clip that is missing or damaged.")
-]
+SourcePrompt = option(str, "Describe the clip as it is.")
+Model = option(str, "Use 'miniature', a local folder or a hub id.")
+Attention = option(str, "Let frames attend by own, first, sparse_causal, extended or anchors.")
+Inversion = option(str, "Invert by ddim, exact, bilateral or null_text.")
+Injection = option(float, "Inject the source's attention in this first share of the steps.")
+Steps = option(int, "Take this many diffusion steps each way.")
+Guidance = option(float, "Follow the prompt this strongly; 1 turns guidance off.")
+Frames = option(int | None, "Use this many frames.", default="all")
+Stride = option(int, "Use every n-th frame.")
+Size = option(str | None, "Scale frames to SIDE or HEIGHTxWIDTH pixels.", default="the model's")
+Device = option(str, "Run on auto, cpu, cuda, cuda:1 or mps.")
+Dtype = option(str, "Compute in float32, float16 or bfloat16.")
+Seed = option(int, "Seed all random draws.")
+Adapter = option(str | None, "Load 'miniature' or a folder of vala train.", default="none")
+AdapterInterval = option(
+    tuple[float, float] | None, "Let the adapter act between these fractions of T.",
+    default="its own",
+)  # fmt: skip
+AdapterScale = option(
+    float | None, "Let the adapter act this strongly; 0 turns it off.", default="its own"
+)
+Layout = option(str | None, "Read the data as msrvtt, loveu, davis or folder.", default="found")
+Split = option(str | None, "Use this split of the data set.", default="all")
+Strict = option(bool, "Fail on a clip that is missing or damaged.", "--strict")
 
 
 @dataclass(frozen=True)

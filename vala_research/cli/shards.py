@@ -7,30 +7,29 @@ from typing import Annotated
 
 import typer
 
-from vala_research.cli.options import Layout, Split, Strict, sides
+from vala_research.cli.options import Layout, Split, Strict, option, sides
+
+Data = Annotated[
+    Path, typer.Argument(metavar="DATA", help="Read this folder of clips and captions.")
+]
+Output = option(Path, "Write into this folder, new or begun before.", "-o", "--output")
+Sides = option(str | None, "Scale frames to SIDE or HEIGHTxWIDTH pixels.", default="the clips'")
+Picture = option(str, "Store frames as png (exact) or jpg (about a third as large).")
+Piece = option(int, "Put at most this many frames into a sample.")
+PiecesPerClip = option(int | None, "Take at most this many samples per clip.", default="all")
+ClipsPerShard = option(int, "Put this many clips into a tar file.")
 
 
 def shards(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Read this folder of clips and captions.")
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Write into this folder, new or begun before.")
-    ],
+    data: Data,
+    output: Output,
     layout: Layout = None,
     split: Split = None,
-    size: Annotated[
-        str | None,
-        typer.Option(help="Scale frames to SIDE or HEIGHTxWIDTH.", show_default="the clips'"),
-    ] = None,
-    picture: Annotated[
-        str, typer.Option(help="Store frames as png (exact) or jpg (about a third as large).")
-    ] = "png",
-    piece: Annotated[int, typer.Option(help="Put at most this many frames into a sample.")] = 32,
-    pieces_per_clip: Annotated[
-        int | None, typer.Option(help="Take at most this many per clip.", show_default="all")
-    ] = None,
-    clips_per_shard: Annotated[int, typer.Option(help="Put this many clips into a tar file.")] = 64,
+    size: Sides = None,
+    picture: Picture = "png",
+    piece: Piece = 32,
+    pieces_per_clip: PiecesPerClip = None,
+    clips_per_shard: ClipsPerShard = 64,
     strict: Strict = False,
 ) -> None:
     """Write a data set as WebDataset shards; the same command goes on where it was stopped."""

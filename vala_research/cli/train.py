@@ -12,10 +12,10 @@ import typer
 
 from vala_research import InputError
 from vala_research.cli.loading import load_model, model_side
-from vala_research.cli.options import Layout, Model, Place, Seed, Size, Split, Strict, sides
+from vala_research.cli.options import Layout, Model, Place, Seed, Size, Split, Strict, option, sides
 from vala_research.cli.report import size_text, stop
 
-VISION_ENCODER = "openai/clip-vit-base-patch32"  # GE-Adapter's, 50 tokens of 768
+ENCODER = "openai/clip-vit-base-patch32"  # GE-Adapter's, 50 tokens of 768
 DEVICES = ("auto", "cpu", "cuda")
 HALF = {"fp16": "float16", "bf16": "bfloat16"}  # the dtype of the networks by precision
 
@@ -29,65 +29,49 @@ class Parts:
     start_from: Path | None = None
 
 
+Data = Annotated[
+    Path, typer.Argument(metavar="DATA", help="Read this folder of clips, or shards.")
+]
+Output = option(Path, "Write the adapter into this folder.", "-o", "--output")
+CONTROLNET_HELP = "Condition on Canny edges by this frozen ControlNet: a folder or a hub id."
+
+
 def train(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Read this folder of clips, or shards.")
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Write the adapter into this folder.")
-    ],
+    data: Data,
+    output: Output,
     model: Model = "miniature",
-    steps: Annotated[int, typer.Option(help="Update the weights this many times.")] = 10_000,
-    frames: Annotated[int, typer.Option(help="Sample this many frames of a clip.")] = 3,
-    stride: Annotated[int, typer.Option(help="Sample every n-th frame.")] = 1,
+    steps: option(int, "Update the weights this many times.") = 10_000,
+    frames: option(int, "Sample this many frames of a clip.") = 3,
+    stride: option(int, "Sample every n-th frame.") = 1,
     size: Size = None,
     layout: Layout = None,
     split: Split = None,
     strict: Strict = False,
-    variant: Annotated[
-        str, typer.Option(help="Use the variant triples or released of the temporal loss.")
-    ] = "triples",
-    lambda_diffusion: Annotated[float, typer.Option(help="Weigh the diffusion loss.")] = 0.01,
-    lambda_temporal: Annotated[float, typer.Option(help="Weigh the temporal loss.")] = 1.0,
-    flicker_weight: Annotated[
-        float, typer.Option(help="Weigh the temporal loss's part against steady flicker.")
-    ] = 0.0,
-    temporal_from: Annotated[
-        float, typer.Option(help="Turn the LoRA on from this fraction of T.")
-    ] = 0.5,
-    attention: Annotated[
-        str, typer.Option(help="Let frames attend by own, first, sparse_causal or extended.")
-    ] = "own",
-    caption_dropout: Annotated[float, typer.Option(help="Empty this share of captions.")] = 0.0,
-    weighting: Annotated[
-        str, typer.Option(help="Weigh the diffusion loss by target or velocity.")
-    ] = "target",
-    rank: Annotated[int, typer.Option(help="Give the LoRA this rank, and alpha the same.")] = 4,
-    blocks: Annotated[str, typer.Option(help="Put the LoRA into all, down_up or down.")] = "all",
-    n_shared: Annotated[int, typer.Option(help="Share this many prompt tokens over frames.")] = 18,
-    frame_tokens: Annotated[bool, typer.Option(help="Give each frame prompt tokens.")] = True,
-    vision_encoder: Annotated[
-        str | None,
-        typer.Option(help="Read frames with this CLIP model.", show_default=VISION_ENCODER),
-    ] = None,
-    controlnet: Annotated[
-        str | None,
-        typer.Option(help="Condition on Canny edges by this frozen ControlNet: folder or hub id.",
-                     show_default="none"),
-    ] = None,
-    start_from: Annotated[
-        Path | None, typer.Option(help="Go on from this adapter.", show_default="none")
-    ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Learn at this rate after warm-up.")] = 3e-5,
-    warmup: Annotated[int, typer.Option(help="Warm up for this many steps.")] = 500,
-    batch: Annotated[int, typer.Option(help="Put this many samples into a batch.")] = 1,
-    accumulation: Annotated[int, typer.Option(help="Add up this many batches per step.")] = 8,
-    checkpoint_every: Annotated[int, typer.Option(help="Save after this many steps.")] = 500,
-    precision: Annotated[str, typer.Option(help="Use mixed precision: no, fp16 or bf16.")] = "no",
-    workers: Annotated[int, typer.Option(help="Read clips in this many processes.")] = 0,
-    device: Annotated[str, typer.Option(help=f"Run on {', '.join(DEVICES)}.")] = "auto",
+    variant: option(str, "Use the variant triples or released of the temporal loss.") = "triples",
+    lambda_diffusion: option(float, "Weigh the diffusion loss.") = 0.01,
+    lambda_temporal: option(float, "Weigh the temporal loss.") = 1.0,
+    flicker_weight: option(float, "Weigh the temporal loss's part against steady flicker.") = 0.0,
+    temporal_from: option(float, "Turn the LoRA on from this fraction of T.") = 0.5,
+    attention: option(str, "Let frames attend by own, first, sparse_causal or extended.") = "own",
+    caption_dropout: option(float, "Leave this share of the captions empty.") = 0.0,
+    weighting: option(str, "Weigh the diffusion loss by target or velocity.") = "target",
+    rank: option(int, "Give the LoRA this rank, and alpha the same.") = 4,
+    blocks: option(str, "Put the LoRA into all, down_up or down.") = "all",
+    n_shared: option(int, "Share this many prompt tokens over frames.") = 18,
+    frame_tokens: option(bool, "Give each frame its own prompt tokens.") = True,
+    vision_encoder: option(str | None, "Read frames with this CLIP.", default=ENCODER) = None,
+    controlnet: option(str | None, CONTROLNET_HELP, default="none") = None,
+    start_from: option(Path | None, "Go on from this adapter.", default="none") = None,
+    learning_rate: option(float, "Learn at this rate after the warm-up.") = 3e-5,
+    warmup: option(int, "Warm up for this many steps.") = 500,
+    batch: option(int, "Put this many samples into a batch.") = 1,
+    accumulation: option(int, "Add up this many batches per step.") = 8,
+    checkpoint_every: option(int, "Save after this many steps.") = 500,
+    precision: option(str, "Use mixed precision: no, fp16 or bf16.") = "no",
+    workers: option(int, "Read clips in this many processes.") = 0,
+    device: option(str, f"Run on {', '.join(DEVICES)}.") = "auto",
     seed: Seed = 0,
-) -> None:  # fmt: skip
+) -> None:
     """Train a temporal adapter; the same command goes on where it was killed."""
     from vala_research.adapter.loss import LossSettings
     from vala_research.adapter.settings import AdapterSettings
@@ -125,7 +109,7 @@ def train(
         warnings.simplefilter("ignore")
         sampling = GroupSampling(frames, stride, seed=seed)
         groups = open_groups(data, sampling, sides(size), n_samples, layout, split, strict)
-    encoder = vision_encoder or ("miniature" if model == "miniature" else VISION_ENCODER)
+    encoder = vision_encoder or ("miniature" if model == "miniature" else ENCODER)
     place = Place(model, device, HALF.get(precision, "float32"))
     run_training(groups, output, training, adapter, place, Parts(encoder, controlnet, start_from))
 
