@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.cli.options import DTYPES, Inverting, Place, Sampling, sides
 
 
@@ -69,8 +69,7 @@ def load_clip_and_model(path: Path, place: Place, sampling: Sampling):
 
 def load_model(place: Place):
     """Load the pipeline on its device, with its adapter; returns it and the device's name."""
-    if place.dtype not in DTYPES:
-        raise InputError(f"Unknown dtype {place.dtype!r}: choose one of {', '.join(DTYPES)}.")
+    chosen_from("dtype", place.dtype, DTYPES)
     import diffusers
     import huggingface_hub
     import torch

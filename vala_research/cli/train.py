@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.cli.loading import load_model, model_side
 from vala_research.cli.options import Layout, Model, Place, Seed, Size, Split, Strict, option, sides
 from vala_research.cli.report import size_text, stop
@@ -98,8 +98,7 @@ def train(
         )
     if output.suffix or output.is_file():
         raise InputError(f"{output}: give the name of a folder for the adapter.")
-    if device not in DEVICES:
-        raise InputError(f"Unknown device {device!r}: choose one of {', '.join(DEVICES)}.")
+    chosen_from("device", device, DEVICES)
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
 

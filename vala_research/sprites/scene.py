@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.sprites.captions import caption
 from vala_research.sprites.palette import COLOURS, HELD_OUT, PATTERNS, PERIOD, SHAPES, contrasts
 
@@ -86,9 +86,8 @@ class Scene:
             raise InputError("A scene has both a shape and a colour, or neither: give both.")
         for key, value in self.attributes.items():
             known = {"shape": SHAPES, "pattern": PATTERNS}.get(key, tuple(COLOURS))
-            if value is not None and value not in known:
-                names = ", ".join(known)
-                raise InputError(f"Unknown sprite {key} {value!r}: choose one of {names}.")
+            if value is not None:
+                chosen_from(f"sprite {key}", value, known)
 
     @property
     def attributes(self) -> dict[str, str | None]:
@@ -117,8 +116,7 @@ class Scene:
 def split_generator(split: str, index: int) -> torch.Generator:
     """Random generator of scene `index` of a split; no two splits share a seed."""
     splits = ("train", "validation", "test")
-    if split not in splits:
-        raise InputError(f"Unknown split {split!r}: choose one of {', '.join(splits)}.")
+    chosen_from("split", split, splits)
     return torch.Generator().manual_seed(3 * index + splits.index(split))
 
 
