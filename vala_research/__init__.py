@@ -3,6 +3,7 @@
 Importing this package is instant: torch and diffusers are loaded when a name below is first used.
 """
 
+from collections.abc import Iterable
 from importlib import import_module
 
 __version__ = "0.2.0"
@@ -14,11 +15,20 @@ _HOMES = {
     "Clip": "vala_research.data.clips",
     "miniature_path": "vala_research.assets",
 }
-__all__ = ["InputError", *_HOMES]
+__all__ = ["InputError", "chosen_from", *_HOMES]
 
 
 class InputError(ValueError):
     """Bad input: one sentence that names the input, the problem and the remedy."""
+
+
+def chosen_from(what: str, value: object, known: Iterable) -> None:
+    """Raise InputError unless `value` is one of the `known` values; `what`: its name."""
+    names = list(known)
+    if value not in names:
+        raise InputError(
+            f"Unknown {what} {value!r}: choose one of {', '.join(map(str, names))}."
+        )
 
 
 def __getattr__(name: str):

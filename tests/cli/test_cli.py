@@ -20,12 +20,13 @@ from vala_research.adapter.settings import AdapterSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.assets import demo_clip
 from vala_research.cli.app import app
-from vala_research.cli.edit import scores_of
+from vala_research.cli.scores import scores_of
 from vala_research.evaluation.metrics import psnr
 from vala_research.sprites.edits import DEMO_FRAMES, demo_scenes
 from vala_research.sprites.render import render
 
 PROMPTS = ["--source-prompt", "a red circle", "--prompt", "a blue circle"]
+QUICK = ["--steps", 2, "--size", 16, "--attention", "own"]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def adapter(tmp_path, model) -> Path:
 
 
 def test_edit_with_an_adapter(tmp_path, clip, model, adapter):
-    given = ["edit", clip, *PROMPTS, "--model", model, "--steps", 2, "--size", 16]
+    given = ["edit", clip, *PROMPTS, "--model", model, *QUICK]
     results = {}
     for name, options in {
         "without": [],
@@ -118,7 +119,7 @@ def test_edit_with_an_adapter(tmp_path, clip, model, adapter):
 
 def test_edit_with_a_video_model(tmp_path, clip, model):
     tiny_motion_adapter().save_pretrained(tmp_path / "motion")
-    common = [clip, *PROMPTS, "--model", model, "--steps", 2]
+    common = [clip, *PROMPTS, "--model", model, *QUICK, "--frames", 2]
     fused = [*common, "--motion", tmp_path / "motion"]
     frames = {}
     for name, options in {
@@ -156,15 +157,15 @@ def test_invert_reports_what_comes_back(tmp_path, clip, model):
 
 
 def test_invert_with_an_adapter(tmp_path, clip, model, adapter):
-    """It acts in the inversion and in the reconstruction, which therefore still returns."""
-    command = ["invert", clip, "--source-prompt", "a red circle", "--model", model, "--steps", 2,
-               "--size", 16, "--inversion", "exact"]  # fmt: skip
-    found, given = {}, ["--adapter", adapter, "--adapter-interval", 0, 1]
+    """It acts in the inversion, unless its scale is 0."""
+    command = ["invert", clip, "--source-prompt", "a red circle", "--model", model, *QUICK]
+    latents, given = {}, ["--adapter", adapter, "--adapter-interval", 0, 1]
     for name, options in {"none": [], "off": [*given, "--adapter-scale", 0], "on": given}.items():
         status, _, err = vala(*command, *options, "-o", tmp_path / f"{name}.safetensors")
         assert status == 0, err
-        found[name] = load_file(tmp_path / f"{name}.safetensors")["latents"]
-    assert torch.equal(found["none"], found["off"]) and not torch.equal(found["off"], found["on"])
+        latents[name] = load_file(tmp_path / f"{name}.safetensors")["latents"]
+    assert torch.equal(latents["none"], latents["off"])
+    assert not torch.equal(latents["off"], latents["on"])
     record = json.loads((tmp_path / "on.json").read_text())
     assert record["parameters"]["adapter"] == str(adapter)
     refused(tmp_path, *command, "--adapter-scale", 1, "-o", tmp_path / "x", naming="--adapter")
@@ -274,9 +275,8 @@ def test_the_demo_clip_is_the_scene_whose_edit_is_known():
 def test_the_true_edit_scores_as_the_right_answer():
     scene, target = demo_scenes()
     source, truth = (render(s, 4, 64) for s in (scene, target))
-    settings = {"prompt": target.caption}
-    right = scores_of(source.frames, truth.frames, settings, "other", (truth, target))
-    wrong = scores_of(source.frames, source.frames, settings, "other", (truth, target))
+    right = scores_of(source.frames, truth.frames, target.caption, "other", (truth, target))
+    wrong = scores_of(source.frames, source.frames, target.caption, "other", (truth, target))
     psnr_name = "PSNR of the edit to the true edit, dB"
     share = "share of frames with every attribute right"
     assert right[psnr_name] == float("inf") and right[share] == 1
@@ -285,7 +285,8 @@ def test_the_true_edit_scores_as_the_right_answer():
 
 
 def test_quickstart_on_the_miniature(tmp_path, miniature):
-    status, printed, err = vala("quickstart", "-o", tmp_path / "q", "--steps", 5)
+    options = ["--steps", 1, "--attention", "own"]
+    status, printed, err = vala("quickstart", "-o", tmp_path / "q", *options)
     assert status == 0, err
     assert "to the true edit" in printed
     written = {p.name for p in (tmp_path / "q").iterdir()}

@@ -1,7 +1,6 @@
 """`vala train`: an adapter from a folder of clips, and one sentence for what cannot be trained."""
 
 import csv
-import os
 import subprocess
 import sys
 
@@ -23,6 +22,14 @@ BARE = [*QUICK, "--n-shared", 0, "--no-frame-tokens"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     return str(tiny_checkpoint(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -143,7 +150,7 @@ def test_outlines_are_where_the_colour_changes():
     assert edges[1, 0].any(1)[2:-2].all() and torch.equal(edges[:, 0], edges[:, 2])
 
 
-def test_two_processes_train_what_one_does(tmp_path, clips, model):
+def test_two_processes_train_what_one_does(tmp_path, clips, model, one_thread, monkeypatch):
     """Each takes every other batch, and gradients are averaged: weights and log of one process.
 
     All compute on one thread. Adam divides a small gradient by its own size, and so enlarges
@@ -152,22 +159,23 @@ def test_two_processes_train_what_one_does(tmp_path, clips, model):
     """
     command = ["train", clips, "--model", model, *BARE, "--device", "cpu"]
 
-    def train(name: str, *launcher: str, accumulation: int):
-        given = [*command, "--accumulation", accumulation, "-o", tmp_path / name]
-        done = subprocess.run(
-            [sys.executable, "-m", *launcher, "vala_research.cli", *map(str, given)],
-            env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    def trained(name: str) -> tuple[torch.Tensor, list[dict]]:
         weights = load_file(tmp_path / name / "pytorch_lora_weights.safetensors")
         log = csv.DictReader((tmp_path / name / "log.csv").open())
         return torch.cat([weights[k].flatten() for k in sorted(weights)]), list(log)
 
-    two_processes = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    one, log = train("one", accumulation=2)
-    two, other = train("two", *two_processes, accumulation=1)
-    alone, _ = train("alone", accumulation=1)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name, accumulation in (("one", 2), ("alone", 1)):
+        assert vala(*command, "--accumulation", accumulation, "-o", tmp_path / name)[0] == 0
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    given = [*command, "--accumulation", 1, "-o", tmp_path / "two"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "vala_research.cli", *map(str, given)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (one, log), (two, other), (alone, _) = map(trained, ("one", "two", "alone"))
     assert (two - one).norm() < 1e-4 * one.norm()
     assert (alone - one).norm() > 1e-2 * one.norm()
     for row, same in zip(log, other, strict=True):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from vala_research import InputError, miniature_path
 from vala_research.miniature import motion, motion_card
-from vala_research.miniature.objectives import Captions
+from vala_research.miniature.batches import Captions
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import SIZE
 

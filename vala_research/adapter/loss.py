@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.adapter.temporal_adapter import TemporalAdapter, temporal_features
 from vala_research.diffusion.attention import POLICIES
 from vala_research.diffusion.injection import attention_patches
@@ -53,19 +53,13 @@ class LossSettings:
     flicker_weight: float = 0.0
 
     def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise InputError(
-                f"Unknown variant {self.variant!r}: choose one of {', '.join(VARIANTS)}."
-            )
+        chosen_from("variant", self.variant, VARIANTS)
         if self.attention not in POLICIES:
             raise InputError(
                 f"Training under attention {self.attention!r} is not possible: choose one of "
                 f"{', '.join(POLICIES)}."
             )
-        if self.weighting not in WEIGHTINGS:
-            raise InputError(
-                f"Unknown weighting {self.weighting!r}: choose one of {', '.join(WEIGHTINGS)}."
-            )
+        chosen_from("weighting", self.weighting, WEIGHTINGS)
         if min(self.lambda_diffusion, self.lambda_temporal, self.flicker_weight) < 0:
             raise InputError("A weight of the loss is negative: give 0 or more.")
         if self.variant == "released" and self.flicker_weight:

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers.models.attention_processor import Attention
 from peft import LoraConfig
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.patching import is_temporal
 from vala_research.methods.prompt_tokens import PromptTokenSettings
@@ -52,8 +52,7 @@ class AdapterSettings:
             raise InputError(
                 f"A LoRA of rank {self.rank} and alpha {self.alpha}: give at least 1 of each."
             )
-        if self.blocks not in BLOCKS:
-            raise InputError(f"Unknown blocks {self.blocks!r}: choose one of {', '.join(BLOCKS)}.")
+        chosen_from("blocks", self.blocks, BLOCKS)
         PromptTokenSettings(self.n_shared, self.pooling)
         for name in ("interval", "token_interval"):  # json has lists
             if getattr(self, name) is not None:

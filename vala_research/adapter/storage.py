@@ -8,7 +8,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError
@@ -19,6 +18,7 @@ from vala_research import InputError, miniature_path
 from vala_research.adapter.settings import AdapterSettings, lora_shapes, signature
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.checkpoint import PICKLES
+from vala_research.files import written_together
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 TOKENS = "prompt_tokens.safetensors"
@@ -36,7 +36,7 @@ def write_adapter(
     tokens: Tensors,
     lora_config: dict[str, Any],
 ) -> None:
-    """All files are written beside their names and then renamed: a failure leaves what was there.
+    """Write an adapter's files whole or not at all: a failure leaves what was there.
 
     The description goes first and comes last, so that no mixture of two adapters is ever read.
     lora: by names in the UNet. lora_config: peft's, by which diffusers learns alpha.
@@ -44,21 +44,10 @@ def write_adapter(
     folder = Path(folder)
     config = json.dumps({PREFIX + k: v for k, v in lora_config.items()}, sort_keys=True)
     metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: config}
-    unfinished = {name: folder / f".{uuid4().hex[:8]}.{name}" for name in FILES}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(_plain(lora, PREFIX), unfinished[WEIGHTS], metadata)
-        save_file(_plain(tokens), unfinished[TOKENS])
-        unfinished[DESCRIPTION].write_text(json.dumps(description, indent=2) + "\n", "utf-8")
-        (folder / DESCRIPTION).unlink(missing_ok=True)
-        for name in FILES:
-            os.replace(unfinished[name], folder / name)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"The adapter cannot be written to {folder} ({reason}).") from error
-    finally:
-        for path in unfinished.values():
-            path.unlink(missing_ok=True)
+    with written_together(*(folder / name for name in FILES)) as (weights, prompts, text):
+        save_file(_plain(lora, PREFIX), weights, metadata)
+        save_file(_plain(tokens), prompts)
+        text.write_text(json.dumps(description, indent=2) + "\n", "utf-8")
 
 
 def _plain(tensors: Tensors, prefix: str = "") -> Tensors:

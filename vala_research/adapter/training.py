@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.adapter.batches import (
     Control,
     Encoders,
@@ -67,10 +67,7 @@ class TrainingSettings:
                 raise InputError(f"{name} is {getattr(self, name)}: give at least 1.")
         if not (self.learning_rate > 0 and self.max_norm > 0):
             raise InputError("The learning rate and max_norm must be positive.")
-        if self.mixed_precision not in PRECISIONS:
-            raise InputError(
-                f"Unknown precision {self.mixed_precision!r}: choose one of {', '.join(PRECISIONS)}"
-            )
+        chosen_from("precision", self.mixed_precision, PRECISIONS)
 
     def rate(self, step: int) -> float:
         """The learning rate of update `step`, counted from 0."""

@@ -6,15 +6,13 @@ What frame-specific prompt tokens are made of: GE-Adapter (arXiv 2501.04606) 3.3
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vala_research.diffusion.checkpoint import load_vision_tower
 from vala_research.diffusion.patching import chunks
+from vala_research.frames import OPENAI_MEAN, OPENAI_STD, fit_to_size
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pixels that every CLIP was trained on
-STD = (0.26862954, 0.26130258, 0.27577711)
 FRAMES_PER_CALL = 64
 
 
@@ -42,19 +40,12 @@ class VisionEncoder:
         A frame is scaled to cover the encoder's square and cropped at the centre.
         """
         model = self.model.to(frames.device)
-        pixels = self._fitted(frames.to(model.dtype))
-        mean, std = (torch.tensor(v).to(pixels)[:, None, None] for v in (MEAN, STD))
+        side = model.config.image_size
+        pixels = fit_to_size(frames.to(model.dtype), (side, side))
+        mean, std = (torch.tensor(v).to(pixels)[:, None, None] for v in (OPENAI_MEAN, OPENAI_STD))
         return torch.cat(
             [
                 model(pixel_values=(pixels[part] - mean) / std).last_hidden_state
                 for part in chunks(len(frames), FRAMES_PER_CALL)
             ]
         )
-
-    def _fitted(self, frames: Tensor) -> Tensor:
-        side, (h, w) = self.model.config.image_size, frames.shape[-2:]
-        cover = [max(side, round(n * side / min(h, w))) for n in (h, w)]
-        if cover != [h, w]:
-            frames = F.interpolate(frames, cover, mode="bicubic", antialias=True).clamp(0, 1)
-        top, left = (cover[0] - side) // 2, (cover[1] - side) // 2
-        return frames[..., top : top + side, left : left + side]

@@ -1,4 +1,4 @@
-"""Where the committed weights and demo clips lie; imports nothing heavy."""
+"""Where the committed weights and the demo clip lie; imports nothing heavy."""
 
 from pathlib import Path
 
@@ -16,10 +16,11 @@ PARTS = {
 def miniature_path(part: str = "pipeline") -> str:
     """Folder of one part of the miniature, in the Hugging Face layout.
 
-    `pipeline`: the Stable-Diffusion-class checkpoint; `clip`: the CLIPModel used by metrics;
-    `motion`: the AnimateDiff MotionAdapter that makes a video model of the checkpoint's UNet;
-    `adapter`: the temporal adapter trained for the checkpoint.
-    Raises InputError when the part is unknown.
+    pipeline: the checkpoint, of Stable Diffusion's class.
+    clip: the CLIPModel of the metrics.
+    motion: the AnimateDiff MotionAdapter that makes a video model of the checkpoint's UNet.
+    adapter: the temporal adapter of the checkpoint.
+    Raises InputError for another part.
     """
     if part not in PARTS:
         raise InputError(f"The miniature has no part {part!r}: choose one of {', '.join(PARTS)}.")

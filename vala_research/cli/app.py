@@ -1,7 +1,7 @@
-"""The command line: `vala edit | invert | train | shards | info | quickstart`, thin calls.
+"""The command line: `vala edit | invert | train | shards | info | quickstart`.
 
-What can fail is tried first (names, clip, outputs, model); only then the long work starts, after a
-line that says what it will take. Exit status: 2 for bad input, 1 for a failed run.
+A command first tries what can fail: names, clip, outputs, model. Then it says what the long work
+will take, and starts it. Exit status: 2 for bad input, 1 for a failed run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vala_research.cli.train import train
 
 
 class Commands(TyperGroup):
-    """Turns what went wrong into one sentence on stderr and an exit status."""
+    """Turn an error into one sentence on stderr and an exit status."""
 
     def invoke(self, ctx):
         with warnings.catch_warnings():
@@ -55,12 +55,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Text-driven video editing with image diffusion models.",
 )
-
-
 for command in (edit, quickstart, invert, shards, train, info):
     app.command()(command)
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script `vala`."""
     app(prog_name="vala")

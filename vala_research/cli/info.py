@@ -7,12 +7,12 @@ import os
 import typer
 
 from vala_research.cli.loading import load_model, model_side
-from vala_research.cli.options import Model
+from vala_research.cli.options import Model, Place
 from vala_research.cli.report import size_text
 
 
 def info(model: Model = "miniature") -> None:
-    """Versions, devices, memory, and what the model is."""
+    """Print versions, devices, memory, and the parts of the model."""
     import psutil
     import torch
 
@@ -28,7 +28,7 @@ def info(model: Model = "miniature") -> None:
         rows["mps"] = "available"
     for key, value in rows.items():
         typer.echo(f"{key:<24} {value}")
-    pipe = load_model(model, "cpu", "float32")[0]
+    pipe, _ = load_model(Place(model, device="cpu"))
     parts = {k: m for k, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
     counts = {k: sum(p.numel() for p in m.parameters()) / 1e6 for k, m in parts.items()}
     typer.echo(f"{'model':<24} {model}: {model_side(pipe)} px, " + ", ".join(

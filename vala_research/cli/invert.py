@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from vala_research import InputError
 from vala_research.cli.loading import (
@@ -26,19 +24,25 @@ from vala_research.cli.options import (
     Dtype,
     Frames,
     Inversion,
+    Inverting,
     Model,
+    Place,
+    Sampling,
     Size,
     SourcePrompt,
     Steps,
     Stride,
+    option,
 )
 from vala_research.cli.report import announce, report, write_record
+
+Output = option(Path, "Write into a folder or a .safetensors file.", "-o", "--output")
 
 
 def invert(
     clip: ClipPath,
     source_prompt: SourcePrompt,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder or .safetensors file.")],
+    output: Output,
     model: Model = "miniature",
     attention: Attention = "extended",
     inversion: Inversion = "ddim",
@@ -52,49 +56,51 @@ def invert(
     device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
-    """Find the noise that a clip comes from; write it with a record, say how well it returns."""
-    from safetensors.torch import save_file
-
-    from vala_research.evaluation.metrics import psnr
-    from vala_research.files import written_whole
-
-    settings = dict(
+    """Find the noise that a clip comes from, and say how well the clip comes back from it."""
+    call = Inverting(
         source_prompt=source_prompt, num_inference_steps=steps, attention=attention,
         inversion=inversion, adapter_interval=adapter_interval, adapter_scale=adapter_scale,
     )  # fmt: skip
-    check_adapter(adapter, adapter_interval, adapter_scale)
-    place = dict(model=model, device=device, dtype=dtype, adapter=adapter)
-    try_clip(clip, frames, stride, size)
+    place, sampling = Place(model, device, dtype, adapter), Sampling(frames, stride, size)
+    run_inversion(clip, output, call, place, sampling)
+
+
+def run_inversion(
+    path: Path, output: Path, call: Inverting, place: Place, sampling: Sampling
+) -> None:
+    """Check, announce, invert, reconstruct, write."""
+    from vala_research.evaluation.metrics import psnr
+    from vala_research.files import write_tensors
+
+    # Everything that can be refused is refused before the long work.
+    check_adapter(place, call)
+    try_clip(path, sampling)
     is_file = output.suffix == ".safetensors"
     if not is_file and (output.suffix or output.is_file()):
         raise InputError(f"{output}: end it in .safetensors, or give a folder.")
     target = output if is_file else output / "latents.safetensors"
-    check_outputs(clip, *([target, target.with_suffix(".json")] if is_file else [output]))
-    check_names(settings)
-    source, pipe, device = load_clip_and_model(clip, place, (frames, stride, size))
-    scale = 2.0 if inversion == "null_text" else 1.0  # nothing else asks a second branch
-    estimate = announce(pipe, source, settings | {"guidance_scale": scale})
+    check_outputs(path, *([target, target.with_suffix(".json")] if is_file else [output]))
+    check_names(call)
+    clip, pipe, device = load_clip_and_model(path, place, sampling)
+    scale = 2.0 if call.inversion == "null_text" else 1.0  # only null text asks a second branch
+    estimate = announce(pipe, clip, call, scale)
 
     start = time.perf_counter()
-    found = pipe.invert(source, **settings, return_inversion=True)
+    inverted = pipe.invert(clip, **asdict(call), return_inversion=True)
     seconds = time.perf_counter() - start
-    again = pipe.reconstruct(found, source_prompt, steps).cpu()
-    numbers = {
-        "frames": len(found.latents),
-        "seconds": seconds,
-        "reconstruction PSNR to the source, dB": psnr(again, source.frames),
-        "reconstruction PSNR to the VAE round trip, dB": psnr(
-            again, pipe.decode(pipe.encode(source)).cpu()
-        ),
-    }
+    again = pipe.reconstruct(inverted, call.source_prompt, call.num_inference_steps).cpu()
+    round_trip = pipe.decode(pipe.encode(clip)).cpu()
+    numbers = {"frames": len(inverted.latents), "seconds": seconds}
+    numbers["reconstruction PSNR to the source, dB"] = psnr(again, clip.frames)
+    numbers["reconstruction PSNR to the VAE round trip, dB"] = psnr(again, round_trip)
+
     if not is_file:
         output.mkdir(exist_ok=True)
-    with written_whole(target) as unfinished:
-        tensors = {"latents": found.latents}
-        if found.null_text is not None:
-            tensors["null_text"] = found.null_text.embeddings  # t n d, in sampling order
-        save_file({k: x.cpu().contiguous() for k, x in tensors.items()}, unfinished)
-    used = settings | place | {"device": device}
+    tensors = {"latents": inverted.latents}
+    if inverted.null_text is not None:
+        tensors["null_text"] = inverted.null_text.embeddings  # t n d, in sampling order
+    write_tensors(target, tensors)
+    used = asdict(call) | asdict(place) | {"device": device}
     results = {"numbers": numbers, "estimate": estimate}
-    record = write_record(target.with_suffix(".json"), clip, [target], used, results)
+    record = write_record(target.with_suffix(".json"), path, [target], used, results)
     report(numbers, [target, record])

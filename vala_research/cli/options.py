@@ -1,9 +1,10 @@
-"""Options that several commands share."""
+"""Options that commands share, and the settings they are gathered in."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,37 +13,86 @@ from vala_research import InputError
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-ClipPath = Annotated[Path, typer.Argument(metavar="CLIP", help="Video, gif or folder of frames.")]
-SourcePrompt = Annotated[str, typer.Option(help="What the clip shows.")]
-Model = Annotated[str, typer.Option(help="'miniature', a local folder or a hub id.")]
-Attention = Annotated[str, typer.Option(help="own, first, sparse_causal, extended or anchors.")]
-Inversion = Annotated[str, typer.Option(help="ddim, exact, bilateral or null_text.")]
-Injection = Annotated[float, typer.Option(help="First share of the steps fed by the source.")]
-Steps = Annotated[int, typer.Option(help="Diffusion steps each way.")]
-Guidance = Annotated[float, typer.Option(help="How strongly the prompt acts; 1 is as it is.")]
-Frames = Annotated[int | None, typer.Option(help="Use so many frames.", show_default="all")]
-Stride = Annotated[int, typer.Option(help="Use every n-th frame.")]
-Size = Annotated[str | None, typer.Option(help="SIDE or HEIGHTxWIDTH.", show_default="the model's")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[str, typer.Option(help=f"Of the networks: {', '.join(DTYPES)}.")]
-Seed = Annotated[int, typer.Option(help="Of whatever is drawn at random.")]
-Adapter = Annotated[
-    str | None, typer.Option(help="Folder of vala train, 'miniature'.", show_default="none")
+def option(kind: Any, text: str, *names: str, default: str | bool = True) -> Any:
+    """Type of an option; default: shown in its help in place of None."""
+    return Annotated[kind, typer.Option(*names, help=text, show_default=default)]
+
+
+ClipPath = Annotated[
+    Path, typer.Argument(metavar="CLIP", help="Read this video, gif or folder of frames.")
 ]
-AdapterInterval = Annotated[
-    tuple[float, float] | None,
-    typer.Option(help="Of T, where it acts: from and to.", show_default="its own"),
-]
-AdapterScale = Annotated[
-    float | None, typer.Option(help="How strongly it acts.", show_default="its own")
-]
+SourcePrompt = option(str, "Describe the clip as it is.")
+Model = option(str, "Use 'miniature', a local folder or a hub id.")
+Attention = option(str, "Let frames attend by own, first, sparse_causal, extended or anchors.")
+Inversion = option(str, "Invert by ddim, exact, bilateral or null_text.")
+Injection = option(float, "Inject the source's attention in this first share of the steps.")
+Steps = option(int, "Take this many diffusion steps each way.")
+Guidance = option(float, "Follow the prompt this strongly; 1 turns guidance off.")
+Frames = option(int | None, "Use this many frames.", default="all")
+Stride = option(int, "Use every n-th frame.")
+Size = option(str | None, "Scale frames to SIDE or HEIGHTxWIDTH pixels.", default="the model's")
+Device = option(str, "Run on auto, cpu, cuda, cuda:1 or mps.")
+Dtype = option(str, "Compute in float32, float16 or bfloat16.")
+Seed = option(int, "Seed all random draws.")
+Adapter = option(str | None, "Load 'miniature' or a folder of vala train.", default="none")
+AdapterInterval = option(
+    tuple[float, float] | None, "Let the adapter act between these fractions of T.",
+    default="its own",
+)  # fmt: skip
+AdapterScale = option(
+    float | None, "Let the adapter act this strongly; 0 turns it off.", default="its own"
+)
+Layout = option(str | None, "Read the data as msrvtt, loveu, davis or folder.", default="found")
+Split = option(str | None, "Use this split of the data set.", default="all")
+Strict = option(bool, "Fail on a clip that is missing or damaged.", "--strict")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model and its adapter, and the device and dtype they run in."""
+
+    model: str = "miniature"
+    device: str = "auto"
+    dtype: str = "float32"
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The frames of a clip that are used, and their size as `sides` reads it."""
+
+    n_frames: int | None = None
+    stride: int = 1
+    size: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inverting:
+    """Arguments of `VideoEditPipeline.invert`."""
+
+    source_prompt: str
+    num_inference_steps: int
+    attention: str
+    inversion: str = "ddim"
+    adapter_interval: tuple[float, float] | None = None
+    adapter_scale: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editing(Inverting):
+    """Arguments of `VideoEditPipeline.__call__`."""
+
+    prompt: str
+    guidance_scale: float
+    injection: float = 0.0
+    negative_prompt: str | None = None
 
 
 def sides(size: str | None) -> int | tuple[int, int] | None:
-    """What --size says: SIDE or HEIGHTxWIDTH, in pixels."""
+    """Read --size: SIDE or HEIGHTxWIDTH, in pixels."""
     if size is None:
         return None
-    given = size.lower().split("x")
-    if not (len(given) <= 2 and all(s.isdecimal() and int(s) for s in given)):
+    numbers = size.lower().split("x")
+    if not (len(numbers) <= 2 and all(s.isdecimal() and int(s) for s in numbers)):
         raise InputError(f"--size is {size!r}: give SIDE or HEIGHTxWIDTH in pixels, as in 512x320.")
-    return int(given[0]) if len(given) == 1 else (int(given[0]), int(given[1]))
+    return int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))

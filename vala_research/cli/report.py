@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from pathlib import Path
@@ -10,33 +9,45 @@ from typing import Any
 
 import typer
 
+from vala_research.cli.options import Inverting
+
 
 def stop(reason: object, status: int) -> None:
+    """End the command: one sentence on stderr, and an exit status."""
     typer.echo(f"vala: {' '.join(str(reason).split())}", err=True)
     raise typer.Exit(status)
 
 
-def announce(pipe, clip, settings: dict[str, Any], fusion=None) -> dict[str, float]:
-    """Say what is to come; the time is that of one step of this clip, times their number."""
+def announce(
+    pipe, clip, call: Inverting, guidance_scale: float = 1.0, injection: float = 0.0, fusion=None
+) -> dict[str, float]:
+    """Say how much memory and time the work will take.
+
+    The time is that of one step of this clip, times the number of steps.
+    """
     import psutil
 
-    n, (h, w) = len(clip), clip.frames.shape[-2:]
-    keys = ("num_inference_steps", "guidance_scale", "inversion", "injection")
-    known = {k: settings[k] for k in keys if k in settings}
-    expected = pipe.estimate(n, h, w, fusion=fusion, **known)
+    n, (h, w), n_steps = len(clip), clip.frames.shape[-2:], call.num_inference_steps
+    expected = pipe.estimate(
+        n, h, w, num_inference_steps=n_steps, guidance_scale=guidance_scale,
+        inversion=call.inversion, injection=injection, fusion=fusion,
+    )  # fmt: skip
+
+    # Warm up on one frame, then time one step. The work itself will warn about the prompt.
     pipe.set_progress_bar_config(disable=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the prompt: the edit itself will warn
-        one_step = dict(num_inference_steps=1, attention=settings["attention"])
-        pipe.invert(clip.frames[:1], settings["source_prompt"], **one_step)  # warms up
+        warnings.simplefilter("ignore")
+        one_step = dict(num_inference_steps=1, attention=call.attention)
+        pipe.invert(clip.frames[:1], call.source_prompt, **one_step)
         start = time.perf_counter()
-        pipe.invert(clip, settings["source_prompt"], **one_step)
+        pipe.invert(clip, call.source_prompt, **one_step)
     seconds = (time.perf_counter() - start) * expected.n_evaluations / n
     pipe.set_progress_bar_config(leave=False)
-    bound = "at most " if settings["inversion"] in ("exact", "null_text") else ""
+
+    bound = "at most " if call.inversion in ("exact", "null_text") else ""
     typer.echo(
-        f"{n} frames of {h}x{w}, {settings['num_inference_steps']} steps, {pipe.device}: "
-        f"{bound}about {size_text(expected.peak_bytes)} and {seconds:.0f} s (one step, timed)."
+        f"{n} frames of {h}x{w}, {n_steps} steps, {pipe.device}: {bound}about "
+        f"{size_text(expected.peak_bytes)} and {seconds:.0f} s (one step, timed)."
     )
     free = psutil.virtual_memory().available
     if pipe.device.type == "cpu" and expected.peak_bytes > free:
@@ -44,20 +55,20 @@ def announce(pipe, clip, settings: dict[str, Any], fusion=None) -> dict[str, flo
     return {"seconds": seconds, "peak_bytes": expected.peak_bytes}
 
 
-def write_record(path: Path, source: Path, written: list, used: dict, results: dict) -> Path:
-    """How the outputs were made, enough to make them again."""
+def write_record(
+    path: Path, source: Path, written: list[Path], used: dict[str, Any], results: dict[str, Any]
+) -> Path:
+    """Write how the outputs were made, enough to make them again."""
     from vala_research.evaluation.provenance import file_hash, jsonable, record
-    from vala_research.files import written_whole
+    from vala_research.files import write_json
 
-    made = record(used, inputs=[source])
-    made["outputs"] = {str(file): file_hash(file) for file in written}
-    with written_whole(path) as unfinished:
-        text = json.dumps(made | jsonable(results), indent=2)
-        unfinished.write_text(text + "\n", encoding="utf-8")
-    return path
+    how = record(used, inputs=[source])
+    how["outputs"] = {str(file): file_hash(file) for file in written}
+    return write_json(path, how | jsonable(results))
 
 
 def report(numbers: dict[str, float], written: list[Path]) -> None:
+    """Print one line per number, and the files."""
     for name, value in numbers.items():
         text = str(value) if isinstance(value, int) else f"{value:.3f}".rstrip("0").rstrip(".")
         typer.echo(f"  {name:<52} {text:>8}")
@@ -65,4 +76,5 @@ def report(numbers: dict[str, float], written: list[Path]) -> None:
 
 
 def size_text(n_bytes: float) -> str:
+    """Bytes in GB or MB."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

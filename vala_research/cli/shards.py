@@ -1,4 +1,4 @@
-"""`vala shards`: a data set becomes shards; what is told beside is the library's own summary."""
+"""`vala shards`: write a data set as shards."""
 
 from __future__ import annotations
 
@@ -7,37 +7,36 @@ from typing import Annotated
 
 import typer
 
-from vala_research.cli.options import sides
+from vala_research.cli.options import Layout, Split, Strict, option, sides
+
+Data = Annotated[
+    Path, typer.Argument(metavar="DATA", help="Read this folder of clips and captions.")
+]
+Output = option(Path, "Write into this folder, new or begun before.", "-o", "--output")
+Sides = option(str | None, "Scale frames to SIDE or HEIGHTxWIDTH pixels.", default="the clips'")
+Picture = option(str, "Store frames as png (exact) or jpg (about a third as large).")
+Piece = option(int, "Put at most this many frames into a sample.")
+PiecesPerClip = option(int | None, "Take at most this many samples per clip.", default="all")
+ClipsPerShard = option(int, "Put this many clips into a tar file.")
 
 
 def shards(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of clips and captions.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder: new, or begun before.")],
-    layout: Annotated[
-        str | None,
-        typer.Option(help="msrvtt, loveu, davis or folder.", show_default="by its files"),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="As its caption files name it.", show_default="all")
-    ] = None,
-    size: Annotated[
-        str | None, typer.Option(help="SIDE or HEIGHTxWIDTH.", show_default="the clips'")
-    ] = None,
-    picture: Annotated[str, typer.Option(help="png is exact, jpg about a third as large.")] = "png",
-    piece: Annotated[int, typer.Option(help="Longest run of frames in one sample.")] = 32,
-    pieces_per_clip: Annotated[
-        int | None, typer.Option(help="At most so many of a clip.", show_default="all")
-    ] = None,
-    clips_per_shard: Annotated[int, typer.Option(help="Clips in a tar file.")] = 64,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fail on a clip that is missing or damaged.")
-    ] = False,
+    data: Data,
+    output: Output,
+    layout: Layout = None,
+    split: Split = None,
+    size: Sides = None,
+    picture: Picture = "png",
+    piece: Piece = 32,
+    pieces_per_clip: PiecesPerClip = None,
+    clips_per_shard: ClipsPerShard = 64,
+    strict: Strict = False,
 ) -> None:
-    """Write a data set as WebDataset shards; given again, it goes on where it was stopped."""
+    """Write a data set as WebDataset shards; the same command goes on where it was stopped."""
     picture_sides = sides(size)  # before anything heavy is imported
     from vala_research.data.shards import ShardSettings, convert
 
     settings = ShardSettings(picture_sides, picture, piece, pieces_per_clip, clips_per_shard)
-    said = convert(data, output, settings, layout, split, strict)
+    summary = convert(data, output, settings, layout, split, strict)
     n_shards = len(list(output.glob("shard-*.tar")))
-    typer.echo(f"{said}\nwrote {n_shards} shard{'s' * (n_shards != 1)} to {output}")
+    typer.echo(f"{summary}\nwrote {n_shards} shard{'s' * (n_shards != 1)} to {output}")

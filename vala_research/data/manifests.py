@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.data.captions import (
     VIDEOS,
     read_captions,
@@ -80,8 +80,7 @@ def read_manifest(
         raise InputError(f"{folder} is not a folder: give one that holds clips.")
     if layout is None:
         layout = next(name for name, (matches, _) in LAYOUTS.items() if matches(folder))
-    elif layout not in LAYOUTS:
-        raise InputError(f"Unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}.")
+    chosen_from("layout", layout, LAYOUTS)
     entries = LAYOUTS[layout][1](folder)
     if split is not None:
         entries = _of_split(folder, entries, split)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.data.clips import check_at_least, iter_frames
 from vala_research.data.datasets import count_frames, summarised
 from vala_research.data.manifests import Entry, read_manifest
@@ -49,8 +49,7 @@ class ShardSettings:
     clips_per_shard: int = 64
 
     def __post_init__(self):
-        if self.picture not in FORMATS:
-            raise InputError(f"Unknown picture {self.picture!r}: choose one of png, jpg.")
+        chosen_from("picture", self.picture, FORMATS)
         check_at_least(2, piece=self.piece)
         check_at_least(
             1, pieces_per_clip=self.pieces_per_clip, clips_per_shard=self.clips_per_shard

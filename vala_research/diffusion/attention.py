@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.diffusion.patching import chunks
 from vala_research.methods.anchors import Anchors, AnchorSettings, assign_anchors, select_keyframes
 from vala_research.methods.compression import compression_weights
@@ -157,9 +157,7 @@ def get_policy(attention: Attending) -> Policy:
         return attention
     if depends_on_clip(attention):
         return policy_of_no_clip
-    if attention not in POLICIES:
-        names = ", ".join([*POLICIES, "anchors"])
-        raise InputError(f"Unknown attention {attention!r}: choose one of {names}.")
+    chosen_from("attention", attention, [*POLICIES, "anchors"])
     return POLICIES[attention]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.diffusion.attention import depends_on_clip
 from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.codec import OUTPUT_TYPES, check_guidance
@@ -25,10 +25,7 @@ def check_call(
 ) -> None:
     """Check the plain arguments of an edit. asked: tensors the callback wants, out of offered."""
     check_guidance(guidance_scale)
-    if output_type not in OUTPUT_TYPES:
-        raise InputError(
-            f"Unknown output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}."
-        )
+    chosen_from("output_type", output_type, OUTPUT_TYPES)
     if isinstance(generator, list) and len(generator) != 1:
         raise InputError(
             f"generator is a list of {len(generator)}: a call edits one clip, give one generator."

@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.diffusion.inversion import Inversion, InversionSettings
 from vala_research.editing.source import Source
 from vala_research.editing.stream import Stream
@@ -41,10 +41,7 @@ class Fusion:
     normalise: bool = False
 
     def __post_init__(self):
-        if self.image_start not in STARTS:
-            raise InputError(
-                f"Unknown image_start {self.image_start!r}: choose one of {', '.join(STARTS)}."
-            )
+        chosen_from("image_start", self.image_start, STARTS)
         if len(self.sources) != len(self.schedule.initial):
             raise InputError(
                 f"There are {len(self.sources)} sources and {len(self.schedule.initial)} fusion "

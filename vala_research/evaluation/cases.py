@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.data.clips import read_clip
 from vala_research.evaluation.metrics import estimate_flow
 from vala_research.evaluation.probes import View, views_of
@@ -88,8 +88,7 @@ def edit_cases(
     """Draw `n` sprite cases per kind of edit, within the rules of the world."""
     cases = []
     for kind in kinds:
-        if kind not in EDITS:
-            raise InputError(f"Unknown edit {kind!r}: choose one of {', '.join(EDITS)}.")
+        chosen_from("edit", kind, EDITS)
         for index in range(n):
             generator = split_generator(split, 10_000_000 + index)
             source = random_scene(generator, world=replace(world, empty=0.0))

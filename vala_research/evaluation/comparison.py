@@ -23,7 +23,7 @@ from vala_research.evaluation.benchmark import EditSetting, Measure, run_edits
 from vala_research.evaluation.cases import ClipCase, EditCase
 from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.statistics import paired_gain, summarise
-from vala_research.files import written_whole
+from vala_research.files import write_json, written_whole
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,7 @@ def _known_rows(output: Path, described: dict[str, str]) -> list[dict]:
 
 
 def _keep(output: Path, rows: list[dict], described: dict[str, str]) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(output.with_suffix(".settings.json")) as unfinished:
-        unfinished.write_text(json.dumps(described, indent=1) + "\n")
+    write_json(output.with_suffix(".settings.json"), described, indent=1)
     with written_whole(output) as unfinished:
         pd.DataFrame(rows).to_csv(unfinished, index=False)
 

@@ -1,15 +1,12 @@
-"""A figure is its picture, its numbers and its origin: `emit` writes all three, or nothing.
+"""Style of all figures; `emit` writes a figure with its numbers and its origin, or nothing.
 
-Rougier, Droettboom, Bourne 2014 for the style; Okabe and Ito 2008 for colours all readers can tell.
+Style: Rougier, Droettboom and Bourne 2014. Colours that all readers can tell apart: Okabe and Ito
+2008.
 """
 
-import csv
-import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
@@ -17,6 +14,7 @@ from matplotlib.figure import Figure
 
 from vala_research import InputError
 from vala_research.evaluation.provenance import file_hash, jsonable, record
+from vala_research.files import write_json, write_rows, written_together
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLE = {
@@ -48,37 +46,31 @@ STYLE = {
     "pdf.fonttype": 42,  # whole TrueType fonts: searchable, accepted by publishers
     "svg.fonttype": "none",
 }
+PAPER = {"color": "#777777", "linestyle": "--", "linewidth": 1.0}  # a value from a paper
+BLUE, RED, GREEN = COLOURS[:3]
 
 
 def set_style() -> None:
-    """The house style for every figure made from here on, matplotlib's and seaborn's."""
+    """Use the house style for every later figure of matplotlib and seaborn."""
     rcParams.update(STYLE)
 
 
 def emit(
-    name: str,
-    fig: Figure,
-    table,
-    params: Mapping,
-    folder: str | os.PathLike = "figures",
-    *,
-    paper: str | None = None,
-    figure: str | None = None,
-    notebook: str | None = None,
-    model: str | os.PathLike | None = None,
-    device: str | None = None,
+    name: str, fig: Figure, table, params: Mapping, folder: str | os.PathLike = "figures", *,
+    paper: str | None = None, figure: str | None = None, notebook: str | None = None,
+    model: str | os.PathLike | None = None, device: str | None = None,
     inputs: Iterable[str | os.PathLike] = (),
-) -> dict[str, Path]:
+) -> dict[str, Path]:  # fmt: skip
     """Write name.pdf (vector, embedded fonts), .png, .csv and .json; return their paths by suffix.
 
-    table: every plotted number, a DataFrame or a list of dicts (one row each); full precision,
-        so that the figure can be redrawn from the csv.
-    params: what the run was given; its "seed", "model" and "device" are recorded as such too,
-        unless named as arguments.
-    paper, figure, notebook: what the figure reproduces and where it is made.
-    inputs: files whose hashes are recorded.
+    All four are written whole or not at all.
 
-    The four are finished in a hidden folder, then renamed: each name always holds a whole file.
+    table: every plotted number in full precision, so that the figure can be redrawn from the csv. A
+        DataFrame, or one dict per row.
+    params: parameters of the run. Its "seed", "model" and "device" are recorded separately too,
+        unless they are given as arguments.
+    paper, figure, notebook: what the figure reproduces, and where it is made.
+    inputs: files whose hashes are recorded.
     Raises InputError for a name with a path in it, an empty table, an unwritable folder.
     """
     if not name or Path(name).name != name or name.startswith("."):
@@ -89,34 +81,16 @@ def emit(
         device=device, inputs=inputs,
     )  # fmt: skip
     folder = Path(folder)
-    unfinished = folder / f".{name}.{uuid4().hex[:8]}"
     paths = {kind: folder / f"{name}.{kind}" for kind in ("pdf", "png", "csv", "json")}
-    try:
-        unfinished.mkdir(parents=True)
-        parts = {kind: unfinished / path.name for kind, path in paths.items()}
-        _save(fig, columns, rows, parts)
-        origin["outputs"] = {kind: file_hash(parts[kind]) for kind in ("pdf", "png", "csv")}
-        parts["json"].write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
-        for kind, path in paths.items():
-            os.replace(parts[kind], path)
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({error.strerror}): choose another."
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with written_together(*paths.values()) as (pdf, png, numbers, how):
+        with rc_context({"pdf.fonttype": 42}):
+            # Without dates the same figure is the same bytes, and its hash says so.
+            fig.savefig(pdf, metadata={"CreationDate": None})
+            fig.savefig(png, dpi=getattr(fig, "pixels_per_inch", STYLE["savefig.dpi"]))
+        write_rows(numbers, rows, columns)
+        hashes = {"pdf": file_hash(pdf), "png": file_hash(png), "csv": file_hash(numbers)}
+        write_json(how, origin | {"outputs": hashes})
     return paths
-
-
-def _save(fig: Figure, columns: list[str], rows: list[dict], parts: dict[str, Path]) -> None:
-    with rc_context({"pdf.fonttype": 42}):
-        # Without dates the same figure is the same bytes, and its hash says so.
-        fig.savefig(parts["pdf"], metadata={"CreationDate": None})
-        fig.savefig(parts["png"], dpi=getattr(fig, "pixels_per_inch", STYLE["savefig.dpi"]))
-    with parts["csv"].open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _rows(table) -> tuple[list[str], list[dict]]:
@@ -127,12 +101,12 @@ def _rows(table) -> tuple[list[str], list[dict]]:
     rows = [{str(k): jsonable(v, finite=False) for k, v in row.items()} for row in table]
     columns = list(dict.fromkeys(k for row in rows for k in row))
     if not columns:
-        raise InputError("The table is empty: give every plotted number, one dict a row.")
+        raise InputError("The table is empty: give every plotted number, one dict per row.")
     return columns, rows
 
 
 class Picture(Figure):
-    """A Figure of exact pixels that notebooks show without pyplot."""
+    """A Figure with exact pixels, which notebooks show without pyplot."""
 
     pixels_per_inch = 240
 
@@ -144,15 +118,13 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
-PAPER = {"color": "#777777", "linestyle": "--", "linewidth": 1.0}
-BLUE, RED, GREEN = COLOURS[:3]
-
-
 def panels(n: int, width: float = 2.35, height: float = 2.3) -> tuple[Picture, Sequence[Axes]]:
+    """A row of n axes; width, height: of each, in inches."""
     fig = Picture(figsize=(n * width, height), layout="constrained")
     return fig, fig.subplots(1, n, squeeze=False)[0]
 
 
 def check_tables(*tables: list[dict]) -> None:
+    """Raise InputError for an empty table."""
     if not all(tables):
         raise InputError("A table is empty: give the numbers that are to be plotted.")

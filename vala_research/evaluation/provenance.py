@@ -1,4 +1,4 @@
-"""Where a number comes from: parameters, seed, code, versions, device, model, files by hash."""
+"""Record where a number comes from: parameters, seed, code, versions, device, model, files."""
 
 import dataclasses
 import hashlib
@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,13 @@ def record(
     device: str | None = None,
     inputs: Iterable[str | os.PathLike] = (),
 ) -> dict[str, Any]:
-    """All that is needed to make the number again, as plain JSON values.
+    """Collect all that is needed to make the number again, as plain JSON values.
 
-    `model` and `device` default to the parameters of these names; `model.revision` is the hash of
-    a local folder, None for a hub id (put its revision into the parameters).
+    paper, figure, notebook: what is reproduced, and where. model, device: by default the parameters
+    of these names. inputs: files to record by hash.
+
+    The result's `model.revision` is the hash of a local folder. It is None for a hub id, whose
+    revision belongs into the parameters.
     """
     params = jsonable(dict(params))
     model = params.get("model") if model is None else str(model)
@@ -49,7 +53,7 @@ def record(
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file; of a folder, over the names and hashes of its files."""
+    """sha256 of a file, or of the names and hashes of a folder's files."""
     digest = hashlib.sha256()
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
@@ -64,7 +68,7 @@ def file_hash(path: Path) -> str:
 
 
 def model_revision(model: str | None) -> str | None:
-    """Hash of a local model's files ("miniature" is one), None for what is not a folder here."""
+    """Hash of the files of a local model ("miniature" is one); None if there is no such folder."""
     if model is None:
         return None
     folder = Path(vala_research.miniature_path() if model == "miniature" else model)
@@ -72,7 +76,7 @@ def model_revision(model: str | None) -> str | None:
 
 
 def _code() -> dict[str, str | bool | None]:
-    """Commit of the checkout this package runs from, and whether files differ from it."""
+    """Commit of the checkout that this package runs from, and whether files differ from it."""
     package = Path(vala_research.__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -91,17 +95,18 @@ def _code() -> dict[str, str | bool | None]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "vala_research": vala_research.__version__}
+    versions = {"python": platform.python_version(), "vala_research": vala_research.__version__}
     for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
 def jsonable(value: Any, finite: bool = True) -> Any:
-    """Plain values; `finite`: infinities and NaN as strings, for which JSON has no numbers."""
+    """Turn settings, arrays and tensors into plain values.
+
+    finite: turn infinities and NaN into strings, since JSON has no numbers for them.
+    """
     if isinstance(value, Mapping):
         return {str(k): jsonable(v, finite) for k, v in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

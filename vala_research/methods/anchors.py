@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.methods import keyframes as frames_by
 from vala_research.methods.contrastive import frame_summaries, refined
 from vala_research.methods.keyframes import propagation_distortion as propagation_distortion
@@ -67,11 +67,7 @@ class AnchorSettings:
                 raise InputError(f"{name} is {getattr(self, name)}: give at least {least}.")
         if not self.dirichlet > 0:
             raise InputError(f"dirichlet is {self.dirichlet}: give a positive number.")
-        if self.granularity not in GRANULARITIES:
-            raise InputError(
-                f"Unknown granularity {self.granularity!r}: choose one of "
-                f"{', '.join(GRANULARITIES)}."
-            )
+        chosen_from("granularity", self.granularity, GRANULARITIES)
 
 
 @dataclass(frozen=True)
@@ -213,10 +209,7 @@ def select_keyframes(
     f = len(u)
     if not 1 <= n <= f:
         raise InputError(f"{n} key frames of {f}: choose from 1 to {f}.")
-    if method not in KEYFRAME_METHODS:
-        raise InputError(
-            f"Unknown key frame method {method!r}: choose one of {', '.join(KEYFRAME_METHODS)}."
-        )
+    chosen_from("key frame method", method, KEYFRAME_METHODS)
     if method == "vala":
         return assign_anchors(u, replace(settings, n_keyframes=n), generator).keyframes
     if method == "random":

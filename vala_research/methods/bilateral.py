@@ -12,7 +12,7 @@ from jaxtyping import Float
 from scipy.special import lambertw
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.methods.pairwise_mean import window_mean, work_dtype
 
 BORDERS = ("reflect", "truncate")
@@ -91,8 +91,7 @@ class BilateralSettings:
 
     def __post_init__(self):
         check_window(self.kernel_size, self.sigma_spatial, self.sigma_intensity, self.border)
-        if self.unit not in UNITS:
-            raise InputError(f"Unknown unit {self.unit!r}: choose one of {', '.join(UNITS)}.")
+        chosen_from("unit", self.unit, UNITS)
 
     def factor(self, fraction: float) -> float:
         """Factor of sigma_intensity at this fraction of the steps."""
@@ -164,8 +163,7 @@ def check_window(kernel_size: int, sigma_spatial: float, sigma_intensity: float,
     for name, sigma in (("sigma_spatial", sigma_spatial), ("sigma_intensity", sigma_intensity)):
         if not sigma > 0:
             raise InputError(f"{name} is {sigma}: give a positive number.")
-    if border not in BORDERS:
-        raise InputError(f"Unknown border {border!r}: choose one of {', '.join(BORDERS)}.")
+    chosen_from("border", border, BORDERS)
 
 
 def _check(name: str, x: Tensor):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 
 POOLINGS = ("pairs", "released", "none")
 STANDARD_DEVIATION = 0.02  # of the initial shared tokens
@@ -31,10 +31,7 @@ class PromptTokenSettings:
     def __post_init__(self):
         if self.n_shared < 0:
             raise InputError(f"n_shared is {self.n_shared}: give 0 or more tokens.")
-        if self.pooling not in POOLINGS:
-            raise InputError(
-                f"Unknown pooling {self.pooling!r}: choose one of {', '.join(POOLINGS)}."
-            )
+        chosen_from("pooling", self.pooling, POOLINGS)
 
 
 def pooled_tokens(

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 
 VARIANTS = ("triples", "released")
 
@@ -38,10 +38,7 @@ class TemporalSettings:
     flicker_weight: float = 0.0
 
     def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise InputError(
-                f"Unknown variant {self.variant!r}: choose one of {', '.join(VARIANTS)}."
-            )
+        chosen_from("variant", self.variant, VARIANTS)
         if self.per_token and self.variant == "released":
             raise InputError(
                 "The released variant takes its cosine over the batch, not over tokens: leave "

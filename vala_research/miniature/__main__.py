@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -13,13 +12,22 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vala_research.files import written_whole
+from vala_research.adapter.state import write_checkpoint
+from vala_research.files import write_json, write_tensors
+from vala_research.frames import OPENAI_MEAN, OPENAI_STD
+from vala_research.miniature.batches import (
+    Captions,
+    clip_sampler,
+    encode_pool,
+    fold_whitening,
+    frame_pool,
+    latent_sampler,
+    vae_sampler,
+)
 from vala_research.miniature.configuration import (
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
     SCHEDULE,
     VAE,
     VISION,
@@ -29,19 +37,8 @@ from vala_research.miniature.configuration import (
     build_vae,
     training_scene,
 )
-from vala_research.miniature.objectives import (
-    Captions,
-    ClipLoss,
-    DenoiserLoss,
-    VaeLoss,
-    clip_sampler,
-    encode_pool,
-    fold_whitening,
-    frame_pool,
-    latent_sampler,
-    vae_sampler,
-)
-from vala_research.miniature.training import Stage, train
+from vala_research.miniature.objectives import ClipLoss, DenoiserLoss, VaeLoss
+from vala_research.miniature.training import Stage, part_of, train
 
 # Freed pages stay with the process: 10% faster than asking the system for them at every step.
 CPU_SETTINGS = {
@@ -52,7 +49,7 @@ CPU_SETTINGS = {
 
 
 def stages(device: str) -> dict[str, Stage]:
-    """What the recipe trains, in order; on a GPU with larger batches and the same clock."""
+    """The stages of the recipe, in order; a GPU gets larger batches and the same clock."""
     gpu = device == "cuda"
     return {
         "vae": Stage("vae", 0.15, 64 if gpu else 4, 2e-3),
@@ -62,7 +59,7 @@ def stages(device: str) -> dict[str, Stage]:
 
 
 def build(run: Path, minutes: float, device: str, n_scenes: int, until: str = "unet") -> None:
-    """Run the recipe up to a stage, each stage resuming from its checkpoint in `run`."""
+    """Run the recipe up to a stage. Each stage resumes from its checkpoint in `run`."""
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     torch.set_flush_denormal(True)  # another 5% on a CPU
@@ -80,7 +77,7 @@ def build(run: Path, minutes: float, device: str, n_scenes: int, until: str = "u
         return train(todo[name], module.to(device), sample, run, budget, accelerator)
 
     vae = build_vae()
-    vae.load_state_dict(_models(stage("vae", VaeLoss(vae), vae_sampler(pool, device)), "model."))
+    vae.load_state_dict(part_of(stage("vae", VaeLoss(vae), vae_sampler(pool, device)), "model."))
     with accelerator.main_process_first():
         latents = encode_pool(vae, pool, run, device)
     if until == "vae":
@@ -88,7 +85,7 @@ def build(run: Path, minutes: float, device: str, n_scenes: int, until: str = "u
     captions = Captions(tokenizer, [training_scene(i) for i in range(n_scenes)])
     clip = build_clip(tokenizer)
     ema = stage("clip", ClipLoss(clip), clip_sampler(pool, captions, device))
-    clip.load_state_dict(_models(ema, "model."))
+    clip.load_state_dict(part_of(ema, "model."))
     if until == "clip":
         return
     denoiser = DenoiserLoss(*build_denoiser(tokenizer))
@@ -96,14 +93,10 @@ def build(run: Path, minutes: float, device: str, n_scenes: int, until: str = "u
     stage("unet", denoiser, latent_sampler(latents, pool, captions, device))
 
 
-def _models(ema: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v.cpu() for k, v in ema.items() if k.startswith(prefix)}
-
-
 def start_from(parts: Path, run: Path) -> None:
     """Turn exported weights (`parts`/miniature, `parts`/miniature_clip) into checkpoints in `run`.
 
-    VAE and CLIP count as finished; the denoiser goes on from its weights with fresh Adam moments.
+    VAE and CLIP count as finished. The denoiser goes on from its weights with fresh Adam moments.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPModel, CLIPTextModel
@@ -120,27 +113,25 @@ def start_from(parts: Path, run: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
     n = VAE["latent_channels"]  # already white
     moments = {"mean": torch.zeros(n).double(), "covariance": torch.eye(n).double()}
-    with written_whole(run / "whitening.safetensors") as unfinished:
-        save_file(moments, unfinished)
+    write_tensors(run / "whitening.safetensors", moments)
     for name, models in modules.items():
+        path = run / f"{name}.safetensors"
         state = {f"{p}{k}": v for p, m in models.items() for k, v in m.state_dict().items()}
         tensors = {f"{kind}.{k}": v.float() for k, v in state.items() for kind in ("ema", "live")}
-        meta = {"step": "0", "seconds": "0" if name == "unet" else "1e9"}
-        if not (run / f"{name}.safetensors").exists():
-            tensors = {k: v.clone().contiguous() for k, v in tensors.items()}
-            with written_whole(run / f"{name}.safetensors") as unfinished:
-                save_file(tensors, unfinished, meta)
+        if not path.exists():
+            seconds = 0.0 if name == "unet" else 1e9
+            write_checkpoint(path, tensors, None, {"step": 0, "seconds": seconds})
 
 
 def export(run: Path, folder: Path, clip_folder: Path) -> None:
-    """Write the checkpoints' EMA weights in fp16 and the Hugging Face layout."""
+    """Write the checkpoints' averaged weights in fp16, in the Hugging Face layout."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPImageProcessor
 
     tokenizer, vae = build_tokenizer(), build_vae()
 
     def weights(name: str, prefix: str) -> dict[str, Tensor]:
-        return _models(load_file(run / f"{name}.safetensors"), f"ema.{prefix}")
+        return part_of(load_file(run / f"{name}.safetensors"), f"ema.{prefix}")
 
     vae.load_state_dict(weights("vae", "model."))
     fold_whitening(vae, load_file(run / "whitening.safetensors"))
@@ -153,7 +144,7 @@ def export(run: Path, folder: Path, clip_folder: Path) -> None:
     )  # fmt: skip
     processor = CLIPImageProcessor(
         size={"shortest_edge": VISION["image_size"]}, crop_size=VISION["image_size"],
-        image_mean=OPENAI_CLIP_MEAN, image_std=OPENAI_CLIP_STD,
+        image_mean=OPENAI_MEAN, image_std=OPENAI_STD,
     )  # fmt: skip
     pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     for part in (clip.half(), tokenizer, processor):
@@ -163,18 +154,14 @@ def export(run: Path, folder: Path, clip_folder: Path) -> None:
         content.pop("_name_or_path", None)
         if "dtype" in content:  # stored in half, loaded in float32, as the UNet and VAE are
             content["dtype"] = "float32"
-        config.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(config, content)
 
 
 def measured(run: Path, folder: Path, n_prompts: int, n_clips: int) -> None:
-    """Measure the exported checkpoint and write its card."""
+    """Measure the exported checkpoint and write its card; the edits' rows stay in `run`."""
     from vala_research.miniature import card
 
-    quality, rows = card.measure(folder, n_prompts, n_clips)
-    with written_whole(run / "edits.csv") as unfinished, unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    quality = card.measure(folder, run / "edits.csv", n_prompts, n_clips)
     card.write_card(folder, quality, card.training_log(run), card.hardware())
 
 
@@ -199,7 +186,7 @@ def main() -> None:
     if args.start_from:
         start_from(args.start_from, args.work)
     if device == "cpu" and n > 1:
-        # One single-threaded process a core: twice as fast as one process with n threads here,
+        # One single-threaded process per core is twice as fast as one process with n threads,
         # since small convolutions do not wait for each other.
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
         command += ["-m", "vala_research.miniature", *sys.argv[1:]]

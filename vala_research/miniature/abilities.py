@@ -1,4 +1,4 @@
-"""What the miniature can do: sample prompts, reconstruct clips."""
+"""Measure what the miniature can do: sample prompts, reconstruct clips."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vala_research.sprites.scene import World, random_scene, split_generator
 def sample_images(
     pipe, prompts: list[str], generator: torch.Generator, steps: int = 25, guidance: float = 2.0
 ) -> Tensor:
-    """Text to image by deterministic DDIM: one frame a prompt, n 3 h w in [0,1]."""
+    """Text to image by deterministic DDIM: one frame per prompt, n 3 h w in [0, 1]."""
     schedule = Schedule.from_scheduler(pipe.scheduler, steps)
     config, backbone = pipe.unet.config, Backbone(pipe.unet)
     shape = (1, config.in_channels, config.sample_size, config.sample_size)
@@ -51,9 +51,10 @@ def prompt_accuracy(
     held_out: bool = False,
     split: str = "test",
 ) -> dict[str, float]:
-    """Share of prompts of a split whose sample shows each attribute, and all four at once.
+    """Share of prompts whose sample shows each attribute, and all four at once.
 
-    held_out: prompts of the (shape, colour) pairs that training never saw, instead of the others.
+    split: the prompts are captions of its scenes. held_out: take the (shape, colour) pairs that
+    training never saw instead of the others.
     """
     pairs = sorted(p for p in world.held_out if p[0] in world.shapes and p[1] in world.colours)
     scenes = [
@@ -65,16 +66,20 @@ def prompt_accuracy(
     ]  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     frames = sample_images(pipe, [s.caption for s in scenes], generator, steps, guidance)
-    pairs = list(zip(read_attributes(frames), scenes, strict=True))
-    right = {k: sum(r[k] == getattr(s, k) for r, s in pairs) / n for k in ATTRIBUTES}
-    correct = sum(r == s.attributes for r, s in pairs) / n
-    return right | {"all": correct, "n": n, "guidance": guidance, "steps": steps}
+    read = list(zip(read_attributes(frames), scenes, strict=True))
+    right = {k: sum(r[k] == getattr(s, k) for r, s in read) / n for k in ATTRIBUTES}
+    all_right = sum(r == s.attributes for r, s in read) / n
+    return right | {"all": all_right, "n": n, "guidance": guidance, "steps": steps}
 
 
 def reconstruction_quality(
     pipe, world: World, n_clips: int, n_frames: int = 4, steps: Iterable[int] = (10, 25, 50)
 ) -> list[dict]:
-    """PSNR to the VAE round trip and to the source of both inversions at guidance 1."""
+    """Invert and reconstruct test clips at guidance 1, by DDIM and exactly; one row per attempt.
+
+    Columns: PSNR to the VAE round trip (to_vae) and to the source (to_source), in dB, and the
+    network's evaluations.
+    """
     rows = []
     for i in range(n_clips):
         scene = random_scene(split_generator("test", i), world=world)
@@ -82,12 +87,11 @@ def reconstruction_quality(
         round_trip = pipe.decode(pipe.encode(clip.frames))
         for n in steps:
             for method in ("ddim", "exact"):
-                found = pipe.invert(
+                inverted = pipe.invert(
                     clip.frames, scene.caption, n, method, "own", return_inversion=True
                 )
-                frames = pipe.reconstruct(found.latents, scene.caption, n, "own")
-                rows.append(
-                    {"clip": i, "inversion": method, "steps": n, "evaluations": found.n_evaluations}
-                    | metrics.inversion_psnr(frames, clip.frames, round_trip)
-                )
+                frames = pipe.reconstruct(inverted.latents, scene.caption, n, "own")
+                row = {"clip": i, "inversion": method, "steps": n}
+                row["evaluations"] = inverted.n_evaluations
+                rows.append(row | metrics.inversion_psnr(frames, clip.frames, round_trip))
     return rows

@@ -1,23 +1,25 @@
 """The recipe of the miniature's temporal adapter: `python -m vala_research.miniature.adapter`.
 
-A LoRA trained by the library's own training loop on what an edit shows it: the noise is that to
-which the bare model inverts a clip, frames and caption are those of the clip's true edit. The
+The library's own training loop trains a LoRA on what it sees in an edit. The noise is the noise to
+which the bare model inverts a clip. Frames and caption are those of the clip's true edit. The
 losses of every checkpoint on held-out clips are written beside the weights.
 
-Differs from paper: true edits are supervision that the paper does not have and real clips do not
-offer; the sprite world renders them, here of training clips. Ten trainings on clips as they are,
-with fresh noise, did not lower E_warp beyond doubt. The diffusion loss is the error of v and weighs
-1, the temporal one 10 (0.01 and 1 there); both count, and the LoRA is on, from 0.2 T, under
-`sparse_causal` attention; the learning rate is higher. No prompt tokens: a frame's own image tokens
-say what the prompt is to change.
+Differs from paper:
+* True edits are supervision that the paper does not have and real clips do not offer. The sprite
+  world renders them for training clips. Ten trainings on clips as they are, with fresh noise, did
+  not lower E_warp beyond doubt.
+* The diffusion loss is the error of v. It has weight 1 and the temporal loss 10, in the paper 0.01
+  and 1. Both count, and the LoRA is on, from 0.2 T, under `sparse_causal` attention.
+* The learning rate is higher.
+* There are no prompt tokens: a frame's own image tokens show what the prompt is to change.
 
-Chosen among thirteen trainings on validation clips. What it does to edits is in its README.
+The recipe was chosen among thirteen trainings by validation clips. The README of the weights says
+what the adapter does to edits.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +34,7 @@ from vala_research.adapter.settings import AdapterSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.adapter.training import TrainingSettings, losses_of_checkpoints, train
 from vala_research.editing.pipeline import VideoEditPipeline
+from vala_research.files import write_rows
 from vala_research.sprites.edits import EDITS, target_scene
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import SIZE, WORLD, Scene, random_scene, split_generator
@@ -68,10 +71,10 @@ class SpriteGroups(Dataset):
 
 
 class SpriteEdits(Dataset):
-    """Sample i is a true edit of one of `n_clips` clips of a split, one in five the clip itself.
+    """Sample i is a true edit of one of `n_clips` clips of a split; one in five is the clip itself.
 
-    {"frames": f 3 h w, "caption", "name"} and "noise": to which the bare model of `pipe` inverts
-    the clip as it was before the edit.
+    A sample is {"frames": f 3 h w, "caption", "name", "noise"}. The bare model of `pipe` inverts
+    the clip before the edit to this noise.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ def build_adapter(
     run: Path, training: TrainingSettings = TRAINING, n_held_out: int = 64, n_clips: int = 256,
     model: str = "miniature",
 ) -> list[dict]:  # fmt: skip
-    """Train in `run`, from where it was; returns, and writes, the curves on validation clips."""
+    """Train in `run`, from where its last training stopped; write and return validation losses."""
     pipe = VideoEditPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     clips = SpriteEdits(pipe, "train", n_clips)
@@ -119,10 +122,7 @@ def build_adapter(
     train(pipe, adapter, clips, run, training)
     adapter.detach()
     rows = losses_of_checkpoints(pipe, run, held_out, n_held_out, training.loss)
-    with (run / CURVES).open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(run / CURVES, rows)
     return rows
 
 

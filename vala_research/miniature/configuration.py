@@ -1,4 +1,4 @@
-"""What the miniature is: its world, its networks' configurations, its words."""
+"""What the miniature is: the configurations of its networks, and its words."""
 
 from __future__ import annotations
 
@@ -36,17 +36,13 @@ SCHEDULE = dict(
 )  # fmt: skip
 
 
-OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
 def training_scene(index: int):
     """Scene `index` of the training split."""
     return random_scene(split_generator("train", index), world=WORLD)
 
 
 def build_vae() -> nn.Module:
-    """AutoencoderKL with a near-linear start."""
+    """Build an AutoencoderKL with a near-linear start."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(**VAE)
@@ -57,7 +53,7 @@ def build_vae() -> nn.Module:
 
 
 def build_tokenizer():
-    """A CLIPTokenizer in which every word of the sprite world is one token."""
+    """Build a CLIPTokenizer in which every word of the sprite world is one token."""
     from transformers import CLIPTokenizer
 
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + list(",.!?'-0123456789")
@@ -78,7 +74,7 @@ def build_tokenizer():
 
 
 def text_config(tokenizer) -> dict:
-    """TEXT with the tokenizer's numbers."""
+    """TEXT, and the tokenizer's size and special tokens."""
     return TEXT | dict(
         vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
@@ -86,7 +82,7 @@ def text_config(tokenizer) -> dict:
 
 
 def build_clip(tokenizer) -> nn.Module:
-    """CLIPModel with a vision tower of 50 tokens: 7 x 7 patches and the class token."""
+    """Build a CLIPModel with a vision tower of 50 tokens: 7 x 7 patches and the class token."""
     from transformers import CLIPConfig, CLIPModel
 
     config = CLIPConfig(text_config=text_config(tokenizer), vision_config=VISION, projection_dim=64)
@@ -96,7 +92,7 @@ def build_clip(tokenizer) -> nn.Module:
 
 
 def build_denoiser(tokenizer) -> tuple[nn.Module, nn.Module]:
-    """UNet and text encoder."""
+    """Build the UNet and its text encoder."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -111,21 +107,27 @@ def build_denoiser(tokenizer) -> tuple[nn.Module, nn.Module]:
 def start_near_identity(unet: nn.Module, reference: float = 5.0) -> None:
     """Make an untrained UNet predict eps = z_t, exactly up to the fluctuation of a GroupNorm.
 
-    At high noise that is the answer but for a small correction, which holds the colours. A network
-    on 16 x 16 latents cannot learn to copy well by itself: the last GroupNorm divides by its
-    group's own variance over 256 sites, which fluctuates by 9%, so a floor of 0.002 stays in the
-    error of eps, ten times what is to be predicted at t = 900. Here four groups hold
-    (z, -z, K, -K): the constants K pin the variance, the floor falls to 1e-5, and the copy survives
-    the last nonlinearity because silu(x) - silu(-x) = x. The path is conv_in, the outermost skip,
-    the last resnet's shortcut, conv_norm_out, conv_out; all stays trainable.
+    At high noise z_t is the answer, up to a small correction that holds the colours. A network on
+    16 x 16 latents cannot learn to copy well by itself. The last GroupNorm divides by its group's
+    own variance over 256 sites, which fluctuates by 9%. So a floor of 0.002 stays in the error of
+    eps, ten times what is to be predicted at t = 900.
+
+    Here four groups hold (z, -z, K, -K). The constants K pin the variance, and the floor falls to
+    1e-5. The copy survives the last nonlinearity because silu(x) - silu(-x) = x. The path is
+    conv_in, the outermost skip, the last resnet's shortcut, conv_norm_out, conv_out. All of it
+    stays trainable.
     """
     into, out, norm = unet.conv_in, unet.conv_out, unet.conv_norm_out
     per_group = norm.num_channels // norm.num_groups
+
+    # Close what would add to the copy.
     last = unet.up_blocks[-1]
     resnet, n_above = last.resnets[-1], last.resnets[-1].in_channels - into.out_channels
     for zeroed in (resnet.conv2, last.attentions[-1].proj_out, out):
         nn.init.zeros_(zeroed.weight)
         nn.init.zeros_(zeroed.bias)
+
+    # One group per latent channel: (z, -z, K, -K), undone by conv_out.
     scale = ((1 + reference**2) / 2) ** 0.5
     for c in range(unet.config.in_channels):
         first = c * per_group

@@ -1,11 +1,12 @@
 """The recipe of the miniature's video model: `python -m vala_research.miniature.motion`.
 
-An AnimateDiff adapter: attention along the frames, inserted into the frozen image UNet and trained
-on sprite clips, so that frames denoised together show one object that moves.
+An AnimateDiff adapter is attention along the frames, inserted into the frozen image UNet. It is
+trained on sprite clips, so that frames denoised together show one object that moves.
 
-AnimateDiff (Guo et al. 2023, arXiv 2307.04725), section 4.2. Differs from paper: one attention a
-module instead of many, the training starts at the image model exactly (the modules' last projection
-is zero), and the loss is weighed as the miniature's own.
+AnimateDiff (Guo et al. 2023, arXiv 2307.04725), section 4.2. Differs from paper:
+* one attention per module instead of many;
+* the training starts exactly at the image model: the modules' last projection is zero;
+* the loss has the weights of the miniature's own.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from vala_research import InputError, miniature_path
-from vala_research.files import written_whole
+from vala_research.files import write_json, write_tensors
+from vala_research.miniature.batches import Captions, timesteps
 from vala_research.miniature.configuration import SCHEDULE, training_scene
-from vala_research.miniature.objectives import Captions
-from vala_research.miniature.training import Stage, train
+from vala_research.miniature.objectives import weight_of
+from vala_research.miniature.training import Stage, part_of, train
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import SIZE
 
@@ -42,7 +44,7 @@ STAGE = Stage("motion", 1.0, batch=2, lr=1.5e-3, weight_decay=0.0)  # batch: cli
 
 
 def build_adapter() -> nn.Module:
-    """A MotionAdapter that changes nothing: its modules' last projections are zero."""
+    """Build a MotionAdapter that changes nothing: its modules' last projections are zero."""
     from diffusers import MotionAdapter
 
     adapter = MotionAdapter(**MOTION)
@@ -53,9 +55,9 @@ def build_adapter() -> nn.Module:
 
 
 def motion_unet(adapter: nn.Module, model: str | None = None) -> nn.Module:
-    """UNetMotionModel: a checkpoint's frozen image UNet around the modules of `adapter`, shared.
+    """Build a UNetMotionModel: a checkpoint's frozen image UNet around the modules of `adapter`.
 
-    What is trained is the adapter itself; diffusers alone would copy it.
+    The modules are shared, so training the UNet trains `adapter`. diffusers alone copies them.
     """
     from diffusers import UNet2DConditionModel, UNetMotionModel
 
@@ -70,10 +72,10 @@ def motion_unet(adapter: nn.Module, model: str | None = None) -> nn.Module:
 
 
 class MotionLoss(nn.Module):
-    """Epsilon regression of whole clips, each frame with noise of its own; only the adapter learns.
+    """Epsilon regression of whole clips, each frame with its own noise; only the adapter learns.
 
-    Weight: that of the image model, min-SNR-5 times 1 / alpha_bar (see `DenoiserLoss`): at high
-    noise, where the layout is decided that the frames have to share, it is x_0 that counts.
+    The image model's weights (`weight_of`): at high noise, where the frames have to agree on the
+    layout, x_0 counts.
     """
 
     def __init__(self, adapter: nn.Module, unet: nn.Module, text_encoder: nn.Module):
@@ -99,14 +101,15 @@ class MotionLoss(nn.Module):
             text = text_encoder(ids).last_hidden_state.repeat_interleave(z.shape[1], 0)
         out = unet(z_t.transpose(1, 2), t, text).sample.transpose(1, 2)
         error = (out - eps).square()
-        snr = ab / (1 - ab)
-        weight = snr.clamp(max=5) / snr / (ab + 0.01)
-        return {"loss": (error * weight).mean(), "mse": error.detach().mean()}
+        return {"loss": (error * weight_of(ab)).mean(), "mse": error.detach().mean()}
 
 
 @torch.no_grad()
 def clip_pool(run: Path, n_clips: int, vae: nn.Module, device: str) -> Float[Tensor, "n f c h w"]:
-    """Latents (modes, fp16) of training scenes 0..n-1 as clips of N_FRAMES, kept in `run`."""
+    """Encode training scenes 0..n-1 as clips of N_FRAMES; the latents (modes, fp16) stay in `run`.
+
+    Raises InputError when `run` holds another number of clips.
+    """
     path = run / "clips.safetensors"
     if not path.exists():
         latents = []
@@ -115,8 +118,7 @@ def clip_pool(run: Path, n_clips: int, vae: nn.Module, device: str) -> Float[Ten
             x = x.to(device).to(memory_format=torch.channels_last)
             mode = vae.encode(2 * x - 1).latent_dist.mode()
             latents.append((mode * vae.config.scaling_factor).half().cpu())
-        with written_whole(path) as unfinished:
-            save_file({"latents": torch.stack(latents).contiguous()}, unfinished)
+        write_tensors(path, {"latents": torch.stack(latents)})
     latents = load_file(path)["latents"]
     if len(latents) != n_clips:
         raise InputError(
@@ -126,32 +128,30 @@ def clip_pool(run: Path, n_clips: int, vae: nn.Module, device: str) -> Float[Ten
 
 
 def clip_sampler(latents: Tensor, captions: Captions, device: str) -> Callable:
-    """Clips of 8, 12 or 16 frames: latents, noise, timesteps, captions (10% of them empty).
+    """Draw clips of 8, 12 or 16 frames: latents, noise, timesteps, captions (10% of them empty).
 
-    Half of the clips run backwards; those of 8 frames may skip every second one. Two thirds of the
-    timesteps lie between 0.3 T and 0.75 T, where the frames have to agree on places and shapes;
-    half in the second half of the training, which sees more of the low noise that finishes them.
+    Half of the clips run backwards. Clips of 8 frames may skip every second frame. Between 0.3 T
+    and 0.75 T the frames have to agree on places and shapes. Two thirds of the timesteps lie there
+    at first, and half of them in the second half of the training, which sees more of the low noise
+    that finishes the shapes.
     """
-    n_t = SCHEDULE["num_train_timesteps"]
-    edges = torch.tensor([0.0, 0.3, 0.75, 1.0])  # of t / n_t
-
     def sample(batch: int, generator: torch.Generator, progress: float):
         def below(n: int) -> int:
             return int(torch.randint(n, (), generator=generator))
 
+        # Which frames of which clips; a batch holds about as many frames whatever their length.
         f = LENGTHS[below(len(LENGTHS))]
         n = max(1, 8 * batch // f)
         stride = 1 + below((N_FRAMES - 1) // (f - 1))
         frames = below(N_FRAMES - stride * (f - 1)) + stride * torch.arange(f)
         index = torch.randint(len(latents), (n,), generator=generator)
         z = latents[index][:, frames.flip(0) if below(2) else frames].float()
+
+        # Noise levels, one per stratum, in random order.
         eps = torch.randn(z.shape, generator=generator)
         strata = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
         low = 0.2 if progress < 0.5 else 0.35
-        shares = torch.tensor([0.0, low, 0.85, 1.0])  # of the samples below the edges
-        i = torch.bucketize(strata, shares[1:-1])
-        place = (strata - shares[i]) / (shares[i + 1] - shares[i])
-        t = (n_t * torch.lerp(edges[i], edges[i + 1], place)).long().clamp(max=n_t - 1)
+        t = timesteps(strata, [0.0, 0.3, 0.75, 1.0], [0.0, low, 0.85, 1.0])
         ids = captions.ids(index, generator, dropout=0.1)
         return tuple(x.to(device) for x in (z, eps, t, ids))
 
@@ -159,7 +159,7 @@ def clip_sampler(latents: Tensor, captions: Captions, device: str) -> Callable:
 
 
 def build(run: Path, minutes: float, n_clips: int, device: str = "cpu", stage=STAGE) -> None:
-    """Train in `run`, from where it was."""
+    """Train in `run`, from where its last training stopped."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -182,15 +182,13 @@ def build(run: Path, minutes: float, n_clips: int, device: str = "cpu", stage=ST
 
 
 def export(run: Path, folder: Path) -> None:
-    """Write the checkpoint's EMA weights in fp16, as MotionAdapter.from_pretrained reads them."""
-    adapter, prefix = build_adapter(), "ema.adapter."
-    state = load_file(run / f"{STAGE.name}.safetensors")
-    state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    adapter.load_state_dict(state)
+    """Write the averaged weights in fp16, as MotionAdapter.from_pretrained reads them."""
+    adapter, state = build_adapter(), load_file(run / f"{STAGE.name}.safetensors")
+    adapter.load_state_dict(part_of(state, "ema.adapter."))
     adapter.half().save_pretrained(folder, safe_serialization=True)
     config = folder / "config.json"
     content = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
-    config.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(config, content)
     shutil.copyfile(run / f"{STAGE.name}.csv", folder / "log.csv")
 
 

@@ -1,14 +1,13 @@
-"""What the video model's clips show, beside the image model frame by frame and the true clips.
+"""Compare clips of the video model with clips of the image model, frame by frame, and true clips.
 
 `python -m vala_research.miniature.motion_card` samples the captions of test scenes and prints the
-table of the weights' README. A sampled clip has no true flow, so E_warp is taken under the flow
+table of the weights' README. A sampled clip has no true flow, so E_warp is measured under the flow
 that DIS estimates on the clip itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,23 +18,28 @@ from tqdm import tqdm
 
 from vala_research import miniature_path
 from vala_research.evaluation import metrics
+from vala_research.evaluation.comparison import METRICS, Metric
 from vala_research.evaluation.statistics import paired_gain, summarise
-from vala_research.files import written_whole
+from vala_research.files import write_rows
 from vala_research.sprites.palette import COLOURS, tones
 from vala_research.sprites.reader import read_attributes
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import SIZE, WORLD, Scene, random_scene, split_generator
 
 SAMPLING = dict(num_inference_steps=15, guidance_scale=2.5)
-COLUMNS = {  # of a row: the table's heading and the factor it is printed with
-    "success": ("success", 1.0), "coherent": ("coherent", 1.0),
-    "difference": ("difference x 1000", 1e3), "warp_error": ("E_warp x 1000", 1e3),
-    "followed": ("followed", 1.0), "speed": ("speed", 1.0), "jump": ("jump", 1.0),
-}  # fmt: skip
+COLUMNS = {
+    "success": Metric("success", "success"),
+    "coherent": Metric("coherent", "coherent"),
+    "difference": Metric("difference", "difference x 1000", 1000, -1),
+    "warp_error": METRICS["warp_error"],
+    "followed": Metric("followed", "followed"),
+    "speed": Metric("speed", "speed"),
+    "jump": Metric("jump", "jump", 1, -1),
+}
 
 
 def image_model():
-    """Plain StableDiffusionPipeline of the miniature."""
+    """Load the miniature as a plain StableDiffusionPipeline."""
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(miniature_path(), safety_checker=None)
@@ -44,7 +48,7 @@ def image_model():
 
 
 def video_model(adapter):
-    """Plain AnimateDiffPipeline of the miniature and a MotionAdapter."""
+    """Build a plain AnimateDiffPipeline of the miniature and a MotionAdapter."""
     from diffusers import AnimateDiffPipeline
 
     image = image_model()
@@ -57,10 +61,9 @@ def video_model(adapter):
 def sample_clip(
     pipe, scene: Scene, n_frames: int, seed: int, **settings
 ) -> Float[Tensor, "f 3 h w"]:
-    """A clip of the scene's caption; every frame starts from noise of its own.
+    """Sample a clip of the scene's caption; every frame starts from its own noise.
 
-    Equal seeds give a video model and an image model, which draws the frames one by one, equal
-    noise.
+    An image model draws the frames one by one. Equal seeds give both models equal noise.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n_frames, 4, SIZE // 4, SIZE // 4, generator=generator)
@@ -82,9 +85,9 @@ def prompt_scenes(n: int, split: str = "test") -> list[Scene]:
 
 
 def object_path(frames: Float[Tensor, "f 3 h w"], scene: Scene) -> Float[Tensor, "f 2"]:
-    """Centroid in pixels of what is nearer to the object's colour than to the ground's two tones.
+    """Centroid, in pixels, of the pixels that are nearer to the object's colour than to the ground.
 
-    NaN in a frame without such a pixel.
+    The ground has two tones. A frame without such a pixel has NaN.
     """
     palette = torch.stack([torch.tensor(COLOURS[scene.colour]), *tones(scene.background)])
     gap = torch.cdist(frames.flatten(2).transpose(1, 2), palette[None].expand(len(frames), -1, -1))
@@ -95,12 +98,15 @@ def object_path(frames: Float[Tensor, "f 3 h w"], scene: Scene) -> Float[Tensor,
 
 
 def clip_row(frames: Float[Tensor, "f 3 h w"], scene: Scene) -> dict[str, float]:
-    """What one clip shows.
+    """Measure one clip.
 
-    success: share of frames whose four attributes are the caption's; coherent: whether all frames
-    show the same four; difference: mean |x_t+1 - x_t|; warp_error: E_warp under the clip's own flow
-    by DIS, over the `followed` share of pixels (forward and backward flow agree); speed: pixels
-    that the object's centroid moves a frame; jump: the change of that step between frames.
+    success: share of frames that show the four attributes of the caption.
+    coherent: 1 if all frames show the same four attributes, else 0.
+    difference: mean |x_t+1 - x_t|.
+    warp_error: E_warp under the clip's own flow by DIS, over the pixels that are followed.
+    followed: share of pixels where forward and backward flow agree.
+    speed: pixels per frame that the centroid of the object moves.
+    jump: change of this step between frames, in pixels.
     """
     read = read_attributes(frames)
     flow, valid = metrics.estimate_flow(frames)
@@ -117,7 +123,7 @@ def clip_row(frames: Float[Tensor, "f 3 h w"], scene: Scene) -> dict[str, float]
 
 
 def measure(pipes: dict[str, object], scenes: list[Scene], n_frames: int) -> Iterator[dict]:
-    """One row a scene and source of clips: each pipeline, and the true clip."""
+    """One row per scene and source of clips: each pipeline, and the true clip."""
     for seed, scene in enumerate(tqdm(scenes, f"{n_frames} frames")):
         clips = {name: sample_clip(p, scene, n_frames, seed) for name, p in pipes.items()}
         clips["true clip"] = render(scene, n_frames, SIZE).frames
@@ -127,24 +133,26 @@ def measure(pipes: dict[str, object], scenes: list[Scene], n_frames: int) -> Ite
 
 def table(rows: list[dict]) -> str:
     """Means and 95% bootstrap intervals over clips, in Markdown."""
-    lines = ["| clips | frames | n | " + " | ".join(h for h, _ in COLUMNS.values()) + " |"]
+    lines = ["| clips | frames | n | " + " | ".join(m.axis for m in COLUMNS.values()) + " |"]
     lines.append("|---" * (3 + len(COLUMNS)) + "|")
     for key in dict.fromkeys((r["clips"], r["frames"]) for r in rows):
         group = [r for r in rows if (r["clips"], r["frames"]) == key]
-        cells = [_cell([r[c] * k for r in group]) for c, (_, k) in COLUMNS.items()]
+        cells = [_cell([r[c] * m.factor for r in group]) for c, m in COLUMNS.items()]
         lines.append(f"| {key[0]} | {key[1]} | {len(group)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def gains(rows: list[dict], name: str, baseline: str) -> list[str]:
-    """Paired gains of one source of clips on another, by number of frames."""
+    """Paired differences between two sources of clips, one line per number of frames and column."""
     lines = []
     for f in dict.fromkeys(r["frames"] for r in rows):
-        of = {n: [r for r in rows if (r["clips"], r["frames"]) == (n, f)] for n in (name, baseline)}
-        for c, (heading, k) in COLUMNS.items():
-            pair = ([k * r[c] for r in of[n]] for n in (name, baseline))
-            g = paired_gain(*pair)
-            lines.append(f"{f} frames, {heading}: {g.mean:+.3g} [{g.low:+.3g}, {g.high:+.3g}]")
+        same = [r for r in rows if r["frames"] == f]
+        for column, metric in COLUMNS.items():
+            g = paired_gain(*(
+                [metric.factor * r[column] for r in same if r["clips"] == n]
+                for n in (name, baseline)
+            ))  # fmt: skip
+            lines.append(f"{f} frames, {metric.axis}: {g.mean:+.3g} [{g.low:+.3g}, {g.high:+.3g}]")
     return lines
 
 
@@ -154,7 +162,7 @@ def _cell(values: list[float]) -> str:
 
 
 def picture(clips: list[Float[Tensor, "f 3 h w"]], path: Path) -> None:
-    """Clips as strips, one below the other, a white line between frames."""
+    """Write clips as strips, one below the other, with a white line between frames."""
     from PIL import Image
 
     rows = [torch.nn.functional.pad(c, (1, 1, 1, 1), value=1.0) for c in clips]
@@ -176,10 +184,7 @@ def main() -> None:
     rows = [row for n, f in zip(args.clips, (8, 16), strict=True)
             for row in measure(pipes, prompt_scenes(n), f)]  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
-    with written_whole(args.out / "clips.csv") as unfinished, unfinished.open("w") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(args.out / "clips.csv", rows)
     print(table(rows), *gains(rows, "video model", "image model"), sep="\n")
     strips = [
         sample_clip(pipe, scene, 8, seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Callable
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from vala_research.files import written_whole
+from vala_research.adapter.state import Log, read_checkpoint, restore_moments, write_checkpoint
 
 EMA_EVERY = 4  # updates; the average moves too slowly to notice
+LOG_EVERY, SAVE_EVERY = 20, 120  # seconds
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Stage:
 
     name: str
     share: float
-    batch: int  # a process
+    batch: int  # per process
     lr: float
     ema: float = 0.999
     warmup: float = 0.01  # of the time
@@ -37,98 +35,122 @@ class Stage:
 def train(
     stage: Stage, module: nn.Module, sample: Callable, run: Path, minutes: float,
     accelerator: Accelerator,
-) -> dict:  # fmt: skip
-    """Train `module` (returns a dict with `loss`) for `minutes` of its own time; returns the EMA.
+) -> dict[str, Tensor]:  # fmt: skip
+    """Train `module` for `minutes` of its own time; return the moving average of its weights.
 
-    The learning rate follows the clock (warm-up, then cosine), so any machine finishes the recipe
-    in the time it was given. State is written every two minutes, and nothing else is needed to
-    resume after a kill.
+    The learning rate follows the clock, so any machine finishes the recipe in the time it is given.
+    The state is written every two minutes. A killed run needs nothing else to go on.
+
+    module: returns a dict with `loss`. sample: batch size, generator and progress -> a batch.
     """
     optimizer = torch.optim.AdamW(
         module.parameters(), stage.lr, betas=(0.9, 0.99), weight_decay=stage.weight_decay,
         fused=True,
     )  # fmt: skip
-    state, path = {"step": 0, "seconds": 0.0}, run / f"{stage.name}.safetensors"
+    path, step, seconds = run / f"{stage.name}.safetensors", 0, 0.0
     ema = {k: v.detach().clone() for k, v in module.state_dict().items()}
     if path.exists():
-        ema, state = _resume(path, module, optimizer)
+        ema, step, seconds = _resume(path, module, optimizer)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     main = accelerator.is_main_process
-    generator = torch.Generator().manual_seed(1000 * state["step"] + accelerator.process_index)
-    bar = tqdm(total=int(minutes * 60), initial=int(state["seconds"]), desc=stage.name,
-               unit="s", disable=not main)  # fmt: skip
-    clock = saved = logged = time.monotonic()
-    logs: list[dict] = []
-    progress = torch.tensor(state["seconds"] / (60 * minutes))
-    while progress < 1:
-        factor = min(1.0, progress.item() / stage.warmup + 1e-2) * 0.5
-        factor *= 1.02 + math.cos(math.pi * progress.item()) * 0.98
-        optimizer.param_groups[0]["lr"] = stage.lr * factor
-        out = wrapped(*sample(stage.batch, generator, progress.item()), progress=progress.item())
-        accelerator.backward(out["loss"])
-        norm = accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        state["step"] += 1
-        if main and state["step"] % EMA_EVERY == 0:
-            decay = min(stage.ema, (1 + state["step"]) / (10 + state["step"])) ** EMA_EVERY
-            live = module.state_dict()
-            torch._foreach_lerp_(list(ema.values()), [live[k].detach() for k in ema], 1 - decay)
-        logs.append({k: v.item() for k, v in out.items()} | {"norm": norm.item()})
-        now = time.monotonic()
-        gap = now - clock
-        # A pause (a suspended machine) is not training time.
-        state["seconds"] += gap if gap < 20 else 0.0
-        clock = now
-        progress = torch.tensor(state["seconds"] / (60 * minutes))
-        if accelerator.num_processes > 1:  # one clock for all, or their learning rates drift apart
-            torch.distributed.broadcast(progress, 0)
-        if main and (now - logged > 20 or progress >= 1):
-            logged = now
-            row = {k: sum(d[k] for d in logs) / len(logs) for k in logs[0]}
-            row = {"step": state["step"], "seconds": round(state["seconds"], 1), **row}
-            _log(run / f"{stage.name}.csv", row)
-            bar.n = int(state["seconds"])
-            bar.set_postfix({k: f"{v:.4g}" for k, v in row.items() if k != "seconds"})
-            logs = []
-        if main and (now - saved > 120 or progress >= 1):
-            saved = now
-            _checkpoint(path, module, optimizer, ema, state)
-    bar.close()
+    generator = torch.Generator().manual_seed(1000 * step + accelerator.process_index)
+    clock = _Clock(seconds, minutes, accelerator.num_processes > 1)
+    report, saved = _Report(stage.name, run, step, clock, main), clock.now
+    while clock.progress < 1:
+        optimizer.param_groups[0]["lr"] = stage.lr * _rate(clock.progress, stage.warmup)
+        batch = sample(stage.batch, generator, clock.progress)
+        row = _update(wrapped, optimizer, batch, clock.progress, accelerator)
+        step += 1
+        clock.tick()
+        if main and step % EMA_EVERY == 0:
+            _average(ema, module, stage.ema, step)
+        if main:
+            report.add(step, row)
+        if main and clock.is_due(saved, SAVE_EVERY):
+            saved = clock.now
+            _checkpoint(path, module, ema, optimizer, {"step": step, "seconds": clock.seconds})
+    report.bar.close()
     return ema
 
 
-def _log(path: Path, row: dict) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+class _Clock:
+    """The time that a run has trained, of its budget; one clock for all processes."""
+
+    def __init__(self, seconds: float, minutes: float, is_shared: bool):
+        self.seconds, self.budget, self.is_shared = seconds, 60 * minutes, is_shared
+        self.progress, self.now = torch.tensor(seconds / self.budget).item(), time.monotonic()
+
+    def tick(self) -> None:
+        """Count the time since the last look. A pause (a suspended machine) is no training time."""
+        before, self.now = self.now, time.monotonic()
+        self.seconds += self.now - before if self.now - before < 20 else 0.0
+        progress = torch.tensor(self.seconds / self.budget)
+        if self.is_shared:  # or the learning rates of the processes drift apart
+            torch.distributed.broadcast(progress, 0)
+        self.progress = progress.item()
+
+    def is_due(self, last: float, every: float) -> bool:
+        """Whether so many seconds have passed since `last`, or the run is over."""
+        return self.now - last > every or self.progress >= 1
 
 
-def _checkpoint(path: Path, module, optimizer, ema: dict, state: dict) -> None:
-    """Weights, EMA and Adam moments in one safetensors file, renamed into place."""
-    tensors = {f"live.{k}": v for k, v in module.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.items()}
-    for i, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{i}.{k}": v for k, v in moments.items()}
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with written_whole(path) as unfinished:
-        save_file(tensors, unfinished, {k: str(v) for k, v in state.items()})
+def _rate(progress: float, warmup: float) -> float:
+    """Factor of the learning rate: a linear warm-up, then a cosine down to 2%."""
+    return min(1.0, progress / warmup + 1e-2) * 0.5 * (1.02 + math.cos(math.pi * progress) * 0.98)
 
 
-def _resume(path: Path, module, optimizer) -> tuple[dict, dict]:
-    tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        meta = file.metadata()
-    group = {p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
-             for p in ("live.", "ema.", "adam.")}  # fmt: skip
-    module.load_state_dict(group["live."])
-    moments: dict[int, dict] = {}
-    for key, value in group["adam."].items():
-        index, name = key.split(".")
-        moments.setdefault(int(index), {})[name] = value
-    whole = optimizer.state_dict()
-    optimizer.load_state_dict({**whole, "state": moments})
-    return group["ema."], {"step": int(meta["step"]), "seconds": float(meta["seconds"])}
+def _update(wrapped, optimizer, batch: tuple, progress: float, accelerator) -> dict[str, float]:
+    """One step of AdamW; returns the log's row."""
+    out = wrapped(*batch, progress=progress)
+    accelerator.backward(out["loss"])
+    norm = accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return {k: v.item() for k, v in out.items()} | {"norm": norm.item()}
+
+
+def _average(ema: dict[str, Tensor], module: nn.Module, decay: float, step: int) -> None:
+    """Move the average towards the live weights; faster at first, when it is mostly the start."""
+    decay = min(decay, (1 + step) / (10 + step)) ** EMA_EVERY
+    live = module.state_dict()
+    torch._foreach_lerp_(list(ema.values()), [live[k].detach() for k in ema], 1 - decay)
+
+
+class _Report:
+    """The run's progress bar, and its log of one row per 20 seconds: means over their steps."""
+
+    def __init__(self, name: str, run: Path, step: int, clock: _Clock, is_shown: bool):
+        self.path, self.step, self.clock = run / f"{name}.csv", step, clock
+        self.log, self.rows, self.logged = None, [], clock.now
+        self.bar = tqdm(total=int(clock.budget), initial=int(clock.seconds), desc=name, unit="s",
+                        disable=not is_shown)  # fmt: skip
+
+    def add(self, step: int, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        if not self.clock.is_due(self.logged, LOG_EVERY):
+            return
+        means = {k: sum(r[k] for r in self.rows) / len(self.rows) for k in row}
+        line = {"step": step, "seconds": round(self.clock.seconds, 1), **means}
+        self.log = self.log or Log(self.path, tuple(line), self.step)
+        self.log.add(line)
+        self.bar.n = int(self.clock.seconds)
+        self.bar.set_postfix({k: f"{v:.4g}" for k, v in line.items() if k != "seconds"})
+        self.rows, self.logged = [], self.clock.now
+
+
+def _checkpoint(path: Path, module: nn.Module, ema: dict[str, Tensor], optimizer, facts: dict):
+    weights = {f"live.{k}": v for k, v in module.state_dict().items()}
+    write_checkpoint(path, weights | {f"ema.{k}": v for k, v in ema.items()}, optimizer, facts)
+
+
+def _resume(path: Path, module: nn.Module, optimizer) -> tuple[dict[str, Tensor], int, float]:
+    """Restore weights and moments; returns the average of the weights, the step and the seconds."""
+    tensors, facts = read_checkpoint(path)
+    module.load_state_dict(part_of(tensors, "live."))
+    restore_moments(optimizer, tensors)
+    return part_of(tensors, "ema."), facts["step"], facts["seconds"]
+
+
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, without it, on the CPU."""
+    return {k.removeprefix(prefix): v.cpu() for k, v in tensors.items() if k.startswith(prefix)}

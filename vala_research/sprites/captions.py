@@ -27,7 +27,7 @@ def _with_article(words: str) -> str:
 
 
 def caption(scene: Any) -> str:
-    """A sentence for a Scene, whose `wording` picks the paraphrase; shots are joined by "then"."""
+    """Describe a Scene. Its `wording` picks the paraphrase; "then" joins its shots."""
     wordings = _WORDINGS[scene.shape is None]
     opening, ground_form, form = wordings[scene.wording % len(wordings)]
     ground = ground_form.format(pattern=scene.pattern, background=scene.background)
@@ -47,12 +47,15 @@ _WORDINGS = {  # by whether the scene is empty
 
 
 def n_wordings(empty: bool = False) -> int:
-    """How many paraphrases a scene has."""
+    """Number of paraphrases of a scene."""
     return len(_WORDINGS[empty])
 
 
 def parse_caption(text: str) -> dict[str, str | None]:
-    """Attributes that a caption names, of its first shot's first object; else InputError."""
+    """Read the attributes of the first shot's first object from a caption.
+
+    An empty scene has shape and colour None. Raises InputError when no background is named.
+    """
     first = text.lower().split(", then ")[0]
     colours, patterns, shapes = ("|".join(words) for words in (COLOURS, PATTERNS, SHAPES))
     ground = re.search(

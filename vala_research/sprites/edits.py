@@ -1,30 +1,13 @@
-"""Edits of scenes, and the demo clip's."""
+"""Kinds of edits, drawn for any scene, and the edit of the demo clip."""
 
 from __future__ import annotations
 
 import torch
 
 from vala_research.sprites.palette import contrasts
-from vala_research.sprites.scene import Scene, World
+from vala_research.sprites.scene import Motion, Scene, World
 
-# What assets.demo_clip() shows, and what its edit changes: so the true edit can be drawn.
-DEMO_FRAMES, DEMO_SIZE = 16, 64
-DEMO_SCENE = dict(shape="star", colour="yellow", background="blue", pattern="plain")
-DEMO_MOTION = dict(
-    start=(0.36, 0.62), end=(0.64, 0.42), bend=0.25, angle=(-0.2, 0.2), size=(0.24, 0.26)
-)
-DEMO_EDIT = dict(background="green")
-
-
-def demo_scenes() -> tuple:
-    """The scene that `assets.demo_clip()` shows, and the scene that its edit should show."""
-    from vala_research.sprites.scene import Motion, Scene
-
-    scene = Scene(**DEMO_SCENE, motion=Motion(**DEMO_MOTION))
-    return scene, scene.edited(**DEMO_EDIT)
-
-
-EDITS = {
+EDITS = {  # the attributes that each kind changes
     "shape": ("shape",),
     "colour": ("colour",),
     "background": ("background",),
@@ -34,7 +17,11 @@ EDITS = {
 
 
 def target_scene(source: Scene, kind: str, world: World, generator: torch.Generator) -> Scene:
-    """The first draw that changes each attribute and keeps contrast and the held-out pairs."""
+    """Draw an edited scene; the kind is a key of EDITS.
+
+    Each attribute of the kind gets another of the world's values. Draws that lack contrast or show
+    a held-out pair are repeated.
+    """
     values = {"shape": world.shapes, "colour": world.colours,
               "background": world.backgrounds, "pattern": world.patterns}  # fmt: skip
     while True:
@@ -46,3 +33,18 @@ def target_scene(source: Scene, kind: str, world: World, generator: torch.Genera
         pair = (target.shape, target.colour)
         if pair not in world.held_out and contrasts(target.colour, target.background):
             return target
+
+
+# The scene of assets.demo_clip(), and the values that its edit changes.
+DEMO_FRAMES, DEMO_SIZE = 16, 64
+DEMO_SCENE = Scene(
+    shape="star", colour="yellow", background="blue", pattern="plain",
+    motion=Motion(start=(0.36, 0.62), end=(0.64, 0.42), bend=0.25, angle=(-0.2, 0.2),
+                  size=(0.24, 0.26)),
+)  # fmt: skip
+DEMO_EDIT = dict(background="green")
+
+
+def demo_scenes() -> tuple[Scene, Scene]:
+    """The scene that `assets.demo_clip()` shows, and the scene that its edit should show."""
+    return DEMO_SCENE, DEMO_SCENE.edited(**DEMO_EDIT)

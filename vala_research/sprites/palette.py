@@ -25,13 +25,14 @@ COLOURS = {
 PATTERNS = ("plain", "striped", "checked", "dotted")
 PERIOD = 1 / 3  # of a pattern, in frame widths
 MIN_CONTRAST = 0.45  # RGB distance that an object keeps from both tones of its background
+# (shape, colour) pairs that training never shows.
 HELD_OUT = frozenset({("star", "purple"), ("square", "yellow"), ("circle", "green"),
                       ("ring", "blue"), ("heart", "red"), ("moon", "white")})  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
 
 
 def tones(colour: str) -> Float[Tensor, "2 3"]:
-    """A colour and the shade that patterns alternate it with (darker; lighter for black)."""
+    """A colour and the second tone of its patterns: darker, or lighter for black."""
     primary = torch.tensor(COLOURS[colour])
     return torch.stack([primary, primary + 0.3 if colour == "black" else 0.62 * primary])
 

@@ -1,8 +1,10 @@
-"""Reads shape, colours and pattern back from pixels: the sprite world's exact classifier.
+"""Read shape, colours and pattern back from pixels: the sprite world's exact classifier.
 
-The background is the colour whose tones explain most pixels; the object is the colour that explains
-most of the rest; its outline, normalised for place and area, is compared with every shape at every
-angle; the pattern is read from how the background's second tone is laid out.
+1. The background is the colour whose tones explain most pixels.
+2. The object is the colour that explains most of the rest.
+3. The shape: the object's outline, normalised for place and area, is compared with every shape at
+   every angle.
+4. The pattern is read from the layout of the background's second tone.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ N_ANGLES, TEMPLATE = 36, 32
 
 @torch.no_grad()
 def read_attributes(frames: Float[Tensor, "f 3 h w"]) -> list[dict[str, str | None]]:
-    """One dict a frame with keys shape, colour, background, pattern; shape and colour may be None.
+    """Read each frame: one dict with the keys shape, colour, background and pattern.
 
-    Raises InputError for frames that are not RGB.
+    Without an object, shape and colour are None. Raises InputError for frames that are not RGB.
     """
     if frames.ndim != 4 or frames.shape[1] != 3 or not len(frames):
-        raise InputError(f"Frames have shape {tuple(frames.shape)}: give f 3 h w in [0,1].")
+        raise InputError(f"Frames have shape {tuple(frames.shape)}: give f 3 h w in [0, 1].")
     return [_read(frame.float().clamp(0, 1).cpu()) for frame in frames]
 
 
@@ -41,7 +43,10 @@ def _belongs(distance: Tensor) -> Tensor:
 
 
 def _background(pixels: Float[Tensor, "n 3"]) -> tuple[str, Tensor, Tensor]:
-    """Background colour, how well it explains each pixel, and each pixel's place between tones."""
+    """Background colour, how well it explains each pixel, and each pixel's place between tones.
+
+    The place is 0 at the primary tone and 1 at the second.
+    """
     pairs = torch.stack([tones(c) for c in COLOURS])  # colour 2 3
     along = pairs[:, 1] - pairs[:, 0]
     place = ((pixels - pairs[:, :1]) * along[:, None]).sum(-1) / along.square().sum(-1)[:, None]
@@ -55,6 +60,7 @@ def _background(pixels: Float[Tensor, "n 3"]) -> tuple[str, Tensor, Tensor]:
 
 
 def _read(frame: Float[Tensor, "3 h w"]) -> dict[str, str | None]:
+    # The colour that explains most of the pixels that the background does not.
     _, h, w = frame.shape
     pixels = frame.reshape(3, -1).T
     background, explained, place = _background(pixels)
@@ -63,6 +69,7 @@ def _read(frame: Float[Tensor, "3 h w"]) -> dict[str, str | None]:
     claims = (_belongs(gap) * (explained < 0.3)[:, None]).mean(0)
     claims[list(COLOURS).index(background)] = 0
     colour_index = claims.argmax().item()
+
     # A pixel of the object lies nearer to its colour than to the background's tones.
     near = tones(background)
     segment = near[0] + place[:, None] * (near[1] - near[0])
@@ -71,6 +78,7 @@ def _read(frame: Float[Tensor, "3 h w"]) -> dict[str, str | None]:
     other = rivals < to_ground
     mine = (other & (gap[:, colour_index] <= rivals)).reshape(h, w)
     mask = _largest_part(mine)
+
     shape = colour = None
     if mask.float().mean() >= MIN_AREA and claims[colour_index] > MIN_AREA / 3:
         shape, colour = _shape(mask.float()), list(COLOURS)[colour_index]
@@ -95,7 +103,7 @@ def _largest_part(mask: Tensor) -> Tensor:
 
 @cache
 def _templates() -> Float[Tensor, "s a n"]:
-    """Every shape at every angle, as `_profile` sees it."""
+    """Profiles of every shape at every angle."""
     angles = [2 * math.pi * i / N_ANGLES for i in range(N_ANGLES)]
     drawn = [torch.stack([_profile(_draw(s, angle)) for angle in angles]) for s in SHAPES]
     return torch.stack(drawn)
@@ -109,7 +117,7 @@ def _draw(shape: str, angle: float, size: int = 64, radius: float = 16) -> Tenso
 
 
 def _normalised(mask: Float[Tensor, "h w"]) -> Float[Tensor, "t t"]:
-    """The mask seen through a window centred on it, 3.2 times as wide as its area's square root."""
+    """The mask through a window at its centre, 2.4 times as wide as its area's square root."""
     h, w = mask.shape
     area = mask.sum().clamp_min(1)
     rows, columns = torch.arange(h) + 0.5, torch.arange(w) + 0.5
@@ -130,14 +138,14 @@ def _profile(mask: Float[Tensor, "h w"]) -> Float[Tensor, " n"]:
 def _shape(mask: Float[Tensor, "h w"]) -> str:
     """The shape whose template correlates best with the mask, over all angles.
 
-    Correlation of soft masks, not overlap of sharp ones: a network's triangle with a blunt corner
-    is nearer to a triangle than to a heart.
+    Soft masks are correlated instead of sharp ones overlapped, so that a network's triangle with a
+    blunt corner is nearer to a triangle than to a heart.
     """
     return SHAPES[(_templates() @ _profile(mask)).amax(1).argmax().item()]
 
 
 def _pattern(place: Float[Tensor, "h w"], ground: Float[Tensor, "h w"]) -> str:
-    """The pattern whose Fourier peaks hold the second tone's variance, object pixels left out."""
+    """The pattern whose Fourier peaks hold the variance of `place` over the ground's pixels."""
     n = ground.sum().clamp_min(1)
     mean = (place * ground).sum() / n
     centred = (place - mean) * ground

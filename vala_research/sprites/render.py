@@ -1,4 +1,7 @@
-"""Scenes drawn with their masks, depth and optical flow."""
+"""Draw scenes, with their masks, depth and optical flow.
+
+Shapes are signed distance fields, so any size is anti-aliased. All frames are drawn at once.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from vala_research.sprites.shapes import shape_distance
 
 @dataclass(frozen=True)
 class SpriteClip:
-    """A rendered scene; flow is forward, in pixels, dx first, valid where its target is visible."""
+    """A rendered scene. Flow is forward, in pixels, dx first; valid where the target is visible."""
 
     frames: Float[Tensor, "f 3 h w"]
     mask: Float[Tensor, "f 1 h w"]  # coverage of the (first) object
@@ -49,7 +52,7 @@ def render(scene: Scene, n_frames: int = 16, size: int = 64) -> SpriteClip:
     if n_frames < len(shots) or size < 1:
         raise InputError(
             f"Cannot render {n_frames} frames of {size} px: ask for at least "
-            f"{len(shots)} frame(s) (one a shot) and a positive size."
+            f"{len(shots)} frame(s), one per shot, and a positive size."
         )
     index = torch.arange(n_frames) * len(shots) // n_frames
     parts = [_render_shot(s, int((index == i).sum()), size) for i, s in enumerate(shots)]
@@ -62,6 +65,7 @@ def render(scene: Scene, n_frames: int = 16, size: int = 64) -> SpriteClip:
 
 def _render_shot(scene: Scene, n_frames: int, size: int):
     """Frames, mask, depth and (dx, dy, valid) of one shot, drawn back to front."""
+    # The background, panned.
     u = torch.linspace(0, 1, n_frames) if n_frames > 1 else torch.zeros(1)
     axis = (torch.arange(size) + 0.5) / size
     x, y = axis[None, None, :], axis[None, :, None]
@@ -70,6 +74,8 @@ def _render_shot(scene: Scene, n_frames: int, size: int):
     weight = _pattern_weight(scene.pattern, x - pan_x, y - pan_y, 1 / size)[:, None]
     light, dark = tones(scene.background)[:, None, :, None, None]
     frames = (light + (dark - light) * weight).expand(n_frames, 3, size, size)
+
+    # The objects over it, the second one first.
     depth = torch.zeros(n_frames, 1, size, size)
     poses = {0: (pan, torch.zeros(n_frames), torch.ones(n_frames))}
     objects = [scene.second, (scene.shape, scene.colour, scene.motion) if scene.shape else None]
@@ -96,8 +102,8 @@ def _cover(shape: str, pose, x: Tensor, y: Tensor, size: int) -> Float[Tensor, "
 def _flow(x: Tensor, y: Tensor, depth: Tensor, poses: dict, size: int) -> Float[Tensor, "p 3 h w"]:
     """Forward flow (dx, dy, valid) of the layer that is visible at each pixel.
 
-    A layer moves by q = c' + (r'/r) R(angle' - angle) (p - c); the target is valid where it lies
-    in the frame and shows the same layer.
+    A layer moves by q = c' + (r'/r) R(angle' - angle) (p - c). The target is valid where it lies in
+    the frame and shows the same layer.
     """
     n = len(depth) - 1
     code = depth[:-1, 0]
@@ -111,6 +117,7 @@ def _flow(x: Tensor, y: Tensor, depth: Tensor, poses: dict, size: int) -> Float[
         here = code == order
         dx = torch.where(here, (c - 1) * px - s * py + (tx - cx), dx)
         dy = torch.where(here, s * px + (c - 1) * py + (ty - cy), dy)
+
     qx, qy = x + dx, y + dy
     column, row = ((q * size).long().clamp_(0, size - 1) for q in (qx, qy))
     target = depth[1:, 0].flatten(1).gather(1, (row * size + column).flatten(1)).view_as(code)

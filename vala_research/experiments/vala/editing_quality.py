@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vala_research import InputError
+from vala_research import chosen_from
 from vala_research.diffusion.attention import (
     ANCHORS,
     AnchorAttention,
@@ -68,8 +68,8 @@ def edit_settings(settings: Settings) -> dict[str, EditSetting]:
     }
     shown = settings.policies_shown.replace("{n}", str(n))
     names = shown.split(",") if shown else list(policies)
-    if unknown := [name for name in names if name not in policies]:
-        raise InputError(f"Unknown policy {unknown[0]!r}: choose one of {', '.join(policies)}.")
+    for name in names:
+        chosen_from("policy", name, policies)
     return {name: EditSetting(attention=policies[name], **settings.sampling) for name in names}
 
 

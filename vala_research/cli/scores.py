@@ -1,0 +1,47 @@
+"""Numbers and picture of one edit, for `vala edit`."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from vala_research import InputError
+
+
+def scores_of(source, edited, prompt: str, model: str, truth: tuple | None) -> dict[str, float]:
+    """Measure an edit without a reference, and against the true edit where it is known."""
+    from vala_research.assets import miniature_path
+    from vala_research.evaluation import metrics
+    from vala_research.evaluation.clip_scores import ClipScorer
+
+    scores = {"PSNR of the edit to the source, dB": metrics.psnr(edited, source)}
+    with suppress(InputError):  # one frame, tiny frames, or nothing that can be followed
+        flow, valid = metrics.estimate_flow(source)
+        error = metrics.warp_error(edited, flow, valid)
+        scores["E_warp by the source's flow x 1000, less is better"] = 1000 * error
+    if model == "miniature":  # its CLIPModel lies beside it
+        clip = ClipScorer.from_pretrained(miniature_path("clip"))
+        scores["CLIP-T to the prompt, more is better"] = metrics.clip_text(edited, prompt, clip)
+        if len(edited) > 1:
+            scores["CLIP-F of neighbours, more is smoother"] = metrics.clip_frames(edited, clip)
+    if truth:
+        clip, scene = truth
+        scores["PSNR of the source to the true edit, dB"] = metrics.psnr(source, clip.frames)
+        scores["PSNR of the edit to the true edit, dB"] = metrics.psnr(edited, clip.frames)
+        scores["SSIM of the edit to the true edit"] = metrics.ssim(edited, clip.frames)
+        scores["share of frames with every attribute right"] = metrics.attribute_success(
+            edited, scene.attributes
+        )
+    return scores
+
+
+def write_strip(path: Path, source, edited, truth: tuple | None) -> Path:
+    """Draw source and edit, and the true edit where it is known, one row each."""
+    from vala_research.evaluation.figures import Picture
+    from vala_research.evaluation.sheet import strip
+    from vala_research.files import written_whole
+
+    rows = {"source": source, "edit": edited} | ({"true edit": truth[0].frames} if truth else {})
+    with written_whole(path) as unfinished:
+        strip(rows).savefig(unfinished, dpi=Picture.pixels_per_inch)
+    return path
