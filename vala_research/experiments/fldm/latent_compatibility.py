@@ -24,6 +24,7 @@ from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.statistics import paired_gain, summarise
 from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.contract import part_of
 from vala_research.experiments.fldm.foreign_space import (
     OTHER_CLIP,
     SAME,
@@ -97,15 +98,9 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     return pd.concat([edits.assign(part="edits"), cosines.assign(part="cosines")])
 
 
-def parts(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split the rows into edits and cosines, each with its own columns."""
-    edits, cosines = (rows[rows.part == part] for part in ("edits", "cosines"))
-    return edits.dropna(axis=1, how="all"), cosines.dropna(axis=1, how="all")
-
-
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Make one row per setting and metric: the mean, and the paired gain on the same space."""
-    return comparison_table(parts(rows)[0], SAME, ("psnr", "success", "warp_error"))
+    return comparison_table(part_of(rows, "edits"), SAME, ("psnr", "success", "warp_error"))
 
 
 def claims(rows: pd.DataFrame) -> list[Claim]:
@@ -114,7 +109,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     Asserted: the edits are complete and have a PSNR; every source's inversion begins at the clip's
     own latents; cosines are cosines.
     """
-    edits, cosines = parts(rows)
+    edits, cosines = part_of(rows, "edits"), part_of(rows, "cosines")
     facts = [completeness(edits), *_facts(edits, cosines)]
     alike = cosines[cosines.phase == EDIT].pivot_table("centred", "index", "source")
     psnr = edits.pivot_table("psnr", "index", "setting")
@@ -178,7 +173,7 @@ def figure(rows: pd.DataFrame, measure: str = "centred") -> Picture:
 
     measure: the cosine drawn, of `latent_cosines`. Intervals of the right panel are within clips.
     """
-    edits, cosines = parts(rows)
+    edits, cosines = part_of(rows, "edits"), part_of(rows, "cosines")
     with rc_context(STYLE):
         fig = Picture(figsize=(7.2, 2.7))
         left, middle, right = fig.subplots(1, 3, width_ratios=(1, 1, 1.15))
