@@ -8,7 +8,7 @@ import test_notebooks
 
 
 def run(notebook: str, folder: Path, **parameters) -> tuple[dict, pd.DataFrame]:
-    """Parameters that the notebook recorded, and its rows; it writes these files and no more."""
+    """The parameters that a notebook recorded, and its rows; it writes these files and no more."""
     name, out = notebook.partition("_")[2], folder / "out"
     test_notebooks.run(notebook, folder, output=str(out), **parameters)
     kinds = (".pdf", ".png", ".csv", ".json", "_claims.csv")
