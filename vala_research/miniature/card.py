@@ -109,7 +109,7 @@ def summary(rows: pd.DataFrame) -> list[dict]:
     lines = []
     columns = ("psnr", "source_psnr", "success", "warp_error", "clip_f", "seconds", "peak_mib")
     for (setting, kind), group in rows.groupby(["setting", "kind"], sort=False):
-        gain = summarise(group.gain)
+        gain = summarise(group.gain.to_numpy())
         means = group[[c for c in columns if c in group]].mean().to_dict()
         edited = (group[list(EDITS[kind])] > 0.5).all(axis=1).mean()
         lines.append({"setting": setting, "kind": kind, "n": len(group), **means,
