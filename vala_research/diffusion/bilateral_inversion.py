@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.ddpm_update import ddpm_update, update_levels
 from vala_research.diffusion.patching import Patch, decoder_self_attentions
@@ -41,12 +41,8 @@ class BilateralInversion(BilateralSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, given, known in (
-            ("place of the filter", self.place, PLACES),
-            ("step rule", self.step_rule, STEP_RULES),
-        ):
-            if given not in known:
-                raise InputError(f"Unknown {name} {given!r}: choose one of {', '.join(known)}.")
+        chosen_from("place of the filter", self.place, PLACES)
+        chosen_from("step rule", self.step_rule, STEP_RULES)
 
     def filtered(
         self, z: Float[Tensor, "f c h w"], fraction: float = 0.0

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.diffusion.codec import as_frames
 from vala_research.diffusion.inversion import InversionSettings, get_inversion
 from vala_research.diffusion.motion import load_motion_unet
@@ -49,8 +49,8 @@ class Plan:
     guidances: tuple[float | None, ...] = ()
 
     def __post_init__(self):
-        if unknown := [s for s in self.sources if s not in KINDS]:
-            raise InputError(f"Unknown source {unknown[0]!r}: choose one of {', '.join(KINDS)}.")
+        for source in self.sources:
+            chosen_from("source", source, KINDS)
         for name in ("attentions", "guidances"):
             values = getattr(self, name) or (None,) * len(self.sources)
             if len(values) != len(self.sources):

@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, chosen_from
 from vala_research.adapter.temporal_adapter import TemporalAdapter, hook_sites
 from vala_research.diffusion.backbone import Backbone, UNet
 from vala_research.diffusion.patching import Patch
@@ -78,8 +78,7 @@ def views_of(
     as in training; "shared" draws one for all, so that at high t all frames look alike. scale: of
     the LoRA; None is the adapter's own.
     """
-    if noise not in NOISES:
-        raise InputError(f"Unknown noise {noise!r}: choose one of {', '.join(NOISES)}.")
+    chosen_from("noise", noise, NOISES)
     alpha_bar = pipe.scheduler.alphas_cumprod.double()
     if not 0 <= t < len(alpha_bar):
         raise InputError(f"The timestep is {t}: choose one from 0 to {len(alpha_bar) - 1}.")

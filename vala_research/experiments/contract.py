@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from vala_research import InputError, miniature_path
+from vala_research import chosen_from, miniature_path
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.comparison import Run, compare
 from vala_research.evaluation.figures import emit
@@ -43,13 +43,10 @@ class Preset:
     @classmethod
     def preset(cls, name: str, **given: Any):
         """The settings of a preset; every value given, other than None, replaces its own."""
-        if name not in cls.PRESETS:
-            names = ", ".join(cls.PRESETS)
-            raise InputError(f"Unknown preset {name!r}: choose one of {names}.")
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(given) - known):
-            names = ", ".join(sorted(known))
-            raise InputError(f"Unknown parameter {unknown[0]!r}: choose from {names}.")
+        chosen_from("preset", name, cls.PRESETS)
+        known = sorted(field.name for field in fields(cls))
+        for key in given:
+            chosen_from("parameter", key, known)
         values = {key: value for key, value in given.items() if value is not None}
         return cls(**cls.PRESETS[name] | values, preset_name=name)
 

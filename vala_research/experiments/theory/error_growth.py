@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vala_research import InputError
+from vala_research import chosen_from
 from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.bilateral_inversion import BilateralInversion, bilateral_path
 from vala_research.diffusion.ddpm_update import error_factor, update_levels
@@ -246,5 +246,4 @@ def study(
 
 
 def _check_way(way: str) -> None:
-    if way not in WAYS:
-        raise InputError(f"Unknown way {way!r}: choose one of {', '.join(WAYS)}.")
+    chosen_from("way", way, WAYS)
