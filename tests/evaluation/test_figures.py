@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vala_research import InputError
-from vala_research.evaluation.figures import STYLE, Picture, emit, set_style
+from vala_research.evaluation.figures import STYLE, Picture, emit
 from vala_research.evaluation.provenance import model_revision
 from vala_research.evaluation.sheet import strip
 
@@ -30,8 +30,7 @@ def lines(rows):
 
 @pytest.fixture(autouse=True)
 def style():
-    with rc_context():
-        set_style()
+    with rc_context(STYLE):
         yield
 
 

@@ -5,11 +5,10 @@ Style: Rougier, Droettboom and Bourne 2014. Colours that all readers can tell ap
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from matplotlib import rc_context, rcParams
-from matplotlib.axes import Axes
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from vala_research import InputError
@@ -48,11 +47,6 @@ STYLE = {
 }
 PAPER = {"color": "#777777", "linestyle": "--", "linewidth": 1.0}  # a value from a paper
 BLUE, RED, GREEN = COLOURS[:3]
-
-
-def set_style() -> None:
-    """Use the house style for every later figure of matplotlib and seaborn."""
-    rcParams.update(STYLE)
 
 
 def emit(
@@ -116,15 +110,3 @@ class Picture(Figure):
         buffer = BytesIO()
         self.savefig(buffer, format="png", dpi=self.pixels_per_inch)
         return buffer.getvalue()
-
-
-def panels(n: int, width: float = 2.35, height: float = 2.3) -> tuple[Picture, Sequence[Axes]]:
-    """A row of n axes; width, height: of each, in inches."""
-    fig = Picture(figsize=(n * width, height), layout="constrained")
-    return fig, fig.subplots(1, n, squeeze=False)[0]
-
-
-def check_tables(*tables: list[dict]) -> None:
-    """Raise InputError for an empty table."""
-    if not all(tables):
-        raise InputError("A table is empty: give the numbers that are to be plotted.")

@@ -6,7 +6,6 @@ import re
 from itertools import product
 from typing import Any
 
-from vala_research import InputError
 from vala_research.sprites.palette import COLOURS, PATTERNS, SHAPES
 
 OPENINGS = ("", "a picture of ", "a clip of ")
@@ -28,7 +27,7 @@ def _with_article(words: str) -> str:
 
 def caption(scene: Any) -> str:
     """Describe a Scene. Its `wording` picks the paraphrase; "then" joins its shots."""
-    wordings = _WORDINGS[scene.shape is None]
+    wordings = WORDINGS[scene.shape is None]
     opening, ground_form, form = wordings[scene.wording % len(wordings)]
     ground = ground_form.format(pattern=scene.pattern, background=scene.background)
     thing = f"{scene.colour} {scene.shape}"
@@ -40,40 +39,10 @@ def caption(scene: Any) -> str:
     return opening + sentence
 
 
-_WORDINGS = {  # by whether the scene is empty
+WORDINGS = {  # by whether the scene is empty
     True: tuple(product(OPENINGS, GROUNDS, EMPTY)),
     False: tuple(product(OPENINGS, GROUNDS, WITH_OBJECT)),
 }
-
-
-def n_wordings(empty: bool = False) -> int:
-    """Number of paraphrases of a scene."""
-    return len(_WORDINGS[empty])
-
-
-def parse_caption(text: str) -> dict[str, str | None]:
-    """Read the attributes of the first shot's first object from a caption.
-
-    An empty scene has shape and colour None. Raises InputError when no background is named.
-    """
-    first = text.lower().split(", then ")[0]
-    colours, patterns, shapes = ("|".join(words) for words in (COLOURS, PATTERNS, SHAPES))
-    ground = re.search(
-        rf"\b(?:(?P<p1>{patterns}) (?P<b1>{colours})|(?P<b2>{colours}) (?P<p2>{patterns}))"
-        r" background\b", first
-    )  # fmt: skip
-    if not ground:
-        raise InputError(
-            f"Caption {text!r} names no background: say e.g. 'a red circle on a plain blue "
-            "background'."
-        )
-    thing = re.search(rf"\b(?P<colour>{colours}) (?P<shape>{shapes})\b", first)
-    return {
-        "shape": thing and thing["shape"],
-        "colour": thing and thing["colour"],
-        "background": ground["b1"] or ground["b2"],
-        "pattern": ground["p1"] or ground["p2"],
-    }
 
 
 def vocabulary() -> list[str]:
