@@ -6,7 +6,7 @@ The composition of the parts: schedule x inversion x attention policy x injectio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -167,6 +167,7 @@ class VideoEditPipeline(EditParts, AdapterMixin, DiffusionPipeline):
         injection = Injection.of(injection)
         streams = streams_of(sources, call, self, schedule, clip, injection, frames_per_chunk)
         z_0 = self._clean_latents(clip, streams, frames_per_chunk)
+        clip = replace(clip, frames=None)  # encoded: nothing below needs the pictures
         for stream in streams:
             stream.attention = clip_attention(stream.attention, clip, z_0, generator)
 

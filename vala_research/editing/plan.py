@@ -116,6 +116,7 @@ def inverted_sources(
     call = Source(prompt="", source_prompt=source_prompt, guidance_scale=1.0, attention="anchors")
     clip = KnownClip(as_frames(frames), None, tuple(z_0.shape))
     streams = streams_of(sources, call, pipe, schedule, clip)
+    clip = replace(clip, frames=None)  # encoded: nothing below needs the pictures
     inverted = []
     for i, (source, stream) in enumerate(zip(sources, streams, strict=True)):
         if i == 0 or image_start == "inverted":
