@@ -239,7 +239,7 @@ def test_attribute_success_of_a_true_edit():
 
     scene = random_scene(torch.Generator().manual_seed(3))
     frames = render(scene, n_frames=4).frames
-    from vala_research.sprites.scene import read_attributes
+    from vala_research.sprites.reader import read_attributes
 
     target = read_attributes(frames)[0]
     assert attribute_success(frames, target) == 1

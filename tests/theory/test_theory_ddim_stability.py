@@ -269,7 +269,7 @@ def test_the_librarys_exact_inversion_returns_where_q_is_below_one():
         done = fixed_point(image, z, ExactSettings(1e-13, 200, window=0))
         assert done.residual <= 1e-13  # Picard's iteration, without acceleration
     assert 0.2 < max(q) < 1
-    found = invert(predict, z, schedule, "exact", ExactSettings(1e-12, 100))
+    found = invert(predict, z, schedule, ExactSettings(1e-12, 100))
     assert torch.allclose(sample(predict, found.latents, schedule), z, atol=1e-9)
     usual = invert(predict, z, schedule, "ddim")
     assert (sample(predict, usual.latents, schedule) - z).abs().max() > 1e-3
