@@ -12,7 +12,7 @@ filters = pytest.importorskip("kornia.filters")
 
 
 def test_same_result_faster_and_in_four_times_the_input():
-    rows = filter_costs()
+    rows = filter_costs(repeats=30)  # the best of many: other work on the machine slows some
     assert len(rows) == 2 * len(SHAPES)
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
         assert (ours["filter"], theirs["filter"]) == ("ours", "kornia")
