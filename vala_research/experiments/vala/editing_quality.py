@@ -10,17 +10,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vala_research import chosen_from
-from vala_research.diffusion.attention import (
-    ANCHORS,
-    AnchorAttention,
-    KeyframeAttention,
-    Keyframes,
-    Policy,
-)
+from vala_research.diffusion.attention import Keyframes
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import comparison_table, per_clip
 from vala_research.evaluation.comparison_figures import gains_figure
-from vala_research.evaluation.flops import forward_flops, meta_anchors, meta_unet
+from vala_research.evaluation.flops import forward_flops, meta_policy, meta_unet
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import CLIP, STABLE_DIFFUSION, EditPreset
@@ -134,23 +128,12 @@ def relative_costs(
     The count needs no weights (`evaluation.flops`). height, width: of the latents; 64 is 512
     pixels.
     """
-    unet = meta_unet()
-
-    def policy(how: str | AnchorSettings | Keyframes) -> str | Policy:
-        if isinstance(how, Keyframes):
-            return KeyframeAttention(tuple(range(how.n)))
-        if isinstance(how, AnchorSettings) or how == "anchors":
-            s = ANCHORS if isinstance(how, str) else how
-            anchors = meta_anchors(n_frames, height * width, s.n_anchors, s.granularity)
-            return AnchorAttention(anchors, (height, width))
-        return how
-
-    counted = {
-        name: forward_flops(unet, policy(s.attention), n_frames, height, width)
+    unet, shape = meta_unet(), (n_frames, height, width)
+    own = forward_flops(unet, "own", *shape)
+    return {
+        name: forward_flops(unet, meta_policy(s.attention, *shape), *shape) / own
         for name, s in settings.items()
     }
-    own = forward_flops(unet, "own", n_frames, height, width)
-    return {name: flops / own for name, flops in counted.items()}
 
 
 def _costs(rows: pd.DataFrame) -> dict[str, float]:
