@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-
 from filter_speed import SHAPES, filter_costs, n_pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
