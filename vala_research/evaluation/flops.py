@@ -33,6 +33,7 @@ from vala_research.diffusion.patching import chunking, patched
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.pipeline import VideoEditPipeline
 from vala_research.editing.source import Source
+from vala_research.evaluation.known_calls import KnownCalls
 from vala_research.evaluation.memory import PROMPTS, LiveTensors
 from vala_research.methods.anchors import Anchors, AnchorSettings
 
@@ -197,24 +198,35 @@ class FusedAttention(TorchFunctionMode):
 
 
 def counted_edit(
-    pipe: VideoEditPipeline, fusion: Fusion | None, n_frames: int, size: int, steps: int
-) -> tuple[int, int]:
+    pipe: VideoEditPipeline, fusion: Fusion, n_frames: int, size: int, steps: int,
+    known: KnownCalls | None = None,
+) -> tuple[int, int]:  # fmt: skip
     """Count the FLOPs of one edit by a weightless pipeline, and the peak bytes of its live tensors.
 
     One multiply-add of a convolution, linear layer or attention is two FLOPs. The bytes contain
     neither weights nor scratch memory inside an operation.
+    known: network calls that other edits of the same networks counted (None: no other edit).
+    Raises InputError for a source with an adapter or a ControlNet, whose calls are not alike.
     """
+    if any(source.adapter or source.controlnet for source in fusion.sources):
+        raise InputError("An adapter or ControlNet acts at some steps only: count without them.")
+    known = known or KnownCalls()
+    skipped = known.flops
+    unets = (pipe.unet, *(source.unet for source in fusion.sources))
+    networks = {id(n): n for n in (pipe.vae.encoder, pipe.vae.decoder, *unets) if n is not None}
     clip = torch.empty(n_frames, 3, size, size, device=pipe.device)
     with ExitStack() as modes, torch.no_grad():
         live = modes.enter_context(LiveTensors())
         counter = modes.enter_context(FlopCounterMode(display=False))
         for mode in (Weightless(), FusedAttention()):
             modes.enter_context(mode)
+        for network in networks.values():
+            modes.enter_context(patched(network, known.patch(counter, live)))
         pipe(
             clip, *PROMPTS, num_inference_steps=steps, attention="own", fusion=fusion,
             output_type="pt",
         )  # fmt: skip
-    return counter.get_total_flops(), live.peak
+    return counter.get_total_flops() + known.flops - skipped, live.peak
 
 
 def stored_bytes(*modules: nn.Module) -> int:

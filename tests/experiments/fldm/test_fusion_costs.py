@@ -1,16 +1,21 @@
 """Counts without weights are those of the edit that runs; the aims are reached, and can fail."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from diffusers import ControlNetModel
 from tiny_models import tiny_motion_adapter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from vala_research import InputError
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.editing.fusion import Fusion
 from vala_research.evaluation import flops
 from vala_research.evaluation.flops import forward_flops, meta_unet
+from vala_research.evaluation.known_calls import KnownCalls
 from vala_research.evaluation.memory import LiveTensors
 from vala_research.evaluation.verdicts import assert_claims
 from vala_research.experiments.fldm import cost, edit_costs, many_sources, settings
@@ -28,18 +33,16 @@ def motion(tiny):
 
 @pytest.fixture(scope="module", autouse=True)
 def counts():
-    """Count each edit once, whichever tests ask."""
-    count, known = flops.counted_edit, {}
+    """Count each kind of network call once, whichever tests ask."""
+    known, count = KnownCalls(), flops.counted_edit
 
-    def once(pipe, fusion: Fusion, *sizes: int) -> tuple:
-        key = (id(fusion), *sizes)
-        known[key] = known.get(key) or (count(pipe, fusion, *sizes), fusion)
-        return known[key][0]
+    def once(*edit, **_) -> tuple[int, int]:
+        return count(*edit[:5], known)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flops, "counted_edit", once)
         patch.setattr(edit_costs, "counted_edit", once)
-        yield
+        yield count
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,33 @@ def test_counts_without_weights_are_those_of_the_edit(tiny, motion, counted, nam
     pipe, bare = counted
     found, live = flops.counted_edit(pipe, bare[name], N_FRAMES, SIZE, 2)
     assert found == really_counted(tiny, fusion, 2) > 0 and live > 0
+
+
+class Forgetful(dict):
+    """Holds nothing that it is given."""
+
+    def __setitem__(self, key, value):
+        pass
+
+
+def test_known_calls_change_no_number(counted, counts):
+    """FLOPs and peak of an edit that makes each of its calls, and of one that makes each kind."""
+    pipe, bare = counted
+    known, edit = KnownCalls(), (pipe, bare[FUSED], N_FRAMES, SIZE, 2)
+    first = counts(*edit, known)
+    assert first == counts(*edit, known) == counts(*edit, KnownCalls(_known=Forgetful()))
+    assert known.flops > first[0]  # the second edit made no call
+    video, image = bare[FUSED].sources
+    other = replace(bare[FUSED], sources=[video, replace(image, attention="extended")])
+    assert counts(pipe, other, *edit[2:], known)[0] > first[0]
+
+
+def test_an_edit_whose_calls_differ_is_not_counted(tiny, counted):
+    pipe, bare = counted
+    controlnet = ControlNetModel.from_unet(tiny.unet)
+    sources = [replace(source, controlnet=controlnet) for source in bare[IMAGE].sources]
+    with pytest.raises(InputError, match="count without them"):
+        flops.counted_edit(pipe, replace(bare[IMAGE], sources=sources), 1, SIZE, 1)
 
 
 def test_any_number_of_steps_from_two(counted):

@@ -18,6 +18,7 @@ from vala_research.diffusion.motion import load_motion_unet
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.pipeline import VideoEditPipeline, quiet_pipeline
 from vala_research.evaluation.flops import counted_edit, stored_bytes
+from vala_research.evaluation.known_calls import KnownCalls
 from vala_research.evaluation.memory import (
     MEBIBYTE,
     PROMPTS,
@@ -48,10 +49,12 @@ def cost_rows(
     networks that the edit asks; live, the peak of all other tensors after counted[1] steps; peak,
     the sum of both.
     """
-    rows = []
+    rows, known = [], KnownCalls()
     for n in n_frames:
         for name, fusion in fusions.items():
-            (few, _), (more, live) = (counted_edit(pipe, fusion, n, size, k) for k in counted)
+            (few, _), (more, live) = (
+                counted_edit(pipe, fusion, n, size, k, known) for k in counted
+            )
             step = (more - few) / (counted[1] - counted[0])
             weights = stored_bytes(pipe.vae, pipe.text_encoder, *networks(pipe, fusion))
             rows.append(
