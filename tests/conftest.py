@@ -14,16 +14,28 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import _import_hook, install_import_hook
 
+ARRAYS = {"Float", "Int", "Integer", "Bool", "Num", "UInt8", "Shaped", "Complex"}
+
 
 class OuterFunctions(_import_hook.JaxtypingTransformer):
     """Checks every function but those inside functions, whose checks each call would build anew.
 
-    Building them takes milliseconds per call: more than half the time of the whole suite.
+    A function without arrays is checked by beartype alone: binding the letters of shapes costs
+    twenty times as much. Both rules together halve the time of the whole suite.
     """
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        is_inner = any(isinstance(parent, ast.FunctionDef) for parent in self._parents)
-        return node if is_inner else super().visit_FunctionDef(node)
+        if any(isinstance(parent, ast.FunctionDef) for parent in self._parents):
+            return node
+        node = super().visit_FunctionDef(node)
+        if not names_of(node.args, node.returns) & ARRAYS:
+            jaxtyped = node.decorator_list.pop()
+            node.decorator_list.append(jaxtyped.keywords[0].value)
+        return node
+
+
+def names_of(*nodes: ast.AST | None) -> set[str]:
+    return {n.id for x in nodes if x for n in ast.walk(x) if isinstance(n, ast.Name)}
 
 
 _import_hook.JaxtypingTransformer = OuterFunctions

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -88,6 +89,12 @@ class TemporalAdapter:
                 p.data.copy_(noise / settings.rank)
         return adapter
 
+    @cached_property
+    def layers(self) -> list[LoraLayer]:
+        """The layers that `attach` put a LoRA into."""
+        modules = (m for m in self.unet.modules() if isinstance(m, LoraLayer))
+        return [m for m in modules if NAME in m.scaling]
+
     def lora_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names in the UNet and parameters of the LoRA."""
         return [(n, p) for n, p in self.unet.named_parameters() if f".{NAME}." in n]
@@ -127,18 +134,21 @@ class TemporalAdapter:
         Nested blocks: an outer False wins, and scales multiply. Leaving restores everything.
         """
         if not is_active:
-            bare = Patch(_is_lora, forward=lambda _, module, __: module.base_layer.forward)
+            layers = set(map(id, self.layers))
+            bare = Patch(
+                lambda _, module: id(module) in layers,
+                forward=lambda _, module, __: module.base_layer.forward,
+            )
             with patched(self.unet, bare):
                 yield
             return
-        layers = [m for m in self.unet.modules() if _is_lora("", m)]
-        before = [m.scaling[NAME] for m in layers]
+        before = [m.scaling[NAME] for m in self.layers]
         try:
-            for module, value in zip(layers, before, strict=True):
+            for module, value in zip(self.layers, before, strict=True):
                 module.scaling[NAME] = value * scale
             yield
         finally:
-            for module, value in zip(layers, before, strict=True):
+            for module, value in zip(self.layers, before, strict=True):
                 module.scaling[NAME] = value
 
     def detach(self) -> None:
@@ -178,10 +188,11 @@ class TemporalAdapter:
         adapter = cls.attach(
             unet, stored.settings, stored.d_vision, torch.Generator(), stored.vision_encoder
         )
+        dtype = unet.dtype
         for name, p in adapter.lora_parameters():
             p.data.copy_(stored.lora[_stored_name(name)])
             if not is_trainable:
-                p.data = p.data.to(unet.dtype)
+                p.data = p.data.to(dtype)
         if adapter.tokens is not None:
             adapter.tokens.load_state_dict(stored.tokens)
         for p in adapter.trainable():
@@ -192,10 +203,6 @@ class TemporalAdapter:
 def _stored_name(name: str) -> str:
     """The name on disk, without the adapter's name: each pipeline gives it its own."""
     return name.replace(f".{NAME}.", ".")
-
-
-def _is_lora(_name: str, module: nn.Module) -> bool:
-    return isinstance(module, LoraLayer) and NAME in module.scaling
 
 
 def hook_sites(unet: UNet) -> list[str]:

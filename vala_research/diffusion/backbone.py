@@ -7,6 +7,7 @@ and changes nothing in the result.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class Backbone:
         Raises FloatingPointError when the network returns NaN or infinity.
         """
         # Lay out frames and branches as this class of UNet wants them.
-        (g, f), dtype = z.shape[:2], self.unet.dtype
+        (g, f), dtype = z.shape[:2], self.dtype
         has_time_axis = isinstance(self.unet, VIDEO_UNETS)
         x = rearrange(z, "g f c h w -> g c f h w" if has_time_axis else "g f c h w -> (g f) c h w")
         rows = (text[:, None] if text.ndim == 3 else text).to(dtype)
@@ -95,6 +96,11 @@ class Backbone:
         if has_time_axis:
             return rearrange(out, "g c f h w -> g f c h w")
         return rearrange(out, "(g f) c h w -> g f c h w", f=f)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Precision of the network. diffusers walks over all of its modules to find it."""
+        return self.unet.dtype
 
     def frames_seen(self, x: Float[Tensor, "g f c h w"]) -> int:
         """Frames per chunk of this input."""

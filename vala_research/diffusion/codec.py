@@ -117,9 +117,9 @@ def encode_frames(
     vae: Any, frames: Float[Tensor, "f 3 h w"], frames_per_chunk: int | None = None
 ) -> Float[Tensor, "f c y x"]:
     """Encode frames to scaled latents, in the frames' precision. The posterior's mode is taken."""
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    shift, dtype = getattr(vae.config, "shift_factor", None) or 0.0, vae.dtype
     z = [
-        vae.encode((2 * frames[part] - 1).to(vae.dtype)).latent_dist.mode().to(frames.dtype)
+        vae.encode((2 * frames[part] - 1).to(dtype)).latent_dist.mode().to(frames.dtype)
         for part in chunks_of(len(frames), *frames.shape[-2:], frames_per_chunk)
     ]
     return (torch.cat(z) - shift) * vae.config.scaling_factor
@@ -133,16 +133,16 @@ def decode_latents(
     Raises FloatingPointError where the VAE returns NaN or infinity.
     """
     z = z / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-    k = vae_factor(vae)
+    k, dtype = vae_factor(vae), vae.dtype
     frames = torch.cat(
         [
-            vae.decode(z[part].to(vae.dtype), return_dict=False)[0].to(z.dtype)
+            vae.decode(z[part].to(dtype), return_dict=False)[0].to(z.dtype)
             for part in chunks_of(len(z), k * z.shape[-2], k * z.shape[-1], frames_per_chunk)
         ]
     )
     if not torch.isfinite(frames).all():
         raise FloatingPointError(
-            f"The VAE returned NaN or infinity when decoding in {vae.dtype}: "
+            f"The VAE returned NaN or infinity when decoding in {dtype}: "
             "run it in torch.float32 or torch.bfloat16."
         )
     return (frames / 2 + 0.5).clamp(0, 1)
