@@ -29,7 +29,7 @@ def test_editing_quality_on_the_miniature(tmp_path, miniature):
     assert {"warp_error", "psnr", "success", "inversion_psnr"} <= set(table.metric)
     assert table.set_index("setting").cost[BEST].max() == pytest.approx(1.305, abs=0.001)
     record = json.loads((out / "vala_editing_quality.json").read_text())
-    assert record["parameters"]["steps"] == 10 and record["model"]["name"] == "miniature"
+    assert record["parameters"]["steps"] == 5 and record["model"]["name"] == "miniature"
 
 
 def test_editing_quality_of_ones_own_clips(tmp_path):

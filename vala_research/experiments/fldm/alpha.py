@@ -43,7 +43,7 @@ class Settings(FusionPreset):
     """Parameters of notebook 21."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(ratios="0,0.5,1", n_frames=3, steps=4),
+        "smoke": dict(ratios="0,0.5,1", n_frames=3, steps=2),
         "sprites": dict(n_clips=12, kinds="several", n_frames=8, steps=15),
         "paper": PUBLISHED,
     }

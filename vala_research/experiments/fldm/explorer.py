@@ -36,7 +36,7 @@ class Settings(Preset):
     """Parameters of notebook 27."""
 
     PRESETS = {
-        "smoke": {},
+        "smoke": {"n_frames": 3, "steps": 3},
         "sprites": FULL | {"n_frames": 8, "steps": 15},
         "paper": FULL | {
             "model": STABLE_DIFFUSION, "motion": MOTION_MODULES, "clip_model": CLIP,

@@ -58,7 +58,7 @@ class Settings(FusionPreset):
     """Parameters of notebook 20."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(shown=f"{IMAGE};{VIDEO};{FUSED}"),
+        "smoke": dict(shown=f"{IMAGE};{VIDEO};{FUSED}", n_frames=3, steps=4),
         "sprites": dict(n_clips=12, kinds="shape,colour,background", n_frames=8, steps=15),
         "paper": PUBLISHED,
     }

@@ -53,7 +53,7 @@ class Settings(FusionPreset):
     """Parameters of notebook 23."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(angles=(0, 90), has_untrained=False),
+        "smoke": dict(angles=(0, 90), has_untrained=False, n_frames=2, steps=3),
         "sprites": dict(n_clips=12, n_frames=8, steps=15),
         "paper": PUBLISHED | dict(clip_model=None, kinds="several"),
     }

@@ -51,7 +51,7 @@ class Settings(EditPreset):
     """Parameters of notebook 25."""
 
     PRESETS = {
-        "smoke": {},
+        "smoke": {"n_clips": 1, "n_frames": 2, "steps": 2},
         "sprites": {"rules": (RELEASED, EQUAL), "n_clips": 10, "n_frames": 8, "steps": 15},
         "paper": {
             "model": STABLE_DIFFUSION, "motion": MOTION_MODULES, "rules": (RELEASED, EQUAL),

@@ -50,8 +50,8 @@ class Settings(FusionPreset):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(
-            schedules="constant,decay_image", taus="0,0.5", kinds="shape,colour", n_frames=3,
-            steps=3,
+            schedules="constant,decay_image", taus="0,0.5", kinds="shape,colour", n_frames=2,
+            steps=2,
         ),
         "sprites": dict(n_clips=6, kinds="shape,colour,background", n_frames=8, steps=12),
         "paper": PUBLISHED,

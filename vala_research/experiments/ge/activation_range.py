@@ -38,8 +38,11 @@ Edits = Mapping[str, Float[Tensor, "f c h w"]]
 class Settings(VariantPreset):
     """Parameters of notebook 33."""
 
-    PRESETS = {"smoke": {"trained": (0.5,), "acting": (0.5, 0.9)}, "sprites": SPRITES,
-               "paper": PAPER}  # fmt: skip
+    PRESETS = {
+        "smoke": {"trained": (0.5,), "acting": (0.5, 0.9), "n_frames": 2},
+        "sprites": SPRITES,
+        "paper": PAPER,
+    }
 
     trained: Sequence[float] = STARTS  # starts of the range in training, as fractions of T
     acting: Sequence[float] = STARTS  # starts of the range in edits, as fractions of T

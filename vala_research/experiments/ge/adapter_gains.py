@@ -33,7 +33,7 @@ class Settings(EditPreset):
     """Parameters of notebook 35."""
 
     PRESETS = {
-        "smoke": dict(hosts="own,extended", kinds="several", steps=8),
+        "smoke": dict(hosts="own,extended", kinds="several", n_frames=3, steps=8),
         "sprites": dict(
             n_clips=32, first_clip=64, steps=15, kinds="shape,colour,several", n_processes=0
         ),

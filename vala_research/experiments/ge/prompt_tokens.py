@@ -32,7 +32,9 @@ class Settings(VariantPreset):
     """Parameters of notebook 32."""
 
     PRESETS = {
-        "smoke": {"configurations": "no tokens,shared removed,18 shared"},
+        "smoke": {
+            "configurations": "no tokens,shared removed,18 shared", "n_frames": 2, "steps": 4,
+        },
         "sprites": SPRITES,
         "paper": PAPER,
     }

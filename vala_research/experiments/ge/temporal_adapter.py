@@ -34,7 +34,7 @@ class Settings(Preset):
     """Parameters of notebook 31."""
 
     PRESETS = {
-        "smoke": {},
+        "smoke": dict(n_clips=2, steps=5),
         "sprites": dict(n_clips=16, steps=15),
         "paper": dict(model=STABLE_DIFFUSION, n_frames=16, steps=50, training_steps=0),
     }

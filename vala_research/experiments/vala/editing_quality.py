@@ -27,7 +27,8 @@ class Settings(EditPreset):
     """Parameters of notebook 12."""
 
     PRESETS = {
-        "smoke": {"policies_shown": "own,extended,uniform {n} key frames,VALA {n} site anchors"},
+        "smoke": {"policies_shown": "own,extended,uniform {n} key frames,VALA {n} site anchors",
+                  "steps": 5},
         "sprites": {"n_clips": 66, "n_frames": 6, "steps": 15, "kinds": ",".join(EDITS),
                     "n_processes": 0},
         "paper": {"model": STABLE_DIFFUSION, "clip_model": CLIP, "n_clips": 0, "kinds": "",
