@@ -11,6 +11,7 @@ from vala_research.cli.loading import (
     check_adapter,
     check_names,
     check_outputs,
+    check_unnamed,
     load_clip_and_model,
     try_clip,
 )
@@ -79,7 +80,12 @@ def run_inversion(
     if not is_file and (output.suffix or output.is_file()):
         raise InputError(f"{output}: end it in .safetensors, or give a folder.")
     target = output if is_file else output / "latents.safetensors"
-    check_outputs(path, *([target, target.with_suffix(".json")] if is_file else [output]))
+    beside = target.with_suffix(".json")
+    if is_file or output.is_dir():
+        check_outputs(path, target, beside)
+        check_unnamed(beside, *([] if is_file else [target]))
+    else:
+        check_outputs(path, folder=output)
     check_names(call)
     clip, pipe, device = load_clip_and_model(path, place, sampling)
     scale = 2.0 if call.inversion == "null_text" else 1.0  # only null text asks a second branch
@@ -94,13 +100,11 @@ def run_inversion(
     numbers["reconstruction PSNR to the source, dB"] = psnr(again, clip.frames)
     numbers["reconstruction PSNR to the VAE round trip, dB"] = psnr(again, round_trip)
 
-    if not is_file:
-        output.mkdir(exist_ok=True)
     tensors = {"latents": inverted.latents}
     if inverted.null_text is not None:
         tensors["null_text"] = inverted.null_text.embeddings  # t n d, in sampling order
     write_tensors(target, tensors)
     used = asdict(call) | asdict(place) | {"device": device}
     results = {"numbers": numbers, "estimate": estimate}
-    record = write_record(target.with_suffix(".json"), path, [target], used, results)
+    record = write_record(beside, path, [target], used, results)
     report(numbers, [target, record])

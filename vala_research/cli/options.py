@@ -10,6 +10,7 @@ import typer
 
 from vala_research import InputError
 
+MOST = 16384  # pixels of a side, which H.264 can hold
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -93,6 +94,9 @@ def sides(size: str | None) -> int | tuple[int, int] | None:
     if size is None:
         return None
     numbers = size.lower().split("x")
-    if not (len(numbers) <= 2 and all(s.isdecimal() and int(s) for s in numbers)):
-        raise InputError(f"--size is {size!r}: give SIDE or HEIGHTxWIDTH in pixels, as in 512x320.")
+    if not (len(numbers) <= 2 and all(s.isdecimal() and 0 < int(s) <= MOST for s in numbers)):
+        raise InputError(
+            f"--size is {size!r}: give SIDE or HEIGHTxWIDTH in pixels, as in 512x320, each at most "
+            f"{MOST}."
+        )
     return int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))

@@ -63,7 +63,7 @@ def write_record(
     from vala_research.files import write_json
 
     how = record(used, inputs=[source])
-    how["outputs"] = {str(file): file_hash(file) for file in written}
+    how["outputs"] = {str(p): file_hash(p) for p in written if p.is_file() or p.is_dir()}
     return write_json(path, how | jsonable(results))
 
 
@@ -72,7 +72,7 @@ def report(numbers: dict[str, float], written: list[Path]) -> None:
     for name, value in numbers.items():
         text = str(value) if isinstance(value, int) else f"{value:.3f}".rstrip("0").rstrip(".")
         typer.echo(f"  {name:<52} {text:>8}")
-    typer.echo("wrote " + ", ".join(map(str, written)))
+    typer.echo("wrote " + ", ".join(map(typer.format_filename, written)))
 
 
 def size_text(n_bytes: float) -> str:

@@ -1,6 +1,5 @@
 """Encode pictures into a video file, a gif or a folder; the sound comes from another file."""
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -9,28 +8,20 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from vala_research import InputError
+from vala_research.data.sound import Sound, sound_packets
 
 VIDEO = {  # codec, pixel format, options: near-lossless, since written clips are also measured
     ".mp4": ("libx264", "yuv420p", {"crf": "12", "preset": "medium"}),
     ".webm": ("libvpx-vp9", "yuv420p", {"crf": "16", "b": "0", "cpu-used": "4"}),
     ".gif": ("gif", "pal8", {}),
 }
-SOUND = {  # codecs that the container takes, and the encoder for all other sound
-    ".mp4": ({"aac", "mp3", "alac", "ac3"}, "aac"),
-    ".webm": ({"opus", "vorbis"}, "libopus"),
-    ".gif": (set(), None),
-}
-SOUND_RATE = 48000  # Hz; rate of re-encoded sound, which opus and aac share
 
 
-def encode(
-    path: Path, pixels: np.ndarray, rate: Fraction, sound: tuple[Path, float] | None
-) -> None:
+def encode(path: Path, pixels: np.ndarray, rate: Fraction, sound: Sound | None = None) -> None:
     """Write a video file.
 
     pixels: bytes, f h w 3.
     rate: frames per second.
-    sound: a file with a sound track, and the time in seconds at which its video starts.
     """
     import av
 
@@ -40,9 +31,11 @@ def encode(
         pixels = np.pad(pixels, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     try:
         with ExitStack() as stack:
-            out = stack.enter_context(av.open(str(path), "w"))
+            # ffmpeg gets no name, in which it would look for a protocol.
+            file = stack.enter_context(path.open("wb"))
+            out = stack.enter_context(av.open(file, "w", format=path.suffix[1:].lower()))
             stream = _video_stream(out, codec, pixel_format, rate, options, pixels.shape)
-            packets = _sound_packets(out, stack, sound, SOUND[path.suffix.lower()])
+            packets = sound_packets(out, stack, sound, path.suffix.lower())
 
             # Interleave by time: the sound up to a frame goes before the frame.
             waiting = next(packets, None)
@@ -86,44 +79,6 @@ def encoder_frame(picture: np.ndarray, pixel_format: str):
     palette = np.zeros((256, 4), np.uint8)
     palette[:, 0], palette[: len(colours), 1:] = 255, colours
     return av.VideoFrame.from_ndarray((np.asarray(image), palette), format="pal8")
-
-
-def _sound_packets(out, stack: ExitStack, sound, kinds) -> Iterator:
-    """Yield the packets of the first sound track, copied if the container takes them.
-
-    Otherwise the track is re-encoded, as mono or stereo.
-    """
-    import av
-
-    accepted, encoder = kinds
-    if sound is None or encoder is None:
-        return iter(())
-    path, start = sound
-    source = stack.enter_context(av.open(str(path)))
-    if not source.streams.audio:
-        return iter(())
-    track = source.streams.audio[0]
-    if track.codec_context.name in accepted:
-        return _copied(source, track, out.add_stream_from_template(track), start)
-    layout = "mono" if track.codec_context.channels == 1 else "stereo"
-    return _encoded(source, track, out.add_stream(encoder, rate=SOUND_RATE, layout=layout), start)
-
-
-def _copied(source, track, stream, start: float) -> Iterator:
-    for packet in source.demux(track):
-        if packet.dts is None:  # the last packet, a flush, carries no data
-            continue
-        shift = round(start / packet.time_base)
-        packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
-        packet.stream = stream
-        yield packet
-
-
-def _encoded(source, track, stream, start: float) -> Iterator:
-    for frame in source.decode(track):
-        frame.pts -= round(start / frame.time_base)
-        yield from stream.encode(frame)
-    yield from stream.encode()
 
 
 def encode_folder(folder: Path, pixels: np.ndarray, rate: Fraction) -> None:
