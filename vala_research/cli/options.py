@@ -14,9 +14,11 @@ MOST = 16384  # pixels of a side, which H.264 can hold
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-def option(kind: Any, text: str, *names: str, default: str | bool = True) -> Any:
-    """Type of an option; default: shown in its help in place of None."""
-    return Annotated[kind, typer.Option(*names, help=text, show_default=default)]
+def option(
+    kind: Any, text: str, *names: str, default: str | bool = True, **limits: int | None
+) -> Any:
+    """Type of an option; default: shown in its help in place of None; limits: min and max."""
+    return Annotated[kind, typer.Option(*names, help=text, show_default=default, **limits)]
 
 
 ClipPath = Annotated[
@@ -34,7 +36,7 @@ Stride = option(int, "Use every n-th frame.")
 Size = option(str | None, "Scale frames to SIDE or HEIGHTxWIDTH pixels.", default="the model's")
 Device = option(str, "Run on auto, cpu, cuda, cuda:1 or mps.")
 Dtype = option(str, "Compute in float32, float16 or bfloat16.")
-Seed = option(int, "Seed all random draws.")
+Seed = option(int, "Seed all random draws.", min=0, max=2**63 - 1)
 Adapter = option(str | None, "Load 'miniature' or a folder of vala train.", default="none")
 AdapterInterval = option(
     tuple[float, float] | None, "Let the adapter act between these fractions of T.",

@@ -30,7 +30,12 @@ from vala_research.data.sound import Sound, sound_of, warn_dropped
 from vala_research.files import check_output, written_whole
 from vala_research.frames import fit_to_size
 
-RATES = {".mp4": (0.01, 1000), ".webm": (0.01, 1000), ".gif": (0.01, 50), "": (0.01, 1000)}
+RATES = {  # least and most frames per second
+    ".mp4": (0.001, 100_000),
+    ".webm": (0.001, 1000),  # time in ms
+    ".gif": (0.01, 50),  # browsers show a picture for 0.02 s or more
+    "": (0.001, 100_000),
+}
 
 
 @dataclass(frozen=True)
@@ -209,7 +214,7 @@ def writable(path: str | os.PathLike, fps: int | float | Fraction | None = None)
             f"{path}: cannot write {path.suffix!r}; use {', '.join(VIDEO)}, or no suffix for a"
             " folder of png."
         )
-    least, most = RATES.get(path.suffix.lower(), RATES[""])
+    least, most = RATES[path.suffix.lower()]
     if fps is not None and not least <= fps <= most:  # NaN too
         raise InputError(
             f"{path}: fps is {fps}; {path.suffix or 'a folder'} holds {least} to {most} frames per "

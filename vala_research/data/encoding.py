@@ -25,9 +25,8 @@ def encode(path: Path, pixels: np.ndarray, rate: Fraction, sound: Sound | None =
     """
     import av
 
-    codec, pixel_format, options = VIDEO[path.suffix.lower()]
+    (codec, pixel_format, options), (h, w) = VIDEO[path.suffix.lower()], pixels.shape[1:3]
     if codec == "libx264":  # 2x2 chroma blocks: an odd side gets its last line twice
-        h, w = pixels.shape[1:3]
         pixels = np.pad(pixels, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     try:
         with ExitStack() as stack:
@@ -51,7 +50,11 @@ def encode(path: Path, pixels: np.ndarray, rate: Fraction, sound: Sound | None =
                 out.mux(waiting)
                 waiting = next(packets, None)
     except av.error.FFmpegError as error:
-        raise InputError(f"{path.suffix} cannot be written: {error.strerror or error}.") from error
+        first = error.__context__ or error  # closing after a full disk fails too
+        raise InputError(
+            f"{path.name} cannot be written ({getattr(first, 'strerror', first)}; frames of {w}x{h}"
+            " pixels): choose another place or format."
+        ) from error
 
 
 def _video_stream(out, codec: str, pixel_format: str, rate: Fraction, options: dict, shape):

@@ -2,13 +2,12 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from vala_research import InputError
-from vala_research.data.decoding import exact_rate, existing, timeline
+from vala_research.data.decoding import exact_rate, existing, opened, timeline
 
 SOUND = {  # codecs that the container takes, and the encoder for all other sound
     ".mp4": ({"aac", "mp3", "alac", "ac3"}, "aac"),
@@ -62,20 +61,8 @@ def warn_dropped(reason: str) -> None:
 
 def _has_sound(path: Path) -> bool:
     """Whether a file has a sound track."""
-    with _opened(path) as source:
+    with opened(path) as (source, _):
         return bool(source.streams.audio)
-
-
-@contextmanager
-def _opened(path: Path):
-    """Open a file by a name in which ffmpeg sees no protocol."""
-    import av
-
-    try:
-        with av.open(f"file:{path.absolute()}", options={"protocol_whitelist": "file"}) as source:
-            yield source
-    except av.error.FFmpegError as error:
-        raise InputError(f"The sound of {path} cannot be read ({error.strerror}).") from error
 
 
 def sound_packets(out, stack: ExitStack, sound: Sound | None, suffix: str) -> Iterator:
@@ -87,7 +74,7 @@ def sound_packets(out, stack: ExitStack, sound: Sound | None, suffix: str) -> It
     if sound is None:
         return iter(())
     accepted, encoder = SOUND[suffix]
-    source = stack.enter_context(_opened(sound.path))
+    source, _ = stack.enter_context(opened(sound.path))
     track = source.streams.audio[0]
     if track.codec_context.name in accepted:
         return _copied(source, track, out.add_stream_from_template(track), sound)
