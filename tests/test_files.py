@@ -185,6 +185,19 @@ def test_a_full_disk_is_one_sentence_and_the_old_file_stays(tmp_path):
     assert tree(tmp_path) == before
 
 
+def test_a_file_that_cannot_be_renamed_is_written_through(tmp_path, monkeypatch):
+    """A file that is mounted, for example, is busy."""
+    (tmp_path / "a").write_text("old")
+    number = (tmp_path / "a").stat().st_ino
+
+    def busy(*_):
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(os, "replace", busy)
+    write_text(tmp_path / "a", "new")
+    assert tree(tmp_path) == {"a": "new"} and (tmp_path / "a").stat().st_ino == number
+
+
 @pytest.mark.parametrize("fails_at", range(6))
 def test_a_renaming_that_fails_is_undone(tmp_path, monkeypatch, fails_at):
     paths, rename, count = [tmp_path / n for n in "abc"], os.rename, iter(range(99))

@@ -126,10 +126,11 @@ def written_together(*paths: Path, is_folder: bool = False) -> Iterator[list[Pat
 def _replace(unfinished: list[Path], places: list[Path]) -> None:
     """Put new files where they belong; a failure leaves the old ones."""
     for new, place in zip(unfinished, places, strict=True):
-        if place.exists():
-            shutil.copymode(place, new)
-        elif new.is_file():  # some writers make files that nobody else can read
-            new.chmod(new.parent.stat().st_mode & 0o666)
+        with suppress(PermissionError):  # some network drives have no modes
+            if place.exists():
+                shutil.copymode(place, new)
+            elif new.is_file():  # some writers make files that nobody else can read
+                new.chmod(new.parent.stat().st_mode & 0o666)
 
     # One file is replaced in one step.
     if len(places) == 1 and not places[0].is_dir():

@@ -269,6 +269,7 @@ def test_files_that_the_user_did_not_name_are_not_replaced(tmp_path, clip, model
     refused(tmp_path, *invert, tmp_path / "x.safetensors", naming="x.json")
     refused(tmp_path, *invert, tmp_path, naming="latents.safetensors")
     refused(tmp_path, "quickstart", "-o", tmp_path, naming="edited.mp4")
+    refused(tmp_path, *invert, tmp_path / (256 * "x"), naming="too long")
     (tmp_path / "latents.json").mkdir()
     (tmp_path / "latents.safetensors").unlink()
     refused(tmp_path, *invert, tmp_path, naming="latents.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -77,11 +78,11 @@ def run_inversion(
     check_adapter(place, call)
     try_clip(path, sampling)
     is_file = output.suffix == ".safetensors"
-    if not is_file and (output.suffix or output.is_file()):
+    if not is_file and (output.suffix or os.path.isfile(output)):
         raise InputError(f"{output}: end it in .safetensors, or give a folder.")
     target = output if is_file else output / "latents.safetensors"
     beside = target.with_suffix(".json")
-    if is_file or output.is_dir():
+    if is_file or os.path.isdir(output):
         check_outputs(path, target, beside)
         check_unnamed(beside, *([] if is_file else [target]))
     else:

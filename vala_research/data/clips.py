@@ -157,6 +157,7 @@ def write_clip(
     mp4: H.264 yuv420p, BT.709. An odd side is padded by its last row or column, so nothing is lost.
     gif: 256 colours per frame, time in 1/100 s, at most 50 frames per second.
     A path without suffix is a folder of frame_0000.png ..., exact. Each picture stores the rate.
+    A hidden list of the pictures tells later calls that they may replace the folder.
 
     The file is written under another name and renamed, so a file at `path` is always complete.
     Returns the path.

@@ -75,7 +75,7 @@ def convert(
     readable.
     """
     entries, folder = read_manifest(data, layout, split), Path(output)
-    was_there, was_begun = folder.exists(), (folder / INDEX).exists()
+    was_there, was_begun = os.path.exists(folder), os.path.exists(folder / INDEX)
     try:
         skipped = _convert(entries, folder, settings, strict)
         if strict and skipped:
