@@ -172,12 +172,10 @@ def write_clip(
     rate = exact_rate(fps)
     sound = _sound_of(audio_from, len(pixels), rate, path.suffix.lower())
     with written_whole(path, is_folder=not path.suffix) as unfinished:
-        if not path.suffix:
-            encode_folder(unfinished, pixels, rate)
-        elif sound is None:
-            encode(unfinished, pixels, rate)
+        if path.suffix:
+            encode(unfinished, pixels, rate, sound)
         else:
-            _encode_with_sound(unfinished, pixels, rate, sound)
+            encode_folder(unfinished, pixels, rate)
     return path
 
 
@@ -191,15 +189,6 @@ def _sound_of(audio_from, n_frames: int, rate: Fraction, suffix: str) -> Sound |
         return source and sound_of(source, n_frames, len(audio_from), rate, suffix)
     except InputError as error:  # the file has gone since the clip was read
         return warn_dropped(str(error).rstrip("."))
-
-
-def _encode_with_sound(path: Path, pixels: np.ndarray, rate: Fraction, sound: Sound) -> None:
-    """Write a video file with sound; without, if there is something wrong with the sound."""
-    try:
-        encode(path, pixels, rate, sound)
-    except Exception as error:  # whatever it is, it must not cost the pictures
-        encode(path, pixels, rate)
-        warn_dropped(f"it cannot be read from {sound.path} ({error})")
 
 
 def writable(path: str | os.PathLike, fps: int | float | Fraction | None = None) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from vala_research import InputError
-from vala_research.data.sound import Sound, sound_packets
+from vala_research.data.sound import Sound, sound_packets, warn_dropped
 
 VIDEO = {  # codec, pixel format, options: near-lossless, since written clips are also measured
     ".mp4": ("libx264", "yuv420p", {"crf": "12", "preset": "medium"}),
@@ -18,11 +18,21 @@ VIDEO = {  # codec, pixel format, options: near-lossless, since written clips ar
 
 
 def encode(path: Path, pixels: np.ndarray, rate: Fraction, sound: Sound | None = None) -> None:
-    """Write a video file.
+    """Write a video file; without sound, and with a warning, if something is wrong with the sound.
 
     pixels: bytes, f h w 3.
     rate: frames per second.
     """
+    try:
+        _encode(path, pixels, rate, sound)
+    except Exception as error:
+        if sound is None:
+            raise
+        _encode(path, pixels, rate, None)
+        warn_dropped(f"it cannot be read from {sound.path} ({error})")
+
+
+def _encode(path: Path, pixels: np.ndarray, rate: Fraction, sound: Sound | None) -> None:
     import av
 
     (codec, pixel_format, options), (h, w) = VIDEO[path.suffix.lower()], pixels.shape[1:3]
