@@ -34,7 +34,7 @@ RATES = {  # least and most frames per second
     ".mp4": (0.001, 100_000),
     ".webm": (0.001, 1000),  # time in ms
     ".gif": (0.01, 50),  # browsers show a picture for 0.02 s or more
-    "": (0.001, 100_000),
+    "": (0.001, 1000),  # readers take a higher one for an error
 }
 
 
