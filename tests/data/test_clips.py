@@ -14,7 +14,9 @@ from vala_research.data.clips import Clip, iter_frames, read_clip, writable, wri
 from vala_research.data.decoding import decode
 
 NTSC = Fraction(30000, 1001)
-RATES_REFUSED = {"b.mp4": (1e-4, 1e6), "b.webm": (1e-4, 1001), "b.gif": (1e-3, 50.5), "b": (1e-4, 1001)}
+RATES_REFUSED = {
+    "b.mp4": (1e-4, 1e6), "b.webm": (1e-4, 1001), "b.gif": (1e-3, 50.5), "b": (1e-4, 1001),
+}  # fmt: skip
 # 8-bit files: half a step of 1/255 for png; lossy codecs at crf 12..16 on smooth frames stay
 # within a few steps on average, chroma at half resolution included. Another frame of the ramp
 # below is 1/12 away, a wrong orientation or colour matrix more than 0.03.
