@@ -87,6 +87,9 @@ def load_clip_and_model(path: Path, place: Place, sampling: Sampling):
 
     pipe, device = load_model(place)
     size = sides(sampling.size) or model_side(pipe)
+    least = pipe.vae_scale_factor
+    if min(size if isinstance(size, tuple) else (size,)) < least:
+        raise InputError(f"--size is {sampling.size}: give at least {least} pixels per side.")
     return read_clip(path, sampling.n_frames, sampling.stride, size), pipe, device
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ import typer
 
 from vala_research import InputError
 
-MOST = 16384  # pixels of a side, which H.264 can hold
+MOST, MOST_SIDE = 36_000_000, 16384  # pixels of a frame and of its side; H.264 holds the latter
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -95,10 +96,12 @@ def sides(size: str | None) -> int | tuple[int, int] | None:
     """Read --size: SIDE or HEIGHTxWIDTH, in pixels."""
     if size is None:
         return None
-    numbers = size.lower().split("x")
-    if not (len(numbers) <= 2 and all(s.isdecimal() and 0 < int(s) <= MOST for s in numbers)):
+    numbers = re.fullmatch(r"0*([1-9][0-9]{0,4})(?:x0*([1-9][0-9]{0,4}))?", size, re.I)
+    if numbers is None:
         raise InputError(
-            f"--size is {size!r}: give SIDE or HEIGHTxWIDTH in pixels, as in 512x320, each at most "
-            f"{MOST}."
+            f"--size is {size[:20]!r}: give SIDE or HEIGHTxWIDTH in pixels, as in 512x320."
         )
-    return int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
+    h, w = int(numbers[1]), int(numbers[2] or numbers[1])
+    if max(h, w) > MOST_SIDE or h * w > MOST:
+        raise InputError(f"--size is {size}: give at most {MOST:,} pixels, {MOST_SIDE} per side.")
+    return (h, w) if numbers[2] else h
