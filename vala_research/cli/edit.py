@@ -152,16 +152,11 @@ def run_edit(
     """Check, announce, edit, write, measure; `truth`: the true edit, rendered, and its scene."""
     import torch
 
-    from vala_research.data.clips import writable, write_clip
+    from vala_research.data.clips import write_clip
 
     # Everything that can be refused is refused before the long work.
     check_adapter(place, call)
-    first = try_clip(path, sampling)
-    is_folder = not writable(outputs.clip, first.fps).suffix
-    files = [outputs.strip, outputs.record, None if is_folder else outputs.clip]
-    check_outputs(path, *files, folder=outputs.clip if is_folder else None)
-    if outputs.strip:
-        strip_format(outputs.strip)
+    _check_outputs(path, outputs, try_clip(path, sampling).fps)
     check_names(call, call.guidance_scale, call.injection)
     schedule = fusing and _schedule(fusing)
     clip, pipe, device = load_clip_and_model(path, place, sampling)
@@ -184,9 +179,19 @@ def run_edit(
     if outputs.record:
         used = asdict(call) | asdict(place) | (asdict(fusing) if fusing else {})
         used |= {"device": device, "seed": seed}
-        results = {"numbers": numbers, "estimate": estimate}
-        written.append(write_record(outputs.record, path, written, used, results))
+        made, results = {p: p for p in written}, {"numbers": numbers, "estimate": estimate}
+        written.append(write_record(outputs.record, path, made, used, results))
     report(numbers, written)
+
+
+def _check_outputs(path: Path, outputs: Outputs, fps: float) -> None:
+    from vala_research.data.clips import writable
+
+    is_folder = not writable(outputs.clip, fps).suffix
+    files = [outputs.strip, outputs.record, None if is_folder else outputs.clip]
+    check_outputs(path, *files, folder=outputs.clip if is_folder else None)
+    if outputs.strip:
+        strip_format(outputs.strip)
 
 
 def _schedule(fusing: Fusing):

@@ -56,14 +56,19 @@ def announce(
 
 
 def write_record(
-    path: Path, source: Path, written: list[Path], used: dict[str, Any], results: dict[str, Any]
-) -> Path:
-    """Write how the outputs were made, enough to make them again."""
+    path: Path, source: Path, written: dict[Path, Path], used: dict[str, Any],
+    results: dict[str, Any],
+) -> Path:  # fmt: skip
+    """Write how the outputs were made, enough to make them again.
+
+    written: {output: where its file lies now}.
+    """
     from vala_research.evaluation.provenance import file_hash, jsonable, record
     from vala_research.files import write_json
 
     how = record(used, inputs=[source])
-    how["outputs"] = {str(p): file_hash(p) for p in written if p.is_file() or p.is_dir()}
+    files = {str(name): p for name, p in written.items() if p.is_file() or p.is_dir()}
+    how["outputs"] = {name: file_hash(p) for name, p in files.items()}
     return write_json(path, how | jsonable(results))
 
 
