@@ -1,6 +1,8 @@
 """The command line does what it prints, and refuses bad input in one sentence, leaving nothing."""
 
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -210,6 +212,9 @@ def test_a_prompt_too_long_is_a_warning(tmp_path, clip, model):
         (["--stride", "0"], "0"),
         (["--size", "big"], "big"),
         (["--size", "17"], "17"),
+        (["--size", "1"], "at least"),
+        (["--size", "9" * 5000], "--size"),
+        (["--size", "6000x6001"], "36,000,000"),
         (["--strip", "missing/strip.png"], "missing"),
         (["--json", "missing/r.json"], "missing"),
         (["--adapter", "nowhere"], "no adapter folder"),
@@ -223,6 +228,111 @@ def test_a_prompt_too_long_is_a_warning(tmp_path, clip, model):
 def test_bad_options(tmp_path, clip, model, options, naming):
     given = ["edit", clip, *PROMPTS, "-o", tmp_path / "out.mp4", "--size", 16, "--steps", 2]
     refused(tmp_path, *given, "--model", model, *options, naming=naming)
+
+
+@pytest.fixture
+def model_unloaded(monkeypatch):
+    """Fail if the model is loaded."""
+
+    def load(*_, **__):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("vala_research.editing.pipeline.VideoEditPipeline.from_pretrained", load)
+
+
+USERS = ["pictures", "nested", "pipe", "loop", "missing/x", 256 * "x"]
+
+
+@pytest.fixture
+def users(tmp_path):
+    """Folders and files of a user, by USERS."""
+    (tmp_path / "nested/sub.png").mkdir(parents=True)
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures/frame_0000.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+
+
+@pytest.mark.parametrize("name", USERS, ids=lambda name: name[:9])
+def test_nothing_of_a_user_is_replaced(tmp_path, clip, users, model_unloaded, name):
+    out = ["-o", tmp_path / "out.mp4"]
+    for option in ("-o", "--json", "--strip"):
+        given = [option, tmp_path / name] if option == "-o" else [*out, option, tmp_path / name]
+        refused(tmp_path, "edit", clip, *PROMPTS, *given, naming=name[:99])
+    if name not in ("pictures", "nested"):  # invert writes into folders
+        invert = ["invert", clip, "--source-prompt", "a red circle", "-o"]
+        refused(tmp_path, *invert, tmp_path / name / "x.safetensors", naming=name[:99])
+
+
+def test_files_that_the_user_did_not_name_are_not_replaced(tmp_path, clip, model, model_unloaded):
+    (tmp_path / "x.json").write_text('{"labels": 3}')
+    (tmp_path / "latents.safetensors").write_bytes(b"precious")
+    (tmp_path / "edited.mp4").write_bytes(b"precious")
+    invert = ["invert", clip, "--source-prompt", "a red circle", "-o"]
+    refused(tmp_path, *invert, tmp_path / "x.safetensors", naming="x.json")
+    refused(tmp_path, *invert, tmp_path, naming="latents.safetensors")
+    refused(tmp_path, "quickstart", "-o", tmp_path, naming="edited.mp4")
+    refused(tmp_path, *invert, tmp_path / (256 * "x"), naming="too long")
+    (tmp_path / "latents.json").mkdir()
+    (tmp_path / "latents.safetensors").unlink()
+    refused(tmp_path, *invert, tmp_path, naming="latents.json")
+
+
+@pytest.mark.parametrize(
+    "options, naming",
+    [
+        (["-o", "out", "--json", "out/record.json"], "no folder"),
+        (["-o", "ours", "--json", "ours/record.json"], "is replaced"),
+        (["-o", "out.gif"], "50 frames per second"),
+        (["-o", "out.mp4", "--strip", "strip.xyz"], "png"),
+        (["-o", "out.mp4", "--json", "out.mp4"], "Two outputs"),
+        (["-o", "linked.mp4"], "the clip itself"),
+        (["-o", "out.webm", "--json", "clip.mp4"], "the clip itself"),
+        (["-o", "out.mp4", "--size", "99999"], "--size"),
+        (["-o", "out.mp4", "--stride", "9999999"], "fps is"),
+        (["-o", "out.mp4", "--seed", "-1"], "--seed"),
+        (["-o", "out.mp4", "--seed", str(2**64)], "--seed"),
+    ],
+)
+def test_outputs_are_checked_before_the_model(
+    tmp_path, model_unloaded, monkeypatch, options, naming
+):
+    monkeypatch.chdir(tmp_path)
+    write_clip("clip.mp4", torch.rand(3, 3, 32, 32), 60.0)
+    write_clip("ours", torch.rand(3, 3, 32, 32), 60.0)
+    Path("linked.mp4").hardlink_to("clip.mp4")
+    refused(tmp_path, "edit", "clip.mp4", *PROMPTS, *options, naming=naming)
+
+
+def test_any_name_and_device_works(tmp_path, clip, model, monkeypatch):
+    """A strip without a suffix is a png; /dev/null stays a device; a second run replaces all."""
+    monkeypatch.chdir(tmp_path)
+    common = ["edit", clip, *PROMPTS, "--model", model, *QUICK]
+    written = ["-o", "http:a", "--strip", "b" * 255, "--json", "c" * 246, "--frames", 2]
+    status, _, err = vala(*common, *written)
+    assert status == 0, err
+    with Image.open("b" * 255) as strip:
+        assert strip.format == "PNG"
+    assert set(json.loads(Path("c" * 246).read_text())["outputs"]) == {"http:a", "b" * 255}
+    status, _, err = vala(*common, "-o", "http:a", "--strip", "/dev/null", "--json", "/dev/null")
+    assert status == 0, err
+    assert Path("/dev/null").is_char_device()
+    assert {p.name for p in tmp_path.iterdir()} == {"clip.mp4", "http:a", "b" * 255, "c" * 246}
+    assert len(read_clip(tmp_path / "http:a")) == 3
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, clip, model):
+    command = ["invert", clip, "--source-prompt", "a red circle", "--model", model, *QUICK]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save_file({"latents": torch.zeros(1)}, tmp_path / "a.safetensors")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*")}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4500, limits[1]))
+    try:
+        status, _, err = vala(*command, "--size", 32, "-o", tmp_path / "a.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 2 and err[-1].startswith("vala: ") and "File too large" in err[-1]
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.parametrize("name", ["no/folder/out.mp4", "out.doc", "clip.mp4"])

@@ -18,6 +18,7 @@ from vala_research.data.datasets import GroupSampling
 from vala_research.data.manifests import read_manifest
 from vala_research.data.shards import ShardSettings, convert
 from vala_research.data.streaming import ShardGroups, open_groups
+from vala_research.temporary import TEMPORARY, temporary_folder
 
 
 @pytest.fixture
@@ -174,7 +175,11 @@ def test_what_is_there_is_not_made_again(tmp_path, data):
     whole, shards = files(tmp_path / "shards"), tmp_path / "shards"
     stamp = (shards / "shard-00000.tar").stat().st_mtime_ns
     (shards / "shard-00001.tar").unlink()
-    (shards / ".shard-00001.1234abcd.tar").write_bytes(b"of a call that was killed")
+    with temporary_folder(shards) as mine:
+        host, process, start = TEMPORARY.fullmatch(mine.name).groups()
+    left = shards / f".vala-{host}-{process}-{int(start) - 1000}-1234abcd"  # of a killed call
+    (left / "new").mkdir(parents=True)
+    (left / "new/shard-00001.tar").write_bytes(b"unfinished")
     assert convert(data, shards, settings) == "3 of 3 clips used, none skipped."
     assert files(shards) == whole
     assert (shards / "shard-00000.tar").stat().st_mtime_ns == stamp
@@ -195,9 +200,37 @@ def test_another_conversion_or_other_files_are_left_alone(tmp_path, data):
         convert(data, tmp_path / "others")
     with pytest.raises(InputError, match="cannot be made"):
         convert(data, tmp_path / "none/shards")
+    before = files(shards_of_a_user(tmp_path / "theirs"))
+    with pytest.raises(InputError, match="holds other files"):
+        convert(data, tmp_path / "theirs")
+    assert files(tmp_path / "theirs") == before
     (tmp_path / "shards/shards.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         convert(data, tmp_path / "shards")
+
+
+def shards_of_a_user(folder):
+    """Another program's shards have our names."""
+    folder.mkdir()
+    (folder / "shard-00000.tar").write_bytes(b"precious")
+    return folder
+
+
+def test_a_conversion_without_any_clip_removes_its_own_shards_only(tmp_path, data):
+    with pytest.raises(InputError, match="No clip can be read"):
+        for clip in (data / "TrainValVideo").iterdir():
+            clip.write_bytes(b"no video")
+        (tmp_path / "out").mkdir()
+        convert(data, tmp_path / "out")
+    assert not files(tmp_path / "out")
+    convert(msrvtt(tmp_path / "intact"), tmp_path / "out")
+    shutil.copy(tmp_path / "out/shard-00000.tar", tmp_path / "out/shard-mine.tar")
+    state = json.loads((tmp_path / "out/shards.json").read_text())
+    state["shards"][0]["skipped"] = {f"video{i}": "damaged" for i in range(3)}
+    (tmp_path / "out/shards.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match="No clip can be read"):
+        convert(tmp_path / "intact", tmp_path / "out")
+    assert list(files(tmp_path / "out")) == ["shard-mine.tar"]
 
 
 def test_a_conversion_cut_off_is_not_read(tmp_path, converted):

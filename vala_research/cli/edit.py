@@ -11,6 +11,7 @@ from vala_research.cli.loading import (
     check_adapter,
     check_names,
     check_outputs,
+    check_unnamed,
     load_clip_and_model,
     try_clip,
 )
@@ -38,7 +39,7 @@ from vala_research.cli.options import (
     option,
 )
 from vala_research.cli.report import announce, report, write_record
-from vala_research.cli.scores import scores_of, write_strip
+from vala_research.cli.scores import scores_of, strip_format, write_strip
 
 Prompt = option(str, "Describe the edited clip.")
 NegativePrompt = option(str | None, "Describe what to move away from.", default="none")
@@ -51,7 +52,7 @@ Motion = option(
 VideoWeight = option(float, "Give the video model this weight at step tau.")
 Schedule = option(str, "Change the weights by constant, decay_image, decay_video or cosine.")
 Tau = option(float, "Start to fuse after this share of the steps.")
-Strip = option(Path | None, "Write a before/after picture (png).")
+Strip = option(Path | None, "Write a before/after picture (png, jpg, pdf, svg ...).")
 Json = option(Path | None, "Write how the edit was made (json).", "--json")
 
 
@@ -139,6 +140,7 @@ def quickstart(
     except OSError as error:
         raise InputError(f"{output} cannot be made ({error.strerror}): choose another.") from error
     outputs = Outputs(*(output / name for name in ("edited.mp4", "strip.png", "record.json")))
+    check_unnamed(outputs.record, outputs.clip, outputs.strip)
     truth = (render(target, DEMO_FRAMES, DEMO_SIZE), target)
     run_edit(clip, outputs, call, Place(), sampling, truth=truth)
 
@@ -150,12 +152,11 @@ def run_edit(
     """Check, announce, edit, write, measure; `truth`: the true edit, rendered, and its scene."""
     import torch
 
-    from vala_research.data.clips import writable, write_clip
+    from vala_research.data.clips import write_clip
 
     # Everything that can be refused is refused before the long work.
     check_adapter(place, call)
-    try_clip(path, sampling)
-    check_outputs(path, writable(outputs.clip), outputs.strip, outputs.record)
+    _check_outputs(path, outputs, try_clip(path, sampling).fps)
     check_names(call, call.guidance_scale, call.injection)
     schedule = fusing and _schedule(fusing)
     clip, pipe, device = load_clip_and_model(path, place, sampling)
@@ -178,9 +179,19 @@ def run_edit(
     if outputs.record:
         used = asdict(call) | asdict(place) | (asdict(fusing) if fusing else {})
         used |= {"device": device, "seed": seed}
-        results = {"numbers": numbers, "estimate": estimate}
-        written.append(write_record(outputs.record, path, written, used, results))
+        made, results = {p: p for p in written}, {"numbers": numbers, "estimate": estimate}
+        written.append(write_record(outputs.record, path, made, used, results))
     report(numbers, written)
+
+
+def _check_outputs(path: Path, outputs: Outputs, fps: float) -> None:
+    from vala_research.data.clips import writable
+
+    is_folder = not writable(outputs.clip, fps).suffix
+    files = [outputs.strip, outputs.record, None if is_folder else outputs.clip]
+    check_outputs(path, *files, folder=outputs.clip if is_folder else None)
+    if outputs.strip:
+        strip_format(outputs.strip)
 
 
 def _schedule(fusing: Fusing):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from vala_research.cli.loading import (
     check_adapter,
     check_names,
     check_outputs,
+    check_unnamed,
     load_clip_and_model,
     try_clip,
 )
@@ -70,16 +72,12 @@ def run_inversion(
 ) -> None:
     """Check, announce, invert, reconstruct, write."""
     from vala_research.evaluation.metrics import psnr
-    from vala_research.files import write_tensors
+    from vala_research.files import write_tensors, written_together
 
     # Everything that can be refused is refused before the long work.
     check_adapter(place, call)
     try_clip(path, sampling)
-    is_file = output.suffix == ".safetensors"
-    if not is_file and (output.suffix or output.is_file()):
-        raise InputError(f"{output}: end it in .safetensors, or give a folder.")
-    target = output if is_file else output / "latents.safetensors"
-    check_outputs(path, *([target, target.with_suffix(".json")] if is_file else [output]))
+    target, beside = _checked_files(path, output)
     check_names(call)
     clip, pipe, device = load_clip_and_model(path, place, sampling)
     scale = 2.0 if call.inversion == "null_text" else 1.0  # only null text asks a second branch
@@ -94,13 +92,27 @@ def run_inversion(
     numbers["reconstruction PSNR to the source, dB"] = psnr(again, clip.frames)
     numbers["reconstruction PSNR to the VAE round trip, dB"] = psnr(again, round_trip)
 
-    if not is_file:
-        output.mkdir(exist_ok=True)
     tensors = {"latents": inverted.latents}
     if inverted.null_text is not None:
         tensors["null_text"] = inverted.null_text.embeddings  # t n d, in sampling order
-    write_tensors(target, tensors)
     used = asdict(call) | asdict(place) | {"device": device}
     results = {"numbers": numbers, "estimate": estimate}
-    record = write_record(target.with_suffix(".json"), path, [target], used, results)
-    report(numbers, [target, record])
+    with written_together(target, beside) as (latents, record):
+        write_tensors(latents, tensors)
+        write_record(record, path, {target: latents}, used, results)
+    report(numbers, [target, beside])
+
+
+def _checked_files(source: Path, output: Path) -> tuple[Path, Path]:
+    """Return the files of latents and record, in a folder or not, where they can be written."""
+    is_file = output.suffix == ".safetensors"
+    if not is_file and (output.suffix or os.path.isfile(output)):
+        raise InputError(f"{output}: end it in .safetensors, or give a folder.")
+    target = output if is_file else output / "latents.safetensors"
+    beside = target.with_suffix(".json")
+    if is_file or os.path.isdir(output):
+        check_outputs(source, target, beside)
+        check_unnamed(beside, *([] if is_file else [target]))
+    else:
+        check_outputs(source, folder=output)
+    return target, beside

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import json
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vala_research import InputError, chosen_from
 from vala_research.cli.options import DTYPES, Inverting, Place, Sampling, sides
+from vala_research.files import check_output
+
+if TYPE_CHECKING:
+    from vala_research.data.clips import Clip
 
 
 def check_names(call: Inverting, guidance_scale: float = 1.0, injection: float = 0.0) -> None:
@@ -34,28 +40,45 @@ def check_adapter(place: Place, call: Inverting) -> None:
         )
 
 
-def check_outputs(source: Path, *outputs: Path | None) -> None:
-    """Check that every output can be written, and that none is the clip itself."""
-    paths = [path for path in outputs if path is not None]
-    for path in paths:
-        if path.resolve() == source.resolve():
+def check_outputs(source: Path, *files: Path | None, folder: Path | None = None) -> None:
+    """Check that every output can be written, and that none is, or holds, another or the clip.
+
+    folder: an output too, which is replaced as a whole.
+    """
+    outputs = [check_output(path) for path in files if path is not None]
+    outputs += [] if folder is None else [check_output(folder, is_folder=True)]
+    places = [path.resolve() for path in outputs if not path.is_char_device()]
+    for path in outputs:
+        if path.resolve() == source.resolve() or (path.exists() and path.samefile(source)):
             raise InputError(f"{path} is the clip itself: write to another name.")
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: there is no folder {path.parent}; create it first.")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise InputError(f"{path} cannot be written: the place is read-only, choose another.")
-        if path.is_dir() and path.suffix:
-            raise InputError(f"{path} is a folder: give the name of a file.")
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len(set(places)) < len(places):
         raise InputError("Two outputs have one name: give each output a name of its own.")
+    if folder is not None:
+        within = [p for p in (source, *outputs) if folder.resolve() in p.resolve().parents]
+        if within:
+            raise InputError(f"{folder} is replaced, and {within[0]} in it: choose another name.")
 
 
-def try_clip(path: Path, sampling: Sampling) -> None:
+def check_unnamed(record: Path, *files: Path) -> None:
+    """Refuse to replace files that the user did not name, unless the record says they are ours."""
+    ours = set()
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        known = json.loads(record.read_text(encoding="utf-8"))
+        ours = {record.name, *(Path(f).name for f in known["versions"] and known["outputs"])}
+    for path in (*files, record):
+        if path.exists() and path.name not in ours:
+            raise InputError(
+                f"{path} exists, and was not written by this command: move it or choose another "
+                "name for the output."
+            )
+
+
+def try_clip(path: Path, sampling: Sampling) -> Clip:
     """Read the clip's first frame, before anything heavy is imported."""
     from vala_research.data.clips import read_clip
 
     n = sampling.n_frames
-    read_clip(path, 1 if n is None else min(n, 1), sampling.stride, sides(sampling.size))
+    return read_clip(path, 1 if n is None else min(n, 1), sampling.stride, sides(sampling.size))
 
 
 def load_clip_and_model(path: Path, place: Place, sampling: Sampling):
@@ -64,6 +87,9 @@ def load_clip_and_model(path: Path, place: Place, sampling: Sampling):
 
     pipe, device = load_model(place)
     size = sides(sampling.size) or model_side(pipe)
+    least = pipe.vae_scale_factor
+    if min(size if isinstance(size, tuple) else (size,)) < least:
+        raise InputError(f"--size is {sampling.size}: give at least {least} pixels per side.")
     return read_clip(path, sampling.n_frames, sampling.stride, size), pipe, device
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,12 +11,15 @@ import typer
 
 from vala_research import InputError
 
+MOST, MOST_SIDE = 36_000_000, 16384  # pixels of a frame and of its side; H.264 holds the latter
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-def option(kind: Any, text: str, *names: str, default: str | bool = True) -> Any:
-    """Type of an option; default: shown in its help in place of None."""
-    return Annotated[kind, typer.Option(*names, help=text, show_default=default)]
+def option(
+    kind: Any, text: str, *names: str, default: str | bool = True, **limits: int | None
+) -> Any:
+    """Type of an option; default: shown in its help in place of None; limits: min and max."""
+    return Annotated[kind, typer.Option(*names, help=text, show_default=default, **limits)]
 
 
 ClipPath = Annotated[
@@ -33,7 +37,7 @@ Stride = option(int, "Use every n-th frame.")
 Size = option(str | None, "Scale frames to SIDE or HEIGHTxWIDTH pixels.", default="the model's")
 Device = option(str, "Run on auto, cpu, cuda, cuda:1 or mps.")
 Dtype = option(str, "Compute in float32, float16 or bfloat16.")
-Seed = option(int, "Seed all random draws.")
+Seed = option(int, "Seed all random draws.", min=0, max=2**63 - 1)
 Adapter = option(str | None, "Load 'miniature' or a folder of vala train.", default="none")
 AdapterInterval = option(
     tuple[float, float] | None, "Let the adapter act between these fractions of T.",
@@ -92,7 +96,12 @@ def sides(size: str | None) -> int | tuple[int, int] | None:
     """Read --size: SIDE or HEIGHTxWIDTH, in pixels."""
     if size is None:
         return None
-    numbers = size.lower().split("x")
-    if not (len(numbers) <= 2 and all(s.isdecimal() and int(s) for s in numbers)):
-        raise InputError(f"--size is {size!r}: give SIDE or HEIGHTxWIDTH in pixels, as in 512x320.")
-    return int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
+    numbers = re.fullmatch(r"0*([1-9][0-9]{0,4})(?:x0*([1-9][0-9]{0,4}))?", size, re.I)
+    if numbers is None:
+        raise InputError(
+            f"--size is {size[:20]!r}: give SIDE or HEIGHTxWIDTH in pixels, as in 512x320."
+        )
+    h, w = int(numbers[1]), int(numbers[2] or numbers[1])
+    if max(h, w) > MOST_SIDE or h * w > MOST:
+        raise InputError(f"--size is {size}: give at most {MOST:,} pixels, {MOST_SIDE} per side.")
+    return (h, w) if numbers[2] else h

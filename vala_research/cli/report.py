@@ -56,14 +56,19 @@ def announce(
 
 
 def write_record(
-    path: Path, source: Path, written: list[Path], used: dict[str, Any], results: dict[str, Any]
-) -> Path:
-    """Write how the outputs were made, enough to make them again."""
+    path: Path, source: Path, written: dict[Path, Path], used: dict[str, Any],
+    results: dict[str, Any],
+) -> Path:  # fmt: skip
+    """Write how the outputs were made, enough to make them again.
+
+    written: {output: where its file lies now}.
+    """
     from vala_research.evaluation.provenance import file_hash, jsonable, record
     from vala_research.files import write_json
 
     how = record(used, inputs=[source])
-    how["outputs"] = {str(file): file_hash(file) for file in written}
+    files = {str(name): p for name, p in written.items() if p.is_file() or p.is_dir()}
+    how["outputs"] = {name: file_hash(p) for name, p in files.items()}
     return write_json(path, how | jsonable(results))
 
 
@@ -72,7 +77,7 @@ def report(numbers: dict[str, float], written: list[Path]) -> None:
     for name, value in numbers.items():
         text = str(value) if isinstance(value, int) else f"{value:.3f}".rstrip("0").rstrip(".")
         typer.echo(f"  {name:<52} {text:>8}")
-    typer.echo("wrote " + ", ".join(map(str, written)))
+    typer.echo("wrote " + ", ".join(map(typer.format_filename, written)))
 
 
 def size_text(n_bytes: float) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from vala_research import InputError
 
+PICTURES = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "pdf", "svg")
+
 
 def scores_of(source, edited, prompt: str, model: str, truth: tuple | None) -> dict[str, float]:
     """Measure an edit without a reference, and against the true edit where it is known."""
@@ -35,6 +37,14 @@ def scores_of(source, edited, prompt: str, model: str, truth: tuple | None) -> d
     return scores
 
 
+def strip_format(path: Path) -> str:
+    """Return the format that a picture's suffix names; png where there is none."""
+    kind = path.suffix.lower().removeprefix(".") or PICTURES[0]
+    if kind not in PICTURES:
+        raise InputError(f"{path}: end the picture's name in one of .{', .'.join(PICTURES)}.")
+    return kind
+
+
 def write_strip(path: Path, source, edited, truth: tuple | None) -> Path:
     """Draw source and edit, and the true edit where it is known, one row each."""
     from vala_research.evaluation.figures import Picture
@@ -43,5 +53,6 @@ def write_strip(path: Path, source, edited, truth: tuple | None) -> Path:
 
     rows = {"source": source, "edit": edited} | ({"true edit": truth[0].frames} if truth else {})
     with written_whole(path) as unfinished:
-        strip(rows).savefig(unfinished, dpi=Picture.pixels_per_inch)
+        picture = strip(rows)
+        picture.savefig(unfinished, format=strip_format(path), dpi=Picture.pixels_per_inch)
     return path

@@ -26,8 +26,16 @@ from vala_research.data.decoding import (
     timeline,
 )
 from vala_research.data.encoding import VIDEO, encode, encode_folder
-from vala_research.files import written_whole
+from vala_research.data.sound import Sound, sound_of, warn_dropped
+from vala_research.files import check_output, written_whole
 from vala_research.frames import fit_to_size
+
+RATES = {  # least and most frames per second
+    ".mp4": (0.001, 100_000),
+    ".webm": (0.001, 1000),  # time in ms
+    ".gif": (0.01, 50),  # browsers show a picture for 0.02 s or more
+    "": (0.001, 1000),  # readers take a higher one for an error
+}
 
 
 @dataclass(frozen=True)
@@ -142,40 +150,53 @@ def write_clip(
     """Write frames in [0, 1] (other values are clipped) as .mp4, .webm, .gif or a folder of png.
 
     fps: frames per second; 29.97003 is written as the fraction 30000/1001.
-    audio_from: the edited clip, or its file. Its sound is copied, or re-encoded if the container
-        does not take it. A part of the clip, or the clip at another rate, is written without sound.
+    audio_from: the edited clip, or its file, whose first frames these are. Its sound is copied, or
+        re-encoded if the container does not take it, and ends with the frames. A warning says why a
+        clip is written without the sound that its file has.
 
     mp4: H.264 yuv420p, BT.709. An odd side is padded by its last row or column, so nothing is lost.
-    gif: 256 colours per frame, time in 1/100 s.
+    gif: 256 colours per frame, time in 1/100 s, at most 50 frames per second.
     A path without suffix is a folder of frame_0000.png ..., exact. Each picture stores the rate.
+    A hidden list of the pictures tells later calls that they may replace the folder.
 
     The file is written under another name and renamed, so a file at `path` is always complete.
     Returns the path.
     Raises InputError for frames or a path that cannot be written.
     """
     # Check everything before the encoder starts.
-    path = writable(path)
-    _check_frames(frames, fps)
-    if path.suffix.lower() == ".gif" and fps > 100:
-        raise InputError(f"{path}: a gif shows at most 100 frames per second, not {fps}; use .mp4.")
+    path = writable(path, fps)
+    _check_frames(frames)
 
     pixels = frames.detach().clamp(0, 1).mul(255).round().byte().cpu()
     pixels = pixels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()  # f h w 3
     rate = exact_rate(fps)
-    with written_whole(path) as unfinished:
+    sound = _sound_of(audio_from, len(pixels), rate, path.suffix.lower())
+    with written_whole(path, is_folder=not path.suffix) as unfinished:
         if path.suffix:
-            source = audio_from.source if isinstance(audio_from, Clip) else audio_from
-            encode(unfinished, pixels, rate, _sound_of(source, len(pixels), rate))
+            encode(unfinished, pixels, rate, sound)
         else:
             encode_folder(unfinished, pixels, rate)
     return path
 
 
-def writable(path: str | os.PathLike) -> Path:
+def _sound_of(audio_from, n_frames: int, rate: Fraction, suffix: str) -> Sound | None:
+    if audio_from is None:
+        return None
+    if not isinstance(audio_from, Clip):
+        return sound_of(Path(audio_from), n_frames, n_frames, rate, suffix)
+    try:
+        source = audio_from.source
+        return source and sound_of(source, n_frames, len(audio_from), rate, suffix)
+    except InputError as error:  # the file has gone since the clip was read
+        return warn_dropped(str(error).rstrip("."))
+
+
+def writable(path: str | os.PathLike, fps: int | float | Fraction | None = None) -> Path:
     """Return the path if a clip can be written there. Call it before long work.
 
-    Raises InputError for an unknown suffix, a missing or read-only folder, or a folder that holds
-    other files.
+    fps: frames per second, where they are known.
+    Raises InputError for an unknown suffix, a rate that the format cannot hold, a missing or
+    read-only folder, and whatever must not be replaced: see `check_output`.
     """
     path = Path(path)
     if path.suffix and path.suffix.lower() not in VIDEO:
@@ -183,32 +204,19 @@ def writable(path: str | os.PathLike) -> Path:
             f"{path}: cannot write {path.suffix!r}; use {', '.join(VIDEO)}, or no suffix for a"
             " folder of png."
         )
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}; create it first.")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: the folder {path.parent} is read-only; choose another.")
-    if path.is_dir() and (path.suffix or any(p.suffix != ".png" for p in path.iterdir())):
-        raise InputError(f"{path} is a folder with other files in it; choose another name.")
-    if path.is_file() and not path.suffix:
-        raise InputError(f"{path} is a file; choose another name or add one of {', '.join(VIDEO)}.")
-    return path
+    least, most = RATES[path.suffix.lower()]
+    if fps is not None and not least <= fps <= most:  # NaN too
+        raise InputError(
+            f"{path}: fps is {fps}; {path.suffix or 'a folder'} holds {least} to {most} frames per "
+            "second. Give another rate, --stride or suffix."
+        )
+    return check_output(path, is_folder=not path.suffix)
 
 
-def _check_frames(frames: Tensor, fps) -> None:
+def _check_frames(frames: Tensor) -> None:
     if frames.ndim != 4 or frames.shape[1] not in (1, 3) or 0 in frames.shape:
         raise InputError(f"frames have shape {tuple(frames.shape)}: give f c h w with c = 1 or 3.")
     if not frames.is_floating_point():
         raise InputError(f"frames are {frames.dtype}: give floats in [0, 1].")
     if not torch.isfinite(frames).all():
         raise InputError("frames hold NaN or infinity: the run that made them failed; repeat it.")
-    if not 0 < fps <= 1000:
-        raise InputError(f"fps is {fps}: give frames per second, above 0 and at most 1000.")
-
-
-def _sound_of(source, n_frames: int, rate: Fraction) -> tuple[Path, float] | None:
-    """Return (file, start of its video in seconds) for a whole clip at its own rate, else None."""
-    if source is None or Path(source).is_dir():
-        return None
-    times = timeline(existing(source))
-    whole = n_frames == len(times.shown) and rate == exact_rate(times.rate)
-    return (Path(source), times.start) if whole and not times.damaged else None

@@ -1,6 +1,5 @@
 """Encode pictures into a video file, a gif or a folder; the sound comes from another file."""
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -9,40 +8,43 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from vala_research import InputError
+from vala_research.data.sound import Sound, sound_packets, warn_dropped
 
 VIDEO = {  # codec, pixel format, options: near-lossless, since written clips are also measured
     ".mp4": ("libx264", "yuv420p", {"crf": "12", "preset": "medium"}),
     ".webm": ("libvpx-vp9", "yuv420p", {"crf": "16", "b": "0", "cpu-used": "4"}),
     ".gif": ("gif", "pal8", {}),
 }
-SOUND = {  # codecs that the container takes, and the encoder for all other sound
-    ".mp4": ({"aac", "mp3", "alac", "ac3"}, "aac"),
-    ".webm": ({"opus", "vorbis"}, "libopus"),
-    ".gif": (set(), None),
-}
-SOUND_RATE = 48000  # Hz; rate of re-encoded sound, which opus and aac share
 
 
-def encode(
-    path: Path, pixels: np.ndarray, rate: Fraction, sound: tuple[Path, float] | None
-) -> None:
-    """Write a video file.
+def encode(path: Path, pixels: np.ndarray, rate: Fraction, sound: Sound | None = None) -> None:
+    """Write a video file; without sound, and with a warning, if something is wrong with the sound.
 
     pixels: bytes, f h w 3.
     rate: frames per second.
-    sound: a file with a sound track, and the time in seconds at which its video starts.
     """
+    try:
+        _encode(path, pixels, rate, sound)
+    except Exception as error:
+        if sound is None:
+            raise
+        _encode(path, pixels, rate, None)
+        warn_dropped(f"it cannot be read from {sound.path} ({error})")
+
+
+def _encode(path: Path, pixels: np.ndarray, rate: Fraction, sound: Sound | None) -> None:
     import av
 
-    codec, pixel_format, options = VIDEO[path.suffix.lower()]
+    (codec, pixel_format, options), (h, w) = VIDEO[path.suffix.lower()], pixels.shape[1:3]
     if codec == "libx264":  # 2x2 chroma blocks: an odd side gets its last line twice
-        h, w = pixels.shape[1:3]
         pixels = np.pad(pixels, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     try:
         with ExitStack() as stack:
-            out = stack.enter_context(av.open(str(path), "w"))
+            # ffmpeg gets no name, in which it would look for a protocol.
+            file = stack.enter_context(path.open("wb"))
+            out = stack.enter_context(av.open(file, "w", format=path.suffix[1:].lower()))
             stream = _video_stream(out, codec, pixel_format, rate, options, pixels.shape)
-            packets = _sound_packets(out, stack, sound, SOUND[path.suffix.lower()])
+            packets = sound_packets(out, stack, sound, path.suffix.lower())
 
             # Interleave by time: the sound up to a frame goes before the frame.
             waiting = next(packets, None)
@@ -58,7 +60,11 @@ def encode(
                 out.mux(waiting)
                 waiting = next(packets, None)
     except av.error.FFmpegError as error:
-        raise InputError(f"{path.suffix} cannot be written: {error.strerror or error}.") from error
+        first = error.__context__ or error  # closing after a full disk fails too
+        raise InputError(
+            f"{path.name} cannot be written ({getattr(first, 'strerror', first)}; frames of {w}x{h}"
+            " pixels): choose another place or format."
+        ) from error
 
 
 def _video_stream(out, codec: str, pixel_format: str, rate: Fraction, options: dict, shape):
@@ -86,44 +92,6 @@ def encoder_frame(picture: np.ndarray, pixel_format: str):
     palette = np.zeros((256, 4), np.uint8)
     palette[:, 0], palette[: len(colours), 1:] = 255, colours
     return av.VideoFrame.from_ndarray((np.asarray(image), palette), format="pal8")
-
-
-def _sound_packets(out, stack: ExitStack, sound, kinds) -> Iterator:
-    """Yield the packets of the first sound track, copied if the container takes them.
-
-    Otherwise the track is re-encoded, as mono or stereo.
-    """
-    import av
-
-    accepted, encoder = kinds
-    if sound is None or encoder is None:
-        return iter(())
-    path, start = sound
-    source = stack.enter_context(av.open(str(path)))
-    if not source.streams.audio:
-        return iter(())
-    track = source.streams.audio[0]
-    if track.codec_context.name in accepted:
-        return _copied(source, track, out.add_stream_from_template(track), start)
-    layout = "mono" if track.codec_context.channels == 1 else "stereo"
-    return _encoded(source, track, out.add_stream(encoder, rate=SOUND_RATE, layout=layout), start)
-
-
-def _copied(source, track, stream, start: float) -> Iterator:
-    for packet in source.demux(track):
-        if packet.dts is None:  # the last packet, a flush, carries no data
-            continue
-        shift = round(start / packet.time_base)
-        packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
-        packet.stream = stream
-        yield packet
-
-
-def _encoded(source, track, stream, start: float) -> Iterator:
-    for frame in source.decode(track):
-        frame.pts -= round(start / frame.time_base)
-        yield from stream.encode(frame)
-    yield from stream.encode()
 
 
 def encode_folder(folder: Path, pixels: np.ndarray, rate: Fraction) -> None:

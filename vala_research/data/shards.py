@@ -24,7 +24,8 @@ from vala_research import InputError, chosen_from
 from vala_research.data.clips import check_at_least, iter_frames
 from vala_research.data.datasets import count_frames, summarised
 from vala_research.data.manifests import Entry, read_manifest
-from vala_research.files import written_whole
+from vala_research.files import write_json, written_whole
+from vala_research.temporary import TEMPORARY, sweep
 
 INDEX = "shards.json"
 SAVE = {"png": {}, "jpg": {"quality": 95, "subsampling": 0}}
@@ -74,7 +75,7 @@ def convert(
     readable.
     """
     entries, folder = read_manifest(data, layout, split), Path(output)
-    was_there = folder.exists()
+    was_there, was_begun = os.path.exists(folder), os.path.exists(folder / INDEX)
     try:
         skipped = _convert(entries, folder, settings, strict)
         if strict and skipped:
@@ -83,12 +84,15 @@ def convert(
 
         # A conversion without any clip leaves no shards.
         if len(skipped) == len(entries):
-            for path in (folder / INDEX, *folder.glob("shard-*.tar")):
-                path.unlink()
+            for number in range(len(read_index(folder)["shards"])):
+                shard_path(folder, number).unlink()
+            (folder / INDEX).unlink()
             raise InputError(f"No clip can be read. {summarised(len(entries), skipped)}")
     except InputError:
-        if not was_there:
-            with suppress(OSError):  # whole shards stay, and the folder with them
+        with suppress(OSError):  # whole shards stay, and the folder with them
+            if not was_begun and not shard_path(folder, 0).exists():
+                (folder / INDEX).unlink(missing_ok=True)
+            if not was_there:
                 folder.rmdir()
         raise
     return summarised(len(entries), skipped)
@@ -104,6 +108,7 @@ def _convert(entries: list[Entry], folder: Path, settings, strict: bool) -> dict
     ]
 
     # Write each shard whole, then the index that counts it.
+    plan |= {"n_shards": len(parts)}
     done = _begun(folder, plan)
     with tqdm(total=len(entries), desc="clips", disable=None) as bar:
         bar.update(sum(shard["clips"] for shard in done))
@@ -111,9 +116,7 @@ def _convert(entries: list[Entry], folder: Path, settings, strict: bool) -> dict
             first = number * settings.clips_per_shard
             with written_whole(shard_path(folder, number)) as unfinished:
                 done.append(_write(unfinished, parts[number], first, settings, strict, bar))
-            state = plan | {"n_shards": len(parts), "shards": done}
-            with written_whole(folder / INDEX) as unfinished:
-                unfinished.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+            write_json(folder / INDEX, plan | {"shards": done}, indent=1)
     return skipped_clips(done)
 
 
@@ -139,15 +142,13 @@ def _begun(folder: Path, plan: dict) -> list[dict]:
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror}): choose another.") from error
 
-    # A killed call leaves unfinished files.
-    for left in (*folder.glob(".shard-*.tar"), *folder.glob(".shards.*.json")):
-        left.unlink()
-
-    # Without an index, a first shard may exist: the call was killed before it wrote the index.
+    # The index comes before the first shard: a folder without it is not ours.
+    sweep(folder)
     if not (folder / INDEX).exists():
-        others = [p.name for p in folder.iterdir() if p != shard_path(folder, 0)]
+        others = [p.name for p in folder.iterdir() if not TEMPORARY.fullmatch(p.name)]
         if others:
             raise InputError(f"{folder} holds other files ({others[0]}): give an empty folder.")
+        write_json(folder / INDEX, plan | {"shards": []}, indent=1)
         return []
 
     # A missing shard is written again, and all shards after it.

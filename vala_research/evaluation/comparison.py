@@ -23,7 +23,7 @@ from vala_research.evaluation.benchmark import EditSetting, Measure, run_edits
 from vala_research.evaluation.cases import ClipCase, EditCase
 from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.statistics import paired_gain, summarise
-from vala_research.files import write_json, written_whole
+from vala_research.files import check_output, write_json, written_whole
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def compare(
     measure: makes further columns, see `run_edits`. Metrics that the rows lack are left out of
     their tables. Raises InputError when `output` holds rows of other settings under these names.
     """
-    output, settings = Path(output), dict(settings)
+    output, settings = check_output(output, makes_parents=True), dict(settings)
     described = {
         name: f"{run.model} {run.n_frames} x {run.size} px {s!r}" for name, s in settings.items()
     }

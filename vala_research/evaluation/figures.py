@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from vala_research import InputError
 from vala_research.evaluation.provenance import file_hash, jsonable, record
-from vala_research.files import write_json, write_rows, written_together
+from vala_research.files import check_output, write_json, write_rows, written_together
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLE = {
@@ -74,8 +74,8 @@ def emit(
         params, paper=paper, figure=figure or name, notebook=notebook, model=model,
         device=device, inputs=inputs,
     )  # fmt: skip
-    folder = Path(folder)
-    paths = {kind: folder / f"{name}.{kind}" for kind in ("pdf", "png", "csv", "json")}
+    kinds = ("pdf", "png", "csv", "json")
+    paths = {k: check_output(Path(folder, f"{name}.{k}"), makes_parents=True) for k in kinds}
     with written_together(*paths.values()) as (pdf, png, numbers, how):
         with rc_context({"pdf.fonttype": 42}):
             # Without dates the same figure is the same bytes, and its hash says so.

@@ -20,7 +20,7 @@ from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folde
 from vala_research.evaluation.comparison import Run, compare
 from vala_research.evaluation.figures import emit
 from vala_research.evaluation.verdicts import Claim, claims_table
-from vala_research.files import written_whole
+from vala_research.files import check_output, written_whole
 from vala_research.sprites.scene import WORLD
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -100,8 +100,9 @@ class EditPreset(Preset):
 
 def save_rows(rows: Iterable[Mapping[str, Any]], output: str | Path) -> pd.DataFrame:
     """Write the rows to `output`/rows.csv, whole or not at all; return them as a table."""
-    table, path = pd.DataFrame(list(rows)), Path(output) / "rows.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(output) / "rows.csv"
+    check_output(path, makes_parents=True)  # before the rows, which may be made one by one
+    table = pd.DataFrame(list(rows))
     with written_whole(path) as unfinished:
         table.to_csv(unfinished, index=False)
     return table
@@ -131,5 +132,6 @@ def publish(
     paths = emit(name, figure, plotted, parameters, output, notebook=notebook, **origin)
     if table := list(claims):
         paths["claims"] = Path(output) / f"{name}_claims.csv"
-        claims_table(table).to_csv(paths["claims"], index=False)
+        with written_whole(paths["claims"]) as unfinished:
+            claims_table(table).to_csv(unfinished, index=False)
     return paths

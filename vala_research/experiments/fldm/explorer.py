@@ -23,6 +23,7 @@ from vala_research.experiments.contract import (
 )
 from vala_research.experiments.fldm.fusion_panel import explore_fusion
 from vala_research.experiments.fldm.grid import FusionGrid, Point, fusion_grid, sheet
+from vala_research.files import check_output
 from vala_research.sprites.scene import WORLD
 
 FULL = {
@@ -69,7 +70,8 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     edit, redraw (processor seconds until it is shown) and is_shown (without an error).
     """
     if not settings.grid:
-        made_grid(settings).save(Path(output) / "grid.safetensors")
+        path = check_output(Path(output) / "grid.safetensors", makes_parents=True)
+        made_grid(settings).save(path)
     grid = kept_grid(settings, output)
     drawn = redraws(explore_fusion(grid), grid)
     rows = [

@@ -52,7 +52,6 @@ class FusionGrid:
         tensors |= {} if self.truth is None else {"truth": self.truth}
         known = {"rows": self.rows, "points": [[*p, i] for p, i in self.edit_of.items()],
                  "n_steps": self.n_steps, "prompt": self.prompt}  # fmt: skip
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with written_whole(Path(path)) as unfinished:
             save_file(tensors, unfinished, {"grid": json.dumps(known)})
         return Path(path)

@@ -40,7 +40,7 @@ from vala_research.experiments.fldm.settings import (
     completeness,
     single_models,
 )
-from vala_research.files import written_whole
+from vala_research.files import check_output, written_whole
 from vala_research.methods.fusion import FusionSchedule
 
 NORMALISED = ", normalised"
@@ -87,13 +87,14 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
 
     Kept in `output`/rows.csv and `output`/cosines.csv. The edits resume from an earlier run.
     """
+    path = check_output(Path(output) / "cosines.csv", makes_parents=True)
     edits = settings.compare(edit_settings(settings), output)
     pipe = quiet_pipeline(settings.model, settings.dtype)
     cosines = cosine_rows(
         pipe, settings.cases(), settings.plans(), settings.n_frames, settings.size,
         settings.steps, settings.guidance,
     )  # fmt: skip
-    with written_whole(Path(output) / "cosines.csv") as unfinished:
+    with written_whole(path) as unfinished:
         cosines.to_csv(unfinished, index=False)
     return pd.concat([edits.assign(part="edits"), cosines.assign(part="cosines")])
 
