@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from vala_research.data.decoding import exact_rate, existing, opened, timeline
 
@@ -65,7 +66,7 @@ def _has_sound(path: Path) -> bool:
         return bool(source.streams.audio)
 
 
-def sound_packets(out, stack: ExitStack, sound: Sound | None, suffix: str) -> Iterator:
+def sound_packets(out, stack: ExitStack, sound: Sound | None, suffix: str) -> Iterator[Any]:
     """Yield the packets of the first sound track, copied if the container takes them.
 
     Otherwise the track is re-encoded, as mono or stereo.
@@ -82,7 +83,7 @@ def sound_packets(out, stack: ExitStack, sound: Sound | None, suffix: str) -> It
     return _encoded(source, track, out.add_stream(encoder, rate=SOUND_RATE, layout=layout), sound)
 
 
-def _copied(source, track, stream, sound: Sound) -> Iterator:
+def _copied(source, track, stream, sound: Sound) -> Iterator[Any]:
     for packet in source.demux(track):
         if packet.dts is None:  # the last packet, a flush, carries no data
             continue
@@ -94,7 +95,7 @@ def _copied(source, track, stream, sound: Sound) -> Iterator:
         yield packet
 
 
-def _encoded(source, track, stream, sound: Sound) -> Iterator:
+def _encoded(source, track, stream, sound: Sound) -> Iterator[Any]:
     for frame in source.decode(track):
         frame.pts -= round(sound.start / frame.time_base)
         if sound.length is not None and frame.pts * frame.time_base >= sound.length:
