@@ -12,20 +12,22 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
+from vala_research.data.container import Damaged
 from vala_research.data.decoding import (
     Timeline,
     decode,
-    exact_rate,
     existing,
     raise_damaged,
     timeline,
 )
 from vala_research.data.encoding import VIDEO, encode, encode_folder
+from vala_research.data.pictures import exact_rate
 from vala_research.files import written_whole
 from vala_research.frames import fit_to_size
 
@@ -60,15 +62,37 @@ def read_clip(
     size: (h, w) in pixels, or the side of a square. Frames are scaled (antialiased bicubic) until
         they cover it, then cropped at the centre. None keeps the size of the file, odd sides too.
 
-    Rotation and mirroring metadata are applied. Grey becomes RGB. Alpha is composited on white.
+    The frames are what a player shows: upright, with square pixels, deinterlaced, of standard
+    dynamic range, from the default track. Grey becomes RGB. Alpha is composited on white.
     A variable rate is resampled at its average, by presentation time: frames may repeat or drop
-    out. Number of frames and duration stay, so the sound stays in step.
-    Raises InputError if the file cannot be read to its end or to `n_frames`.
+    out, with a warning. Number of frames and duration stay, so the sound stays in step.
+    Raises InputError if the file cannot be read to its end or to `n_frames`, or if the frames do
+    not fit into memory.
     """
     path, sides = existing(path), _checked_options(n_frames, stride, size)
     times = timeline(path)
-    frames = torch.stack(list(_sampled(path, times, n_frames, stride, sides)))
+    times.warn_of_losses(path)
+    n_wanted = len(times.shown[::stride][:n_frames])
+    frames = _stacked(path, _sampled(path, times, n_frames, stride, sides), n_wanted)
     return Clip(frames, float(times.rate / stride), path)
+
+
+def _stacked(path: Path, frames: Iterator[Tensor], n_frames: int) -> Tensor:
+    """Collect at most `n_frames` frames, f c h w, in memory that is taken once."""
+    first = next(frames)
+    needed, free = n_frames * first.nbytes, psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"{path}: {n_frames} frames of {first.shape[2]}x{first.shape[1]} pixels need"
+            f" {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; ask for fewer frames"
+            " or a smaller size."
+        )
+    stacked, n_read = first.new_empty((n_frames, *first.shape)), 1
+    stacked[0] = first
+    for frame in frames:
+        stacked[n_read] = frame
+        n_read += 1
+    return stacked[:n_read]
 
 
 def iter_frames(
@@ -79,7 +103,9 @@ def iter_frames(
 ) -> Iterator[Float[Tensor, "c h w"]]:
     """Yield the frames of `read_clip` one by one, for clips of any length; same arguments."""
     path, sides = existing(path), _checked_options(n_frames, stride, size)
-    return _sampled(path, timeline(path), n_frames, stride, sides)
+    times = timeline(path)
+    times.warn_of_losses(path)
+    return _sampled(path, times, n_frames, stride, sides)
 
 
 def _checked_options(n_frames, stride, size) -> tuple[int, int] | None:
@@ -114,23 +140,31 @@ def _sampled(path: Path, times: Timeline, n_frames, stride: int, sides) -> Itera
     with closing(decode(path)) as decoded:
         for index in indices:
             # Decode up to the frame of this tick; a frame shown again is still at hand.
-            for picture in islice(decoded, index + 1 - n_decoded):
-                n_decoded += 1
-                shape = shape or picture.shape
-                if picture.shape != shape:
-                    raise InputError(
-                        f"{path}: frame {n_decoded} is {picture.shape[1]}x{picture.shape[0]}, the"
-                        f" first {shape[1]}x{shape[0]} pixels; give all frames one size."
-                    )
+            try:
+                for picture in islice(decoded, index + 1 - n_decoded):
+                    n_decoded += 1
+                    shape = shape or picture.shape
+                    check_shape(path, n_decoded, picture.shape, shape)
+            except Damaged:
+                raise_damaged(path, n_decoded)
             if n_decoded <= index:
                 break
             n_yielded += 1
             frame = as_frame(picture)
             yield fit_to_size(frame[None], sides)[0] if sides else frame
 
-        # The file ended early. Decode the rest, so that the message can count what is readable.
-        if n_yielded < len(indices) or (times.damaged and n_yielded != n_frames):
-            raise_damaged(path, n_decoded + sum(1 for _ in decoded))
+    # A damaged file gives what was asked for, or the number of frames that are readable.
+    if not n_yielded or (times.damaged and n_yielded != n_frames):
+        raise_damaged(path, max(n_decoded, times.n_frames) if n_yielded else 0)
+
+
+def check_shape(path: Path, number: int, shape: tuple, first: tuple) -> None:
+    """Raise InputError if a picture has another shape, h w 3, than the first one."""
+    if shape != first:
+        raise InputError(
+            f"{path}: frame {number} is {shape[1]}x{shape[0]}, the first {first[1]}x{first[0]}"
+            " pixels; give all frames one size."
+        )
 
 
 def write_clip(

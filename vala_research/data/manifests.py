@@ -17,7 +17,7 @@ from vala_research.data.captions import (
     read_lines,
     tidied,
 )
-from vala_research.data.decoding import PICTURES
+from vala_research.data.pictures import PICTURES
 
 MSRVTT_FILES = (
     "train_val_videodatainfo.json", "test_videodatainfo.json", "videodatainfo_2017.json",
