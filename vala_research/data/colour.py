@@ -31,11 +31,10 @@ def _graph(frame, stream):
     import av
 
     graph = av.filter.Graph()
-    graph.threads = 1
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=stream.time_base
     )
-    bwdif = graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
+    bwdif = graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced:threads=1")
     graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
     return graph
 

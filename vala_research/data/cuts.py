@@ -4,8 +4,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from vala_research import InputError
-
 SEGMENT, CLUSTER = bytes.fromhex("18538067"), bytes.fromhex("1f43b675")
 BLOCKS = {CLUSTER, b"\xa3", b"\xa0"}  # elements of a Matroska file that hold pictures
 GIF_CONTROL = b"\x21\xf9\x04"  # stands before a picture of an animation
@@ -113,8 +111,8 @@ def _gif_is_broken(data: bytes) -> bool:
     return announced
 
 
-def intact_gif_pictures(path: Path) -> int:
-    """Count the pictures of a gif up to the first whose compressed data are damaged."""
+def intact_gif_pictures(path: Path) -> tuple[int, bool]:
+    """Decode a gif. Returns the number of its intact pictures, and whether a damaged one follows."""
     number = 0
     try:
         with Image.open(path, formats=("GIF",)) as gif:
@@ -122,7 +120,7 @@ def intact_gif_pictures(path: Path) -> int:
                 gif.seek(number)
                 gif.load()
                 number += 1
-    except InputError:
-        raise
-    except Exception:  # EOFError at the end; Pillow raises many kinds for damaged data
-        return number
+    except EOFError:
+        return number, False
+    except Exception:  # Pillow raises many kinds for damaged data
+        return number, True

@@ -28,7 +28,8 @@ from vala_research.data.tonemap import Brightness
 # Codecs of which every packet of a regular mp4 or Matroska file gives one frame. Other files are
 # decoded once to be counted.
 COUNTED_BY_PACKETS = {"h264", "hevc", "vp9", "av1"}
-LONGEST_GAP = 10.0  # seconds; a larger step of MPEG-TS times is a joint (ffmpeg's own limit)
+JOINED = {"mpegts", "mpeg"}  # containers whose files may be joined end to end
+LONGEST_GAP = 10.0  # seconds; a larger step is a joint (ffmpeg's own limit)
 
 
 @dataclass(frozen=True)
@@ -183,21 +184,25 @@ def _frame_times(path: Path) -> tuple[list[float | None], float, bool, Brightnes
                     peak = max(peak, peak_light(frame))
         except Damaged:
             damaged = True
-        joins = container.format.name == "mpegts"
+        joins = container.format.name in JOINED
 
-    # The decoder of ffmpeg says nothing of damaged data in a gif; the one of Pillow does.
-    if is_gif and (n_intact := intact_gif_pictures(path)) < len(times):
-        times, damaged = times[:n_intact], True
-    if None not in times:
-        times = _without_jumps(times, joins)
+    # The decoder of ffmpeg says nothing of damaged pictures in a gif; the one of Pillow does.
+    if is_gif:
+        n_intact, complaint = intact_gif_pictures(path)
+        damaged = complaint or len(times) < n_intact
+        times = times[:n_intact] if complaint else times
+    if None not in times:  # AVI stores no times: those of H.264 come in the order of decoding
+        times = _without_jumps(times) if joins else sorted(times)
     return times, last, damaged, Brightness.of(peak) if peak else None
 
 
-def _without_jumps(times: list[float], joins: bool) -> list[float]:
-    """Let times go on where they jump back, or, where recordings are joined, far ahead."""
+def _without_jumps(times: list[float]) -> list[float]:
+    """Let times go on where they jump back or far ahead, since recordings are joined there."""
     gaps = [b - a for a, b in pairwise(times)]
     usual = median([g for g in gaps if g > 0] or [0.04])
-    even = [usual if g <= 0 or (joins and g > LONGEST_GAP) else g for g in gaps]
+    back = [0.0, *(g <= 0 for g in gaps), 0.0]  # beside a jump back, steps mean nothing
+    odd = [any(back[i : i + 3]) or g > LONGEST_GAP for i, g in enumerate(gaps)]
+    even = [usual if is_odd else g for g, is_odd in zip(gaps, odd, strict=True)]
     fixed = times[:1]
     for gap in even:
         fixed.append(fixed[-1] + gap)
