@@ -12,6 +12,7 @@ import numpy as np
 PQ, HLG = 16, 18  # transfer characteristics, ITU-T H.273
 HLG_PEAK = 1000.0  # nominal peak of an HLG display, in nits
 WHITES = (100.0, 203.0)  # nits
+GAMMA = 2.35  # of a display of standard range: near BT.1886 (2.4), and not far from sRGB
 KNEE = 0.8  # part of white below which light is never changed
 LUMA_2020 = np.array([0.2627, 0.6780, 0.0593], np.float32)
 TO_709 = np.array(  # linear BT.2020 to BT.709 (BT.2087)
@@ -70,5 +71,4 @@ def tone_mapped(codes: np.ndarray, transfer: int, brightness: Brightness) -> np.
         mapped = KNEE + (1 - KNEE) * excess * (1 + excess / headroom**2) / (1 + excess)
         linear = np.where(brightest > KNEE, linear * mapped / np.maximum(brightest, KNEE), linear)
 
-    # A display of standard range has gamma 2.4 (BT.1886).
-    return (linear.clip(0, 1) ** np.float32(1 / 2.4) * 255).round().astype(np.uint8)
+    return (linear.clip(0, 1) ** np.float32(1 / GAMMA) * 255).round().astype(np.uint8)
