@@ -5,31 +5,24 @@ Reading returns the frames that a player shows. Writing leaves a complete file o
 
 import os
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
-from vala_research.data.container import Damaged
 from vala_research.data.decoding import (
-    Timeline,
     decode,
+    exact_rate,
     existing,
-    raise_damaged,
     timeline,
 )
 from vala_research.data.encoding import VIDEO, encode, encode_folder
-from vala_research.data.pictures import exact_rate
+from vala_research.data.sampling import sampled, stacked
 from vala_research.files import written_whole
-from vala_research.frames import fit_to_size
 
 
 @dataclass(frozen=True)
@@ -72,27 +65,9 @@ def read_clip(
     path, sides = existing(path), _checked_options(n_frames, stride, size)
     times = timeline(path)
     times.warn_of_losses(path)
-    n_wanted = len(times.shown[::stride][:n_frames])
-    frames = _stacked(path, _sampled(path, times, n_frames, stride, sides), n_wanted)
+    frames = sampled(path, decode(path), times, n_frames, stride, sides)
+    frames = stacked(path, frames, len(times.shown[::stride][:n_frames]))
     return Clip(frames, float(times.rate / stride), path)
-
-
-def _stacked(path: Path, frames: Iterator[Tensor], n_frames: int) -> Tensor:
-    """Collect at most `n_frames` frames, f c h w, in memory that is taken once."""
-    first = next(frames)
-    needed, free = n_frames * first.nbytes, psutil.virtual_memory().available
-    if needed > free:
-        raise InputError(
-            f"{path}: {n_frames} frames of {first.shape[2]}x{first.shape[1]} pixels need"
-            f" {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; ask for fewer frames"
-            " or a smaller size."
-        )
-    stacked, n_read = first.new_empty((n_frames, *first.shape)), 1
-    stacked[0] = first
-    for frame in frames:
-        stacked[n_read] = frame
-        n_read += 1
-    return stacked[:n_read]
 
 
 def iter_frames(
@@ -105,7 +80,7 @@ def iter_frames(
     path, sides = existing(path), _checked_options(n_frames, stride, size)
     times = timeline(path)
     times.warn_of_losses(path)
-    return _sampled(path, times, n_frames, stride, sides)
+    return sampled(path, decode(path), times, n_frames, stride, sides)
 
 
 def _checked_options(n_frames, stride, size) -> tuple[int, int] | None:
@@ -126,45 +101,6 @@ def as_sides(size) -> tuple[int, int] | None:
     if sides is not None and (len(sides) != 2 or min(sides) < 1):
         raise InputError(f"size is {size}: give one side or (height, width), in pixels.")
     return sides
-
-
-def as_frame(pixels: np.ndarray) -> Float[Tensor, "c h w"]:
-    """Convert bytes, h w c, to a frame in [0, 1]."""
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-
-
-def _sampled(path: Path, times: Timeline, n_frames, stride: int, sides) -> Iterator[Tensor]:
-    """Yield the sampled frames, c h w. Holds one frame at a time."""
-    indices = times.shown[::stride][:n_frames]
-    shape, n_decoded, n_yielded = None, 0, 0
-    with closing(decode(path)) as decoded:
-        for index in indices:
-            # Decode up to the frame of this tick; a frame shown again is still at hand.
-            try:
-                for picture in islice(decoded, index + 1 - n_decoded):
-                    n_decoded += 1
-                    shape = shape or picture.shape
-                    check_shape(path, n_decoded, picture.shape, shape)
-            except Damaged:
-                raise_damaged(path, n_decoded)
-            if n_decoded <= index:
-                break
-            n_yielded += 1
-            frame = as_frame(picture)
-            yield fit_to_size(frame[None], sides)[0] if sides else frame
-
-    # A damaged file gives what was asked for, or the number of frames that are readable.
-    if not n_yielded or (times.damaged and n_yielded != n_frames):
-        raise_damaged(path, max(n_decoded, times.n_frames) if n_yielded else 0)
-
-
-def check_shape(path: Path, number: int, shape: tuple, first: tuple) -> None:
-    """Raise InputError if a picture has another shape, h w 3, than the first one."""
-    if shape != first:
-        raise InputError(
-            f"{path}: frame {number} is {shape[1]}x{shape[0]}, the first {first[1]}x{first[0]}"
-            " pixels; give all frames one size."
-        )
 
 
 def write_clip(

@@ -49,11 +49,11 @@ def opened(path: Path):
 
     try:
         with open_file(path) as container:
-            cover, default = (getattr(av.stream.Disposition, n) for n in ("attached_pic", "default"))
-            streams = [s for s in container.streams.video if not s.disposition & cover]
+            kind = av.stream.Disposition
+            streams = [s for s in container.streams.video if not s.disposition & kind.attached_pic]
             if not streams:
                 raise InputError(f"{path} holds no video (audio or text?): give a video file.")
-            stream = next((s for s in streams if s.disposition & default), streams[0])
+            stream = next((s for s in streams if s.disposition & kind.default), streams[0])
             check_pixels(path, stream.width, stream.height)
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             yield container, stream

@@ -82,7 +82,7 @@ def _ends_in_page(file, size: int) -> bool:
 
 
 def _gif_is_broken(data: bytes) -> bool:
-    """Walk the blocks of a gif. Odd ends are no damage: only pictures that cannot be reached are."""
+    """Walk the blocks of a gif. Only pictures that cannot be reached are damage, no odd ends."""
 
     def table(at: int) -> int:
         """Size of the colour table that the flags at this place announce."""
@@ -112,7 +112,7 @@ def _gif_is_broken(data: bytes) -> bool:
 
 
 def intact_gif_pictures(path: Path) -> tuple[int, bool]:
-    """Decode a gif. Returns the number of its intact pictures, and whether a damaged one follows."""
+    """Return the number of a gif's intact pictures, and whether a damaged one follows them."""
     number = 0
     try:
         with Image.open(path, formats=("GIF",)) as gif:

@@ -1,9 +1,6 @@
 """Decode a video file or a folder of pictures: its timeline and its upright RGB frames."""
 
-import warnings
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice, pairwise
@@ -17,50 +14,18 @@ from vala_research.data.colour import as_shown, deinterlaced, is_hdr, peak_light
 from vala_research.data.container import Damaged, coded_frames, opened
 from vala_research.data.cuts import intact_gif_pictures, is_cut
 from vala_research.data.pictures import (
-    FASTEST,
     PICTURES,
     exact_rate,
     picture_times,
     read_pictures,
 )
+from vala_research.data.times import FASTEST, Timeline, sampling, without_jumps
 from vala_research.data.tonemap import Brightness
 
 # Codecs of which every packet of a regular mp4 or Matroska file gives one frame. Other files are
 # decoded once to be counted.
 COUNTED_BY_PACKETS = {"h264", "hevc", "vp9", "av1"}
 JOINED = {"mpegts", "mpeg"}  # containers whose files may be joined end to end
-LONGEST_GAP = 10.0  # seconds; a larger step is a joint (ffmpeg's own limit)
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """The decoded frame that a player shows at each tick.
-
-    rate: ticks per second, the frame rate.
-    shown: index of the decoded frame, one per tick, never decreasing.
-    start: presentation time of the first frame, in seconds.
-    damaged: the file ends early, or its decoder complains.
-    n_frames: number of decoded frames, up to the damage.
-    brightness: of a clip of high dynamic range.
-    """
-
-    rate: Fraction
-    shown: Sequence[int]
-    start: float = 0.0
-    damaged: bool = False
-    n_frames: int = 0
-    brightness: Brightness | None = None
-
-    def warn_of_losses(self, path: Path) -> None:
-        """Warn if a variable rate, resampled at its average, never shows some of the frames."""
-        lost = self.n_frames - len(set(self.shown))
-        if lost > 0:
-            warnings.warn(
-                f"{path} has a variable rate: at its average of {float(self.rate):.3g} frames per"
-                f" second, {lost} of {self.n_frames} pictures are lost; convert it to a constant"
-                " rate to keep them.",
-                stacklevel=3,
-            )
 
 
 def raise_damaged(path: Path, n_readable: int) -> None:
@@ -73,7 +38,7 @@ def raise_damaged(path: Path, n_readable: int) -> None:
 
 
 def existing(path) -> Path:
-    """Return the path of a file or folder. Raises InputError for anything else, or an empty file."""
+    """Return the path of a file or folder. Raises InputError for a device or an empty file."""
     path = Path(path)
     try:
         if not path.exists():
@@ -87,13 +52,14 @@ def existing(path) -> Path:
     return path
 
 
-def _is_pictures(path: Path) -> bool:
+def is_pictures(path: Path) -> bool:
+    """Tell whether a path is read as pictures: a folder, or a file with the suffix of a picture."""
     return path.is_dir() or path.suffix.lower() in PICTURES
 
 
 def timeline(path: Path) -> Timeline:
     """Find when each frame is shown. A file that did not change is looked at once."""
-    if _is_pictures(path):
+    if is_pictures(path):
         return _timeline_of_pictures(path)
     stat = path.stat()
     return _timeline_of_video(path.absolute(), stat.st_mtime_ns, stat.st_size)
@@ -104,7 +70,7 @@ def _timeline_of_pictures(path: Path) -> Timeline:
     if isinstance(times, int):
         return Timeline(rate, range(times), n_frames=times)
     n = len(times) - 1
-    rate, shown = _sampling(times[:n], times[n] - times[n - 1], [rate])
+    rate, shown = sampling(times[:n], times[n] - times[n - 1], [rate])
     return Timeline(rate, shown, n_frames=n)
 
 
@@ -127,7 +93,7 @@ def _timeline_of_video(path: Path, modified: int, size: int) -> Timeline:
     if None in times:  # a raw stream carries no times: its rate is constant
         rate, shown, start = declared[0], range(len(times)), 0.0
     else:
-        rate, shown = _sampling(times, last, declared)
+        rate, shown = sampling(times, last, declared)
         start = times[0]
     return Timeline(exact_rate(rate), shown, start, cut, len(times), brightness)
 
@@ -192,47 +158,8 @@ def _frame_times(path: Path) -> tuple[list[float | None], float, bool, Brightnes
         damaged = complaint or len(times) < n_intact
         times = times[:n_intact] if complaint else times
     if None not in times:  # AVI stores no times: those of H.264 come in the order of decoding
-        times = _without_jumps(times) if joins else sorted(times)
+        times = without_jumps(times) if joins else sorted(times)
     return times, last, damaged, Brightness.of(peak) if peak else None
-
-
-def _without_jumps(times: list[float]) -> list[float]:
-    """Let times go on where they jump back or far ahead, since recordings are joined there."""
-    gaps = [b - a for a, b in pairwise(times)]
-    usual = median([g for g in gaps if g > 0] or [0.04])
-    back = [0.0, *(g <= 0 for g in gaps), 0.0]  # beside a jump back, steps mean nothing
-    odd = [any(back[i : i + 3]) or g > LONGEST_GAP for i, g in enumerate(gaps)]
-    even = [usual if is_odd else g for g, is_odd in zip(gaps, odd, strict=True)]
-    fixed = times[:1]
-    for gap in even:
-        fixed.append(fixed[-1] + gap)
-    return times if even == gaps else fixed
-
-
-def _sampling(times: list[float], last: float, declared: list) -> tuple[Fraction, Sequence[int]]:
-    """Choose the rate, and the frame on screen at each tick.
-
-    times: presentation times, ascending, in seconds.
-    last: duration of the last frame, in seconds; 0 if unknown.
-    declared: rates that the header names, the likeliest first.
-    """
-    n, times = len(times), [t - times[0] for t in times]
-    if n == 1:
-        return exact_rate(declared[0]), [0]
-
-    # A constant rate shows each frame once. Containers round times (webm: 1 ms, gif: 10 ms).
-    span = times[-1] + (last or times[-1] / (n - 1))
-    mean = exact_rate(n / span) if span > 0 else 0
-    for rate in (*declared, mean):
-        if rate and all(abs(t - k / rate) < 0.5 / rate for k, t in enumerate(times)):
-            return exact_rate(rate), range(n)
-
-    # Times that make no sense are left aside.
-    if not 1 / 60 <= mean <= FASTEST:
-        return exact_rate(declared[0]), range(n)
-
-    # A variable rate shows, at each tick of the mean rate, the latest frame.
-    return mean, [bisect_right(times, k / float(mean) + 1e-6) - 1 for k in range(n)]
 
 
 def decode(path: Path) -> Iterator[np.ndarray]:
@@ -240,7 +167,7 @@ def decode(path: Path) -> Iterator[np.ndarray]:
 
     Raises Damaged where damage begins.
     """
-    return read_pictures(path) if _is_pictures(path) else _decode_video(path)
+    return read_pictures(path) if is_pictures(path) else _decode_video(path)
 
 
 def _decode_video(path: Path) -> Iterator[np.ndarray]:

@@ -19,7 +19,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 ANIMATED = ("PNG", "WEBP")  # formats whose further pictures are shown one after the other
 FOLDER_FPS = 24.0  # rate of a folder whose pictures carry none (DAVIS: 24)
-FASTEST = 1000  # frames per second; a higher rate is an error of the file
+FASTEST = 1000  # frames per second, of pictures
 
 
 def exact_rate(fps: int | float | Fraction) -> Fraction:

@@ -20,9 +20,10 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vala_research import InputError
-from vala_research.data.clips import as_frame, as_sides
+from vala_research.data.clips import as_sides
 from vala_research.data.datasets import TRIPLES, ClipGroups, GroupSampling, summarised
 from vala_research.data.manifests import read_manifest
+from vala_research.data.sampling import as_frame
 from vala_research.data.shards import FORMATS, INDEX, read_index, shard_path, skipped_clips
 from vala_research.frames import fit_to_size
 
