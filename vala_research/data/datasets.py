@@ -189,12 +189,12 @@ class ClipGroups(Dataset):
 
 
 def count_frames(entry: Entry) -> int:
-    """Count the frames of a clip from its packets. Raises InputError if missing or truncated."""
+    """Count the frames of a clip. Raises InputError if it is missing, unreadable or truncated."""
     if entry.path is None:
         raise InputError(f"{entry.name} is missing: a caption file names it, but no clip exists.")
     try:
         times = timeline(existing(entry.path))
-    except OSError as error:  # a folder whose first picture is unreadable
+    except OSError as error:
         raise InputError(f"{entry.path} cannot be read ({error}): replace it.") from error
     if times.damaged:
         raise InputError(f"{entry.path} is truncated or damaged: replace it.")
@@ -206,7 +206,10 @@ def read_group(
 ) -> Float[Tensor, "f 3 h w"]:
     """Read the frames start, start + stride, ... of a clip; only the group is held in memory."""
     with closing(iter_frames(path, start + sampling.span)) as frames:
-        group = torch.stack(list(islice(frames, start, None, sampling.stride)))
+        group = list(islice(frames, start, None, sampling.stride))
+    if len(group) < sampling.n_frames:
+        raise InputError(f"{path} has fewer frames than its packets say: convert it again.")
+    group = torch.stack(group)
     return group if size is None else fit_to_size(group, size)
 
 

@@ -55,6 +55,15 @@ def read_pictures(path: Path) -> Iterator[np.ndarray]:
             raise _unreadable(file) from error
 
 
+def is_animated(path: Path) -> bool:
+    """Tell an animated WebP file by its first bytes, without opening it as a picture."""
+    if path.suffix.lower() != ".webp":
+        return False
+    with path.open("rb") as file:
+        head = file.read(21)
+    return head[12:16] == b"VP8X" and len(head) > 20 and bool(head[20] & 2)
+
+
 def _moves(image) -> bool:
     return image.format in ANIMATED and getattr(image, "is_animated", False)
 

@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from vala_research import InputError
 from vala_research.data.clips import as_sides
+from vala_research.data.container import check_pixels
 from vala_research.data.datasets import TRIPLES, ClipGroups, GroupSampling, summarised
 from vala_research.data.manifests import read_manifest
 from vala_research.data.sampling import as_frame
@@ -30,7 +31,7 @@ from vala_research.frames import fit_to_size
 PICTURE = re.compile(r"\d{4,}\.(png|jpg)")
 UNREADABLE = (
     tarfile.TarError, EOFError, OSError, SyntaxError, ValueError, LookupError, TypeError,
-    Image.DecompressionBombError,
+    RecursionError, OverflowError, Image.DecompressionBombError,
 )  # fmt: skip
 
 
@@ -133,6 +134,8 @@ class ShardGroups(IterableDataset):
 
         path, n_pieces = shard_path(self.folder, shard), 0
         try:
+            if path.exists() and not path.is_file():
+                raise OSError("it is no file")
             with path.open("rb") as stream:
                 files = tar_file_expander([{"url": str(path), "stream": stream}])
                 for sample in group_by_keys(files):
@@ -195,4 +198,5 @@ class ShardGroups(IterableDataset):
 
 def _picture(data: bytes) -> torch.Tensor:
     with Image.open(BytesIO(data), formats=tuple(FORMATS.values())) as picture:
+        check_pixels(Path("a picture"), *picture.size)
         return as_frame(np.array(picture.convert("RGB")))
