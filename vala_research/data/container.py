@@ -7,6 +7,7 @@ import errno
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 from vala_research import InputError
@@ -54,7 +55,7 @@ def opened(path: Path):
             if not streams:
                 raise InputError(f"{path} holds no video (audio or text?): give a video file.")
             stream = next((s for s in streams if s.disposition & kind.default), streams[0])
-            check_pixels(path, stream.width, stream.height)
+            check_pixels(path, round(stream.width * pixel_aspect(stream)), stream.height)
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             yield container, stream
     except InputError:
@@ -69,6 +70,11 @@ def opened(path: Path):
             f"{path} is not a readable video ({getattr(error, 'strerror', None) or error}): "
             "the file is truncated, damaged or no video; give an intact file."
         ) from error
+
+
+def pixel_aspect(stream) -> Fraction:
+    """Return the width of a pixel divided by its height; 1 if it is unknown."""
+    return stream.sample_aspect_ratio or Fraction(1)
 
 
 def check_pixels(path: Path, width: int, height: int) -> None:

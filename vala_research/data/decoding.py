@@ -11,7 +11,7 @@ import numpy as np
 
 from vala_research import InputError
 from vala_research.data.colour import as_shown, deinterlaced, is_hdr, peak_light
-from vala_research.data.container import Damaged, coded_frames, opened
+from vala_research.data.container import Damaged, coded_frames, opened, pixel_aspect
 from vala_research.data.cuts import intact_gif_pictures, is_cut
 from vala_research.data.pictures import (
     PICTURES,
@@ -19,7 +19,7 @@ from vala_research.data.pictures import (
     picture_times,
     read_pictures,
 )
-from vala_research.data.times import FASTEST, Timeline, sampling, without_jumps
+from vala_research.data.times import FASTEST, SLOWEST, Timeline, sampling, without_jumps
 from vala_research.data.tonemap import Brightness
 
 # Codecs of which every packet of a regular mp4 or Matroska file gives one frame. Other files are
@@ -89,7 +89,7 @@ def _timeline_of_video(path: Path, modified: int, size: int) -> Timeline:
         cut |= complaint
     if not times:
         raise_damaged(path, 0)
-    declared = [r for r in rates if r <= FASTEST] or [Fraction(25)]
+    declared = [r for r in rates if SLOWEST <= r <= FASTEST] or [Fraction(25)]
     if None in times:  # a raw stream carries no times: its rate is constant
         rate, shown, start = declared[0], range(len(times)), 0.0
     else:
@@ -173,7 +173,7 @@ def decode(path: Path) -> Iterator[np.ndarray]:
 def _decode_video(path: Path) -> Iterator[np.ndarray]:
     known = timeline(path)
     with opened(path) as (container, stream):
-        codec, aspect = stream.codec.canonical_name, stream.sample_aspect_ratio or Fraction(1)
+        codec, aspect = stream.codec.canonical_name, pixel_aspect(stream)
         intact = known.n_frames if known.damaged else None
         frames = islice(coded_frames(path, container, stream), intact)
         for frame in deinterlaced(frames, stream):

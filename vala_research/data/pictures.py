@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageOps, ImageSequence, TiffImagePlugin, UnidentifiedImageError
 
 from vala_research import InputError
 from vala_research.data.container import check_pixels
@@ -51,6 +51,8 @@ def read_pictures(path: Path) -> Iterator[np.ndarray]:
                     yield _on_white(picture)
         except InputError:
             raise
+        except UnidentifiedImageError as error:
+            yield _on_white(_tiff(file, error))
         except Exception as error:  # Pillow raises many kinds for damaged data
             raise _unreadable(file) from error
 
@@ -78,10 +80,8 @@ def _on_white(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith("I"):  # 16-bit grey
         grey = np.asarray(picture).clip(0, 65535)
         picture = Image.fromarray((grey // 257).astype(np.uint8))
-    elif picture.mode == "F":  # floats: light in [0, 1], or in [0, 255]
-        grey = np.nan_to_num(np.asarray(picture))
-        grey = grey * (255 if grey.max() <= 1 else 1)
-        picture = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
+    elif picture.mode == "F":
+        picture = _of_floats(np.asarray(picture))
 
     # Only pictures with alpha take the detour over four channels.
     if "A" not in picture.getbands() and "transparency" not in picture.info:
@@ -89,6 +89,34 @@ def _on_white(picture: Image.Image) -> np.ndarray:
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     return np.array(Image.alpha_composite(white, picture).convert("RGB"))
+
+
+def _of_floats(values: np.ndarray) -> Image.Image:
+    """Convert floats in [0, 1], or in [0, 255], to a picture."""
+    values = np.nan_to_num(values)
+    values = values * (255 if values.max() <= 1 else 1)
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
+def _tiff(path: Path, refusal: Exception) -> Image.Image:
+    """Read a TIFF file with OpenCV: Pillow knows no colours and no doubles as floats."""
+    try:
+        with path.open("rb") as file:
+            directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+            file.seek(directory.next)
+            directory.load(file)
+        check_pixels(path, int(directory[256]), int(directory[257]))  # width and height
+        import cv2
+
+        values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        colours = values if values.ndim == 2 else values[..., 2::-1]  # from blue, green, red
+        if np.issubdtype(values.dtype, np.floating):
+            return _of_floats(colours)
+    except InputError:
+        raise
+    except Exception:  # it is no TIFF file, or a damaged one
+        raise _unreadable(path) from refusal
+    raise _unreadable(path) from refusal
 
 
 def picture_times(path: Path) -> tuple[Fraction, int | list[float]]:
@@ -109,6 +137,9 @@ def picture_times(path: Path) -> tuple[Fraction, int | list[float]]:
             return exact_rate((len(times) - 1) / times[-1]), times
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        _tiff(files[0], error)
+        return picture_rate(None), len(files)
     except Exception as error:
         raise _unreadable(files[0]) from error
 

@@ -12,14 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
-from vala_research.data.container import Damaged
+from vala_research.data.container import MAX_PIXELS, Damaged
 from vala_research.data.decoding import Timeline, raise_damaged
 from vala_research.frames import fit_to_size
 
 
 def as_frame(pixels: np.ndarray) -> Float[Tensor, "c h w"]:
     """Convert bytes, h w c, to a frame in [0, 1]."""
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255)
 
 
 def sampled(
@@ -37,8 +37,8 @@ def sampled(
             try:
                 for picture in islice(decoded, index + 1 - n_decoded):
                     n_decoded += 1
-                    shape = shape or picture.shape
-                    _check_shape(path, n_decoded, picture.shape, shape)
+                    _check_shape(path, n_decoded, picture.shape, shape, sides)
+                    shape = picture.shape
             except Damaged:
                 raise_damaged(path, n_decoded)
             if n_decoded <= index:
@@ -52,12 +52,18 @@ def sampled(
         raise_damaged(path, max(n_decoded, times.n_frames) if n_yielded else 0)
 
 
-def _check_shape(path: Path, number: int, shape: tuple, first: tuple) -> None:
-    """Raise InputError if a picture has another shape, h w 3, than the first one."""
-    if shape != first:
+def _check_shape(path: Path, number: int, shape: tuple, first: tuple | None, sides) -> None:
+    """Raise InputError if a picture, h w 3, has another shape than the first, or no usable one."""
+    h, w, _ = shape
+    if shape != (first or shape):
         raise InputError(
-            f"{path}: frame {number} is {shape[1]}x{shape[0]}, the first {first[1]}x{first[0]}"
-            " pixels; give all frames one size."
+            f"{path}: frame {number} is {w}x{h}, the first {first[1]}x{first[0]} pixels; give all"
+            " frames one size."
+        )
+    if sides and h * w * max(sides[0] / h, sides[1] / w) ** 2 > 4 * MAX_PIXELS:
+        raise InputError(
+            f"{path}: {w}x{h} pixels cannot be scaled until they cover {sides[1]}x{sides[0]}; give"
+            " a smaller size."
         )
 
 

@@ -12,7 +12,7 @@ from statistics import median
 from vala_research.data.pictures import exact_rate
 from vala_research.data.tonemap import Brightness
 
-FASTEST = 100_000  # frames per second; above, and below one per minute, times make no sense
+SLOWEST, FASTEST = Fraction(1, 1000), 100_000  # frames per second; others make no sense
 LONGEST_GAP = 10.0  # seconds; a larger step is a joint (ffmpeg's own limit)
 
 
@@ -79,7 +79,7 @@ def sampling(times: list[float], last: float, declared: list) -> tuple[Fraction,
             return exact_rate(rate), range(n)
 
     # Times that make no sense are left aside.
-    if not 1 / 60 <= mean <= FASTEST:
+    if not SLOWEST <= mean <= FASTEST:
         return exact_rate(declared[0]), range(n)
 
     # A variable rate shows, at each tick of the mean rate, the latest frame.
