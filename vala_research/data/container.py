@@ -113,7 +113,7 @@ def coded_frames(path: Path, container, stream) -> Iterator:
                 raise Damaged(f"{path}: {error.strerror}") from error
             frames, n_lost = [], n_lost + 1
         for frame in frames:
-            if not frame.is_corrupt:
+            if _is_whole(frame):
                 n_frames += 1
                 yield frame
             elif keyed and n_frames:
@@ -121,7 +121,7 @@ def coded_frames(path: Path, container, stream) -> Iterator:
 
     # Drain the decoder.
     for frame in _drained(path, decoder):
-        if not frame.is_corrupt:
+        if _is_whole(frame):
             yield frame
     if cut:
         raise Damaged(f"{path}: the file ends within a picture")
@@ -131,6 +131,11 @@ def coded_frames(path: Path, container, stream) -> Iterator:
             " recordings are joined; their pictures are left out.",
             stacklevel=2,
         )
+
+
+def _is_whole(frame) -> bool:
+    """Tell whether a frame was decoded from all that it needs; ffmpeg doubts a lone key frame."""
+    return not frame.is_corrupt or frame.key_frame
 
 
 def _drained(path: Path, decoder) -> list:

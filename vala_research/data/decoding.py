@@ -129,7 +129,8 @@ def _packet_times(container, stream) -> tuple[list[float | None], float, float, 
 
 def _starts(stream, packet) -> bool:
     """Tell whether a stream starts with a key frame, by its first packet or its index."""
-    return packet.is_keyframe or any(e.is_keyframe for e in stream.index_entries[:1])
+    first = stream.index_entries[:1]
+    return packet.is_keyframe or any(e.is_keyframe and e.pos == packet.pos for e in first)
 
 
 def _frame_times(path: Path) -> tuple[list[float | None], float, bool, Brightness | None]:

@@ -13,7 +13,7 @@ PQ, HLG = 16, 18  # transfer characteristics, ITU-T H.273
 HLG_PEAK = 1000.0  # nominal peak of an HLG display, in nits
 WHITES = (100.0, 203.0)  # nits
 GAMMA = 2.35  # of a display of standard range: near BT.1886 (2.4), and not far from sRGB
-KNEE = 0.8  # part of white below which light is never changed
+KNEE = 0.5  # part of white below which light is never changed
 LUMA_2020 = np.array([0.2627, 0.6780, 0.0593], np.float32)
 TO_709 = np.array(  # linear BT.2020 to BT.709 (BT.2087)
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
