@@ -5,7 +5,9 @@ Pillow reads them, and only in the formats named here: some of its formats start
 
 import math
 import re
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -44,8 +46,7 @@ def read_pictures(path: Path) -> Iterator[np.ndarray]:
     """Yield the pictures of a folder or of a file as shown, h w 3 bytes each."""
     for file in picture_files(path) if path.is_dir() else [path]:
         try:
-            with Image.open(file, formats=FORMATS) as image:
-                check_pixels(file, *image.size)
+            with _opened(file) as image:
                 shown = ImageSequence.Iterator(image) if _moves(image) else [image]
                 for picture in [image] if path.is_dir() else shown:
                     yield _on_white(picture)
@@ -64,6 +65,20 @@ def is_animated(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(21)
     return head[12:16] == b"VP8X" and len(head) > 20 and bool(head[20] & 2)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture in one of our formats, not decoded. Raises InputError if it is too large."""
+    try:
+        with warnings.catch_warnings():  # Pillow's own limit lies above ours
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path} has too many pixels: give a smaller picture.") from error
+    with image:
+        check_pixels(path, *image.size)
+        yield image
 
 
 def _moves(image) -> bool:
@@ -126,10 +141,9 @@ def picture_times(path: Path) -> tuple[Fraction, int | list[float]]:
     """
     files = picture_files(path) if path.is_dir() else [path]
     try:
-        with Image.open(files[0], formats=FORMATS) as first:
+        with _opened(files[0]) as first:
             if path.is_dir() or not _moves(first):
                 return picture_rate(first.info.get("fps")), len(files)
-            check_pixels(path, *first.size)
             times = [0.0]
             for picture in ImageSequence.Iterator(first):
                 picture.load()  # a WebP file knows a picture's duration only then
