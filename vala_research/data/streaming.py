@@ -11,7 +11,7 @@ import tarfile
 import warnings
 from collections.abc import Iterator
 from io import BytesIO
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +66,9 @@ class ShardGroups(IterableDataset):
         warning; `damaged`, in the process that reads, names it.
 
     The draw of frames and caption depends on the seed, the pass and the piece alone.
-    The workers of a loader share the shards. Every process reads all shards: accelerate splits the
-    batches among processes.
+    The workers of a loader share the decoding, in blocks of `block` samples. If that is the
+    loader's batch size, any number of workers gives the same batches in the same order. Every
+    worker and every process reads all shards: accelerate splits the batches among processes.
     A file in a shard that is neither picture nor JSON, such as a pickle, always raises InputError.
     """
 
@@ -82,6 +83,7 @@ class ShardGroups(IterableDataset):
     ):
         self.folder, self.sampling, self.n_passes = Path(folder), sampling, n_passes
         self.size, self.buffer, self.strict = as_sides(size), buffer, strict
+        self.block = 1
 
         # Refuse an unfinished conversion.
         state = read_index(self.folder)
@@ -106,27 +108,30 @@ class ShardGroups(IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         from webdataset.filters import shuffle
 
-        # Worker i of n reads every n-th shard, from the i-th on.
+        # Worker i of n decodes every n-th block of samples, from the i-th on.
         worker = get_worker_info()
-        share = (worker.id, None, worker.num_workers) if worker else (0, None, 1)
+        index, n_workers = (worker.id, worker.num_workers) if worker else (0, 1)
 
+        place = 0  # of a sample in the stream, which is the same for any number of workers
         for number in count() if self.n_passes is None else range(self.n_passes):
             rng, shards = self.sampling.generator("pass", number), list(range(len(self.n_pieces)))
             rng.shuffle(shards)
-            drawn = (d for i in islice(shards, *share) for d in self._drawn(i, number))
+            drawn = (d for i in shards for d in self._drawn(i, number))
 
             # Decode after shuffling, so that the buffer holds compressed pictures.
-            n_groups = 0
+            n_tried, n_groups, first = 0, 0, place
             for sample in shuffle(max(1, self.buffer), rng=rng)(drawn):
+                place += 1
+                if (place - 1) // self.block % n_workers != index:
+                    continue
+                n_tried += 1
                 if (group := self._decoded(*sample)) is not None:
                     n_groups += 1
                     yield group
 
-            # A pass without a group would repeat for ever. A worker without a shard just ends.
-            if not n_groups and share[0] < len(shards):
+            # A pass without a group would repeat for ever. A worker may have no block in a pass.
+            if place == first or (n_tried and not n_groups):
                 raise InputError(f"{self.folder}: no group can be drawn. {self.summary()}")
-            if not n_groups:
-                return
 
     def _drawn(self, shard: int, number: int) -> Iterator[tuple]:
         """Draw one group per piece of a shard: (place, key, pictures, {caption, name, start})."""
