@@ -96,7 +96,8 @@ class ClipGroups(Dataset):
     strict: a clip that cannot be used raises InputError. Otherwise it is left out with a warning;
         `skipped` and `summary()` name it with its reason.
 
-    The constructor checks everything that needs no decoding: files, lengths, truncation, captions.
+    The constructor checks files, lengths, truncation and captions. It decodes a clip once where
+    packets do not tell the number of frames (see `timeline`).
     If a clip proves damaged only when it is read, the next clip of the pass replaces it.
     """
 

@@ -5,7 +5,6 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
@@ -120,11 +119,9 @@ def _packet_times(container, stream) -> tuple[list[float | None], float, float, 
     if not times or not regular:
         return times, last, end, False
 
-    # The first packet is shown first, and the others follow at equal distances.
+    # The first packet is shown first, and no two at one time.
     first, times = times[0], sorted(times)
-    gaps = [b - a for a, b in pairwise(times)] or [1.0]
-    even = max(gaps) < 1.5 * median(gaps) and min(gaps) > 0.5 * median(gaps)
-    return times, last, end, even and first == times[0]
+    return times, last, end, first == times[0] and all(a < b for a, b in pairwise(times))
 
 
 def _starts(stream, packet) -> bool:
