@@ -34,6 +34,13 @@ def test_tiff_files_of_all_depths(tmp_path, values):
     assert np.abs(frame - RAMP).max() <= 1 / 255  # bytes: half a step, or one where cut off
 
 
+@pytest.mark.parametrize("name", ["a.ppm", "a.jfif"])
+def test_single_pictures_of_other_suffixes_are_read(tmp_path, name):
+    Image.fromarray((255 * RAMP).astype(np.uint8)).convert("RGB").save(tmp_path / name)
+    frames = read_clip(tmp_path / name).frames
+    assert frames.shape == (1, 3, 48, 64) and np.abs(frames[0].numpy() - RAMP).mean() < 0.01
+
+
 @pytest.mark.parametrize("text", ["0", "-5", "5000", "nan", "inf", "24 fps", "", "1e-9", "1e999"])
 def test_a_rate_that_is_none_gives_the_default(tmp_path, text):
     note = PngImagePlugin.PngInfo()

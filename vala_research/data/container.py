@@ -12,12 +12,13 @@ from pathlib import Path
 
 from vala_research import InputError
 
-# Containers that hold pictures themselves. Playlists, manifests and devices are none.
+# Containers, and pictures of any suffix, that hold all themselves: no playlist, no manifest.
 FORMATS = (
     "apng", "asf", "av1", "avi", "cavsvideo", "dirac", "dnxhd", "dv", "flic", "flv", "gif", "gxf",
     "h261", "h263", "h264", "hevc", "ivf", "live_flv", "m4v", "matroska", "mjpeg", "mov", "mpeg",
     "mpegts", "mpegvideo", "mxf", "nsv", "nut", "obu", "ogg", "rm", "vc1", "vvc", "webm", "wtv",
     "yuv4mpegpipe",
+    "bmp_pipe", "jpeg_pipe", "pgm_pipe", "png_pipe", "ppm_pipe", "tiff_pipe", "webp_pipe",
 )  # fmt: skip
 MAX_PIXELS = 36_000_000  # per picture: 8192x4320 fits
 WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # codec: decoder that reads alpha blocks

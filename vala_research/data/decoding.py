@@ -19,7 +19,7 @@ from vala_research.data.pictures import (
     read_pictures,
 )
 from vala_research.data.times import FASTEST, SLOWEST, Timeline, sampling, without_jumps
-from vala_research.data.tonemap import Brightness
+from vala_research.data.tonemap import HLG, PQ, Brightness
 
 # Codecs of which every packet of a regular mp4 or Matroska file gives one frame. Other files are
 # decoded once to be counted.
@@ -105,7 +105,7 @@ def _packet_times(container, stream) -> tuple[list[float | None], float, float, 
     """
     times, last, end = [], 0.0, 0.0
     regular = stream.codec.canonical_name in COUNTED_BY_PACKETS
-    regular &= stream.codec_context.color_trc not in (16, 18)
+    regular &= stream.codec_context.color_trc not in (PQ, HLG)
     for packet in container.demux():
         if packet.stream is None or (not packet.size and packet.dts is None):  # a flush
             continue
