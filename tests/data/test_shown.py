@@ -135,7 +135,13 @@ def test_high_dynamic_range_is_shown_as_the_picture_of_standard_range(tmp_path, 
 
 
 def hdr_frame(frame, k):
-    return frame.reformat(format="yuv420p10le", dst_colorspace="BT2020", dst_color_range="MPEG")
+    """Convert to Y'CbCr of BT.2020, limited range, which not every PyAV writes by itself."""
+    rgb = frame.to_ndarray() / 65535
+    luma = rgb @ np.array([0.2627, 0.6780, 0.0593])
+    blue, red = (rgb[..., 2] - luma) / 1.8814, (rgb[..., 0] - luma) / 1.4746
+    codes = np.stack([16 + 219 * luma, 128 + 224 * blue, 128 + 224 * red], -1) * 256
+    whole = av.VideoFrame.from_ndarray(codes.round().astype(np.uint16), format="yuv444p16le")
+    return whole.reformat(format="yuv420p10le")
 
 
 def test_light_above_white_is_compressed_without_clipping(tmp_path):

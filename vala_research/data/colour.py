@@ -7,7 +7,7 @@ import numpy as np
 
 from vala_research.data.tonemap import HLG, PQ, Brightness, peak_of, tone_mapped
 
-LIMITED, UNTAGGED = 1, 2  # colour range; matrix (ITU-T H.273)
+LIMITED, UNTAGGED, BT2020 = 1, 2, 9  # a colour range; two matrices (ITU-T H.273)
 HD_LINES = 720  # from here on, an untagged picture is BT.709
 LIMITED_WHEN_UNTAGGED = {"h264", "hevc"}  # their standards say so
 
@@ -63,7 +63,7 @@ def peak_light(frame) -> float:
 
 def _codes(frame, options: dict) -> np.ndarray:
     if frame.colorspace == UNTAGGED and not frame.format.is_rgb:
-        options = options | {"src_colorspace": "BT2020"}
+        options = options | {"src_colorspace": BT2020}
     return frame.reformat(format="rgb48le", **options).to_ndarray()
 
 

@@ -90,8 +90,8 @@ def check_pixels(path: Path, width: int, height: int) -> None:
 def coded_frames(path: Path, container, stream) -> Iterator:
     """Yield the decoded frames as PyAV gives them.
 
-    A stream may start between key frames, or join two recordings (MPEG-TS): what cannot be decoded
-    before the next key frame is left out.
+    What cannot be decoded before a key frame is left out: at the start, and where two recordings
+    are joined (MPEG-TS).
     Raises Damaged where the decoder first complains, or where the file ends within a packet.
     """
     import av
@@ -121,9 +121,7 @@ def coded_frames(path: Path, container, stream) -> Iterator:
                 raise Damaged(f"{path}: a picture is damaged")
 
     # Drain the decoder.
-    for frame in _drained(path, decoder):
-        if _is_whole(frame):
-            yield frame
+    yield from filter(_is_whole, _drained(path, decoder))
     if cut:
         raise Damaged(f"{path}: the file ends within a picture")
     if joins and n_lost and n_frames:
