@@ -14,6 +14,7 @@ from tiny_datasets import CAPTIONS, davis, loveu, msrvtt, real_videos, sprite_cl
 from torch.utils.data import DataLoader
 
 from vala_research import InputError, read_clip
+from vala_research.adapter.batches import numbered_batches
 from vala_research.data.datasets import GroupSampling
 from vala_research.data.manifests import read_manifest
 from vala_research.data.shards import ShardSettings, convert
@@ -137,9 +138,22 @@ def test_draws_do_not_depend_on_workers_and_all_of_a_pass_is_given(tmp_path, con
     def key(s):
         return s["name"], s["start"], s["caption"]
 
-    assert sorted(map(key, alone)) == sorted(map(key, together))
+    assert list(map(key, alone)) == list(map(key, together))
     assert list(map(key, streamed(tmp_path / "shards"))) == list(map(key, alone))
     assert list(map(key, streamed(tmp_path / "shards", seed=1))) != list(map(key, alone))
+
+
+def test_batches_and_their_rest_do_not_depend_on_workers(tmp_path, converted):
+    converted(tmp_path / "shards", piece=4, clips_per_shard=1)
+
+    def batches(n_workers, start):
+        groups = ShardGroups(tmp_path / "shards", n_passes=None, strict=True)
+        given = numbered_batches(groups, range(start, 9), 4, n_workers)
+        return [[(s["name"], s["start"], s["caption"]) for s in next(given)[1]] for _ in range(4)]
+
+    alone = batches(0, 0)
+    assert batches(2, 0) == batches(3, 0) == alone
+    assert batches(2, 2)[:2] == alone[2:]
 
 
 def test_open_groups_takes_a_data_set_or_its_shards(tmp_path, data):

@@ -88,6 +88,7 @@ def numbered_batches(
         chosen = [[(k * batch_size + j) % length for j in range(batch_size)] for k in numbers]
         yield from zip(numbers, DataLoader(dataset, batch_sampler=chosen, **loading), strict=True)
         return
+    dataset.block = batch_size  # workers of `ShardGroups` share the samples batch by batch
     stream = DataLoader(dataset, batch_size=batch_size, drop_last=True, **loading)
     yield from zip(numbers, islice(stream, numbers.start, None, numbers.step), strict=False)
     raise InputError("The stream of samples ended before the training: let it repeat its clips.")

@@ -5,30 +5,25 @@ Reading returns the frames that a player shows. Writing leaves a complete file o
 
 import os
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
 from vala_research.data.decoding import (
-    Timeline,
     decode,
     exact_rate,
     existing,
-    raise_damaged,
     timeline,
 )
 from vala_research.data.encoding import VIDEO, encode, encode_folder
+from vala_research.data.sampling import sampled, stacked
 from vala_research.data.sound import Sound, sound_of, warn_dropped
 from vala_research.files import check_output, written_whole
-from vala_research.frames import fit_to_size
 
 RATES = {  # least and most frames per second
     ".mp4": (0.001, 100_000),
@@ -68,14 +63,18 @@ def read_clip(
     size: (h, w) in pixels, or the side of a square. Frames are scaled (antialiased bicubic) until
         they cover it, then cropped at the centre. None keeps the size of the file, odd sides too.
 
-    Rotation and mirroring metadata are applied. Grey becomes RGB. Alpha is composited on white.
+    The frames are what a player shows: upright, with square pixels, deinterlaced, of standard
+    dynamic range, from the default track. Grey becomes RGB. Alpha is composited on white.
     A variable rate is resampled at its average, by presentation time: frames may repeat or drop
-    out. Number of frames and duration stay, so the sound stays in step.
-    Raises InputError if the file cannot be read to its end or to `n_frames`.
+    out, with a warning. Number of frames and duration stay, so the sound stays in step.
+    Raises InputError if the file cannot be read to its end or to `n_frames`, or if the frames do
+    not fit into memory.
     """
     path, sides = existing(path), _checked_options(n_frames, stride, size)
     times = timeline(path)
-    frames = torch.stack(list(_sampled(path, times, n_frames, stride, sides)))
+    times.warn_of_losses(path)
+    frames = sampled(path, decode(path), times, n_frames, stride, sides)
+    frames = stacked(path, frames, len(times.shown[::stride][:n_frames]))
     return Clip(frames, float(times.rate / stride), path)
 
 
@@ -87,7 +86,9 @@ def iter_frames(
 ) -> Iterator[Float[Tensor, "c h w"]]:
     """Yield the frames of `read_clip` one by one, for clips of any length; same arguments."""
     path, sides = existing(path), _checked_options(n_frames, stride, size)
-    return _sampled(path, timeline(path), n_frames, stride, sides)
+    times = timeline(path)
+    times.warn_of_losses(path)
+    return sampled(path, decode(path), times, n_frames, stride, sides)
 
 
 def _checked_options(n_frames, stride, size) -> tuple[int, int] | None:
@@ -108,37 +109,6 @@ def as_sides(size) -> tuple[int, int] | None:
     if sides is not None and (len(sides) != 2 or min(sides) < 1):
         raise InputError(f"size is {size}: give one side or (height, width), in pixels.")
     return sides
-
-
-def as_frame(pixels: np.ndarray) -> Float[Tensor, "c h w"]:
-    """Convert bytes, h w c, to a frame in [0, 1]."""
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-
-
-def _sampled(path: Path, times: Timeline, n_frames, stride: int, sides) -> Iterator[Tensor]:
-    """Yield the sampled frames, c h w. Holds one frame at a time."""
-    indices = times.shown[::stride][:n_frames]
-    shape, n_decoded, n_yielded = None, 0, 0
-    with closing(decode(path)) as decoded:
-        for index in indices:
-            # Decode up to the frame of this tick; a frame shown again is still at hand.
-            for picture in islice(decoded, index + 1 - n_decoded):
-                n_decoded += 1
-                shape = shape or picture.shape
-                if picture.shape != shape:
-                    raise InputError(
-                        f"{path}: frame {n_decoded} is {picture.shape[1]}x{picture.shape[0]}, the"
-                        f" first {shape[1]}x{shape[0]} pixels; give all frames one size."
-                    )
-            if n_decoded <= index:
-                break
-            n_yielded += 1
-            frame = as_frame(picture)
-            yield fit_to_size(frame[None], sides)[0] if sides else frame
-
-        # The file ended early. Decode the rest, so that the message can count what is readable.
-        if n_yielded < len(indices) or (times.damaged and n_yielded != n_frames):
-            raise_damaged(path, n_decoded + sum(1 for _ in decoded))
 
 
 def write_clip(

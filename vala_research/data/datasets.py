@@ -96,7 +96,8 @@ class ClipGroups(Dataset):
     strict: a clip that cannot be used raises InputError. Otherwise it is left out with a warning;
         `skipped` and `summary()` name it with its reason.
 
-    The constructor checks everything that needs no decoding: files, lengths, truncation, captions.
+    The constructor checks files, lengths, truncation and captions. It decodes a clip once where
+    packets do not tell the number of frames (see `timeline`).
     If a clip proves damaged only when it is read, the next clip of the pass replaces it.
     """
 
@@ -189,12 +190,12 @@ class ClipGroups(Dataset):
 
 
 def count_frames(entry: Entry) -> int:
-    """Count the frames of a clip from its packets. Raises InputError if missing or truncated."""
+    """Count the frames of a clip. Raises InputError if it is missing, unreadable or truncated."""
     if entry.path is None:
         raise InputError(f"{entry.name} is missing: a caption file names it, but no clip exists.")
     try:
         times = timeline(existing(entry.path))
-    except OSError as error:  # a folder whose first picture is unreadable
+    except OSError as error:
         raise InputError(f"{entry.path} cannot be read ({error}): replace it.") from error
     if times.damaged:
         raise InputError(f"{entry.path} is truncated or damaged: replace it.")
@@ -206,7 +207,10 @@ def read_group(
 ) -> Float[Tensor, "f 3 h w"]:
     """Read the frames start, start + stride, ... of a clip; only the group is held in memory."""
     with closing(iter_frames(path, start + sampling.span)) as frames:
-        group = torch.stack(list(islice(frames, start, None, sampling.stride)))
+        group = list(islice(frames, start, None, sampling.stride))
+    if len(group) < sampling.n_frames:
+        raise InputError(f"{path} has fewer frames than its packets say: convert it again.")
+    group = torch.stack(group)
     return group if size is None else fit_to_size(group, size)
 
 

@@ -1,39 +1,30 @@
-"""Decode a video file or a folder of pictures: its timeline and its upright RGB frames.
+"""Decode a video file or a folder of pictures: its timeline and its upright RGB frames."""
 
-PyAV (https://pyav.org) reads containers and codecs, Pillow reads single pictures.
-"""
-
-import re
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from vala_research import InputError
+from vala_research.data.colour import as_shown, deinterlaced, is_hdr, peak_light
+from vala_research.data.container import Damaged, coded_frames, opened, pixel_aspect
+from vala_research.data.cuts import intact_gif_pictures, is_cut
+from vala_research.data.pictures import (
+    PICTURES,
+    exact_rate,
+    picture_times,
+    read_pictures,
+)
+from vala_research.data.times import FASTEST, SLOWEST, Timeline, sampling, without_jumps
+from vala_research.data.tonemap import HLG, PQ, Brightness
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-FOLDER_FPS = 24.0  # rate of a folder whose pictures carry none (DAVIS: 24)
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """The coded frame that a player shows at each tick.
-
-    rate: ticks per second, the frame rate.
-    shown: index of the coded frame, one per tick, never decreasing.
-    start: presentation time of the first frame, in seconds.
-    damaged: the header promises more than the file holds.
-    """
-
-    rate: Fraction
-    shown: Sequence[int]
-    start: float = 0.0
-    damaged: bool = False
+# Codecs of which every packet of a regular mp4 or Matroska file gives one frame. Other files are
+# decoded once to be counted.
+COUNTED_BY_PACKETS = {"h264", "hevc", "vp9", "av1"}
+JOINED = {"mpegts", "mpeg"}  # containers whose files may be joined end to end
 
 
 def raise_damaged(path: Path, n_readable: int) -> None:
@@ -46,173 +37,142 @@ def raise_damaged(path: Path, n_readable: int) -> None:
 
 
 def existing(path) -> Path:
-    """Return the path. Raises InputError if nothing is there, or an empty file."""
+    """Return the path of a file or folder. Raises InputError for a device or an empty file."""
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist: give a video file or a folder of pictures.")
-    if path.is_file() and path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes): give a video file.")
+    try:
+        if not path.exists():
+            raise InputError(f"{path} does not exist: give a video file or a folder of pictures.")
+        if not path.is_file() and not path.is_dir():
+            raise InputError(f"{path} is a pipe or a device: give a video file.")
+        if path.is_file() and path.stat().st_size == 0:
+            raise InputError(f"{path} is empty (0 bytes): give a video file.")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give another.") from error
     return path
 
 
-@contextmanager
-def opened(path: Path):
-    """Open a container; yields it and its video stream.
-
-    The cover picture of an audio file is not a video stream.
-    Raises InputError if the file is not a readable video.
-    """
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            cover = av.stream.Disposition.attached_pic
-            streams = [s for s in container.streams.video if not s.disposition & cover]
-            if not streams or container.format.name == "tty":  # ffmpeg plays any text file
-                raise InputError(f"{path} holds no video (audio or text?): give a video file.")
-            yield container, streams[0]
-    except (av.error.FFmpegError, OSError) as error:
-        raise InputError(
-            f"{path} is not a readable video ({error.strerror or error}): "
-            "the file is truncated, damaged or no video; give an intact file."
-        ) from error
+def is_pictures(path: Path) -> bool:
+    """Tell whether a path is read as pictures: a folder, or a file with the suffix of a picture."""
+    return path.is_dir() or path.suffix.lower() in PICTURES
 
 
 def timeline(path: Path) -> Timeline:
-    """Find when each frame is shown, in one pass over the packets, without decoding."""
-    if path.is_dir():
-        files = pictures(path)
-        with Image.open(files[0]) as first:
-            return Timeline(exact_rate(float(first.info.get("fps", FOLDER_FPS))), range(len(files)))
+    """Find when each frame is shown. A file that did not change is looked at once."""
+    if is_pictures(path):
+        return _timeline_of_pictures(path)
+    stat = path.stat()
+    return _timeline_of_video(path.absolute(), stat.st_mtime_ns, stat.st_size)
 
-    times, duration, n_packets, end = [], 0.0, 0, 0.0
+
+def _timeline_of_pictures(path: Path) -> Timeline:
+    rate, times = picture_times(path)
+    if isinstance(times, int):
+        return Timeline(rate, range(times), n_frames=times)
+    n = len(times) - 1
+    rate, shown = sampling(times[:n], times[n] - times[n - 1], [rate])
+    return Timeline(rate, shown, n_frames=n)
+
+
+@lru_cache(maxsize=256)
+def _timeline_of_video(path: Path, modified: int, size: int) -> Timeline:
     with opened(path) as (container, stream):
-        # Collect the presentation times. Sound counts too for the end of the file.
-        for packet in container.demux():
-            if not packet.size:
-                continue
-            unit, span = float(packet.time_base or 1), packet.duration or 0
-            end = max(end, ((packet.pts or 0) + span) * unit)
-            if packet.stream_index == stream.index and not packet.is_discard:
-                n_packets += 1
-                if not packet.is_corrupt:
-                    times.append(None if packet.pts is None else packet.pts * unit)
-                    duration = span * unit
-        if not times:
-            raise_damaged(path, 0)
+        times, last, end, regular = _packet_times(container, stream)
+        cut = is_cut(path, container, stream, len(times), end)
+        rates = [r for r in (stream.average_rate, stream.guessed_rate) if r]
+        regular &= container.format.name.startswith(("mov", "matroska"))
 
-        damaged = len(times) < max(n_packets, stream.frames) or _is_cut(path, container, end)
-        declared = [r for r in (stream.average_rate, stream.guessed_rate) if r] or [Fraction(25)]
-
+    # Frames count, not packets: decode once, unless packets tell the same.
+    brightness = None
+    if not regular:
+        times, last, complaint, brightness = _frame_times(path)
+        cut |= complaint
+    if not times:
+        raise_damaged(path, 0)
+    declared = [r for r in rates if SLOWEST <= r <= FASTEST] or [Fraction(25)]
     if None in times:  # a raw stream carries no times: its rate is constant
-        return Timeline(declared[0], range(len(times)), 0.0, damaged)
-    rate, shown = _sampling(sorted(times), duration, declared)
-    return Timeline(rate, shown, min(times), damaged)
+        rate, shown, start = declared[0], range(len(times)), 0.0
+    else:
+        rate, shown = sampling(times, last, declared)
+        start = times[0]
+    return Timeline(exact_rate(rate), shown, start, cut, len(times), brightness)
 
 
-def _sampling(times: list[float], last: float, declared: list) -> tuple[Fraction, Sequence[int]]:
-    """Choose the rate, and the frame on screen at each tick.
+def _packet_times(container, stream) -> tuple[list[float | None], float, float, bool]:
+    """Read all packets, without decoding.
 
-    times: presentation times, ascending, in seconds.
-    last: duration of the last frame, in seconds; 0 if unknown.
-    declared: rates that the header names, the likeliest first.
+    Returns (times of the stream's packets, duration of its last packet, end of the file), in
+    seconds, and whether every packet surely gives one frame. Sound counts for the end.
     """
-    n, times = len(times), [t - times[0] for t in times]
-    if n == 1:
-        return exact_rate(declared[0]), [0]
+    times, last, end = [], 0.0, 0.0
+    regular = stream.codec.canonical_name in COUNTED_BY_PACKETS
+    regular &= stream.codec_context.color_trc not in (PQ, HLG)
+    for packet in container.demux():
+        if packet.stream is None or (not packet.size and packet.dts is None):  # a flush
+            continue
+        unit, span = float(packet.time_base or 1), packet.duration or 0
+        end = max(end, ((packet.pts or 0) + span) * unit)
+        if packet.stream_index == stream.index:
+            regular &= bool(packet.size) and not packet.is_discard and not packet.is_corrupt
+            regular &= packet.pts is not None and (bool(times) or _starts(stream, packet))
+            times.append(None if packet.pts is None else packet.pts * unit)
+            last = span * unit
+    if not times or not regular:
+        return times, last, end, False
 
-    # A constant rate shows each frame once. Containers round times (webm: 1 ms, gif: 10 ms).
-    mean = exact_rate(n / (times[-1] + (last or times[-1] / (n - 1))))
-    for rate in (*declared, mean):
-        if all(abs(t - k / rate) < 0.5 / rate for k, t in enumerate(times)):
-            return exact_rate(rate), range(n)
-
-    # A variable rate shows, at each tick of the mean rate, the latest frame.
-    return mean, [bisect_right(times, k / float(mean) + 1e-6) - 1 for k in range(n)]
+    # The first packet is shown first, and no two at one time.
+    first, times = times[0], sorted(times)
+    return times, last, end, first == times[0] and all(a < b for a, b in pairwise(times))
 
 
-def _is_cut(path: Path, container, end: float) -> bool:
-    """Tell a file that was cut, where neither packets nor frame counts show it.
+def _starts(stream, packet) -> bool:
+    """Tell whether a stream starts with a key frame, by its first packet or its index."""
+    first = stream.index_entries[:1]
+    return packet.is_keyframe or any(e.is_keyframe and e.pos == packet.pos for e in first)
 
-    end: presentation time of the end of the last packet, in seconds.
+
+def _frame_times(path: Path) -> tuple[list[float | None], float, bool, Brightness | None]:
+    """Decode a file without keeping its frames.
+
+    Returns (times of the frames, duration of the last), in seconds, whether the decoder complains,
+    and the clip's brightness if its range is high.
     """
-    if container.format.name == "gif":  # a whole gif ends with its trailer byte
-        with path.open("rb") as file:
-            file.seek(-1, 2)
-            return file.read() != b";"
-    if "matroska" not in container.format.name or not container.duration:
-        return False
-    return container.duration / 1e6 - end > 0.2  # seconds; a whole file is off by about a frame
+    times, last, damaged, peak = [], 0.0, False, 0.0
+    with opened(path) as (container, stream):
+        unit, is_gif = float(stream.time_base or 1), container.format.name == "gif"
+        try:
+            for frame in coded_frames(path, container, stream):
+                pts = frame.dts if frame.pts is None else frame.pts
+                times.append(None if pts is None else pts * unit)
+                last = (getattr(frame, "duration", 0) or 0) * unit
+                if is_hdr(frame):
+                    peak = max(peak, peak_light(frame))
+        except Damaged:
+            damaged = True
+        joins = container.format.name in JOINED
 
-
-def exact_rate(fps: int | float | Fraction) -> Fraction:
-    """Return the fraction that a rate stands for: 29.97003 is 30000/1001."""
-    return Fraction(fps).limit_denominator(1001)
+    # The decoder of ffmpeg says nothing of damaged pictures in a gif; the one of Pillow does.
+    if is_gif:
+        n_intact, complaint = intact_gif_pictures(path)
+        damaged = complaint or len(times) < n_intact
+        times = times[:n_intact] if complaint else times
+    if None not in times:  # AVI stores no times: those of H.264 come in the order of decoding
+        times = without_jumps(times) if joins else sorted(times)
+    return times, last, damaged, Brightness.of(peak) if peak else None
 
 
 def decode(path: Path) -> Iterator[np.ndarray]:
-    """Yield the coded frames in presentation order, h w 3 bytes each; ends where damage begins."""
-    return _decode_folder(path) if path.is_dir() else _decode_video(path)
+    """Yield the decoded frames in the order in which they are shown, h w 3 bytes each.
+
+    Raises Damaged where damage begins.
+    """
+    return read_pictures(path) if is_pictures(path) else _decode_video(path)
 
 
 def _decode_video(path: Path) -> Iterator[np.ndarray]:
-    import av
-
+    known = timeline(path)
     with opened(path) as (container, stream):
-        try:
-            for frame in container.decode(stream):
-                if not frame.is_corrupt:
-                    yield _upright(frame)
-        except av.error.FFmpegError:
-            return  # the caller counts the frames and reports the damage
-
-
-def _upright(frame) -> np.ndarray:
-    """Convert to shown h w 3 bytes: alpha on white, display matrix (x', y') = M (x, y) applied."""
-    from av.sidedata.sidedata import SideDataContainer
-
-    # Formats with alpha or a palette go over a white background.
-    has_alpha = any(component.is_alpha for component in frame.format.components)
-    if has_alpha or "pal" in frame.format.name:
-        rgba = frame.to_ndarray(format="rgba").astype(np.float32)
-        alpha = rgba[..., 3:] / 255
-        picture = (rgba[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
-    else:
-        picture = frame.to_ndarray(format="rgb24")
-
-    # `frame.side_data` would make frame and container refer to each other. They would keep the
-    # decoder's threads until a garbage collection, and a collection in a forked process would hang.
-    side = SideDataContainer(frame).get("DISPLAYMATRIX")
-    if side is not None:  # 16.16 fixed point; only the signs and the larger entries matter
-        a, b, _, c, d = np.frombuffer(bytes(side), np.int32)[:5]
-        if abs(int(a)) < abs(int(b)):  # a quarter turn: x' follows y
-            picture, a, d = picture.transpose(1, 0, 2), c, b
-        picture = picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-    return np.ascontiguousarray(picture)
-
-
-def pictures(folder: Path) -> list[Path]:
-    """List the pictures of a folder in natural order: frame_2 before frame_10."""
-    files = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.name[0] != "."]
-    if not files:
-        raise InputError(f"{folder} holds no pictures ({', '.join(sorted(PICTURES))}): add some.")
-    return sorted(files, key=_natural_order)
-
-
-def _natural_order(path: Path) -> list[int | str]:
-    return [int(s) if s.isdecimal() else s.lower() for s in re.split(r"(\d+)", path.name)]
-
-
-def _decode_folder(folder: Path) -> Iterator[np.ndarray]:
-    """Yield the pictures of a folder as shown: EXIF orientation applied, alpha on white."""
-    for path in pictures(folder):
-        try:
-            with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file)
-                if picture.mode.startswith("I"):  # 16-bit grey
-                    picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-                picture = picture.convert("RGBA")
-        except (OSError, SyntaxError) as error:
-            raise InputError(f"{path} is not a readable picture: remove or replace it.") from error
-        white = Image.new("RGBA", picture.size, "white")
-        yield np.array(Image.alpha_composite(white, picture).convert("RGB"))
+        codec, aspect = stream.codec.canonical_name, pixel_aspect(stream)
+        intact = known.n_frames if known.damaged else None
+        frames = islice(coded_frames(path, container, stream), intact)
+        for frame in deinterlaced(frames, stream):
+            yield as_shown(frame, codec, aspect, known.brightness)

@@ -5,6 +5,7 @@ The layouts are MSR-VTT (Xu et al., CVPR 2016), LOVEU-TGVE-2023 (Wu et al., 2023
 """
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from vala_research.data.captions import (
     read_lines,
     tidied,
 )
-from vala_research.data.decoding import PICTURES
+from vala_research.data.pictures import PICTURES, is_animated
 
 MSRVTT_FILES = (
     "train_val_videodatainfo.json", "test_videodatainfo.json", "videodatainfo_2017.json",
@@ -67,8 +68,9 @@ def read_manifest(
       `ImageSets/2017/*.txt` or `ImageSets/480p/*.txt`, captions as in a plain folder.
     * folder: video files and folders of pictures at any depth; captions from `captions.csv`
       (columns file | video | name, and caption | text; a row per caption), else `captions.json`
-      ({name: caption or list of captions}), else `NAME.txt` beside each clip (one per line), else
-      the words of the clip's name.
+      ({name: caption or list of captions}), else `metadata.csv` or `metadata.jsonl` (VideoFolder:
+      file_name, and caption | text), else `NAME.txt` beside each clip (one per line), else the
+      words of the clip's name.
 
     split: keep this split only (msrvtt: train, validate, test; loveu: name of the subset; davis:
         train, val).
@@ -101,23 +103,37 @@ def _msrvtt(folder: Path) -> list[Entry]:
     clips, entries = _clips(folder, key=lambda path: path.name), {}
     for path in _require(folder, MSRVTT_FILES):
         # The captions of a video do not stand together: collect them by name.
-        table = read_json(path)
-        try:
-            splits = {str(v["video_id"]): v.get("split") for v in table["videos"]}
-            captions = {name: [] for name in splits}
-            for sentence in table["sentences"]:
-                captions.setdefault(str(sentence["video_id"]), []).append(sentence["caption"])
-        except (TypeError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"{path} is no MSR-VTT caption file: give lists 'videos' (video_id, split) and"
-                " 'sentences' (video_id, caption)."
-            ) from error
+        videos, sentences = _msrvtt_lists(path)
+        splits = {str(v["video_id"]): v.get("split") for v in videos}
+        captions = {name: [] for name in splits}
+        for sentence in sentences:
+            captions.setdefault(str(sentence["video_id"]), []).append(sentence["caption"])
 
         # If several files name a video, the first one counts.
         for name, texts in captions.items():
-            entry = Entry(name, clips.get(name), tidied(texts), splits.get(name))
+            split = splits.get(name)
+            entry = Entry(name, clips.get(name), tidied(texts), split and str(split))
             entries.setdefault(name, entry)
     return list(entries.values())
+
+
+def _msrvtt_lists(path: Path) -> tuple[list[dict], list[dict]]:
+    """Read the lists of videos and of sentences; a warning counts the members that are none."""
+    table = read_json(path)
+    lists = [table.get(k) if isinstance(table, dict) else None for k in ("videos", "sentences")]
+    if not all(isinstance(members, list) for members in lists):
+        raise InputError(
+            f"{path} is no MSR-VTT caption file: give lists 'videos' (video_id, split) and"
+            " 'sentences' (video_id, caption)."
+        )
+    keys = ({"video_id"}, {"video_id", "caption"})
+    good = tuple(
+        [m for m in members if isinstance(m, dict) and m.keys() >= needed]
+        for members, needed in zip(lists, keys, strict=True)
+    )
+    if n_bad := sum(map(len, lists)) - sum(map(len, good)):
+        warnings.warn(f"{path}: {n_bad} members are not understood and left out.", stacklevel=2)
+    return good
 
 
 def _loveu(folder: Path) -> list[Entry]:
@@ -186,7 +202,8 @@ LAYOUTS = {  # name: (test of a folder, reader)
 
 
 def _find(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    return [p for name in patterns for up in ("", "*/") for p in sorted(folder.glob(up + name))]
+    found = (p for name in patterns for up in ("", "*/") for p in sorted(folder.glob(up + name)))
+    return [path for path in found if path.is_file()]
 
 
 def _require(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
@@ -199,15 +216,17 @@ def _require(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 def _clips(folder: Path, key) -> dict[str, Path]:
     """Find videos and folders of pictures: {key of the path without suffix: path}.
 
-    If both exist, the video counts. Hidden files, and pictures in the folder itself, do not.
+    If both exist, the video counts. An animated picture is a video. Hidden files, devices, and
+    single pictures in the folder itself do not count.
     """
     videos, pictures = {}, {}
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or path.parent == folder and path.suffix.lower() in PICTURES:
+        suffix = path.suffix.lower()
+        if hidden or suffix not in VIDEOS | PICTURES or not path.is_file():
             continue
-        if path.suffix.lower() in VIDEOS and path.is_file():
+        if suffix in VIDEOS or is_animated(path):
             videos.setdefault(key(path.with_suffix("")), path)
-        elif path.suffix.lower() in PICTURES:
+        elif path.parent != folder:
             pictures.setdefault(key(path.parent), path.parent)
     return dict(sorted((pictures | videos).items()))

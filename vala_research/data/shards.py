@@ -163,10 +163,13 @@ def _begun(folder: Path, plan: dict) -> list[dict]:
 def read_index(folder: Path) -> dict:
     """Read the index: `shards` written so far (clips, pieces, skipped), and `n_shards` in all."""
     try:
+        if not (folder / INDEX).is_file():
+            raise OSError("it is no file")
         state = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        assert all({"pieces", "clips", "skipped"} <= set(shard) for shard in state["shards"])
+        for shard in state["shards"]:
+            int(shard["pieces"]), int(shard["clips"]), dict(shard["skipped"])
         return state | {"n_shards": int(state["n_shards"])}
-    except (OSError, ValueError, LookupError, TypeError, AssertionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"{folder / INDEX} is damaged: convert into an empty folder.") from error
 
 
@@ -207,6 +210,8 @@ def _samples(entry: Entry, number: int, settings: ShardSettings) -> Iterator[dic
                 sample[f"{i - start:04d}.{settings.picture}"] = _encoded(frame, settings.picture)
             if i == stop - 1:
                 break
+        else:
+            raise InputError(f"{entry.path} has fewer frames than its packets say: convert it.")
         about = clip | {"start": start, "edits": entry.edits}
         yield sample | {"json": json.dumps(about).encode()}
 

@@ -11,7 +11,7 @@ import tarfile
 import warnings
 from collections.abc import Iterator
 from io import BytesIO
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +20,18 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vala_research import InputError
-from vala_research.data.clips import as_frame, as_sides
+from vala_research.data.clips import as_sides
+from vala_research.data.container import check_pixels
 from vala_research.data.datasets import TRIPLES, ClipGroups, GroupSampling, summarised
 from vala_research.data.manifests import read_manifest
+from vala_research.data.sampling import as_frame
 from vala_research.data.shards import FORMATS, INDEX, read_index, shard_path, skipped_clips
 from vala_research.frames import fit_to_size
 
 PICTURE = re.compile(r"\d{4,}\.(png|jpg)")
 UNREADABLE = (
     tarfile.TarError, EOFError, OSError, SyntaxError, ValueError, LookupError, TypeError,
-    Image.DecompressionBombError,
+    RecursionError, OverflowError, Image.DecompressionBombError,
 )  # fmt: skip
 
 
@@ -64,8 +66,9 @@ class ShardGroups(IterableDataset):
         warning; `damaged`, in the process that reads, names it.
 
     The draw of frames and caption depends on the seed, the pass and the piece alone.
-    The workers of a loader share the shards. Every process reads all shards: accelerate splits the
-    batches among processes.
+    The workers of a loader share the decoding, in blocks of `block` samples. If that is the
+    loader's batch size, any number of workers gives the same batches in the same order. Every
+    worker and every process reads all shards: accelerate splits the batches among processes.
     A file in a shard that is neither picture nor JSON, such as a pickle, always raises InputError.
     """
 
@@ -80,6 +83,7 @@ class ShardGroups(IterableDataset):
     ):
         self.folder, self.sampling, self.n_passes = Path(folder), sampling, n_passes
         self.size, self.buffer, self.strict = as_sides(size), buffer, strict
+        self.block = 1
 
         # Refuse an unfinished conversion.
         state = read_index(self.folder)
@@ -104,27 +108,30 @@ class ShardGroups(IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         from webdataset.filters import shuffle
 
-        # Worker i of n reads every n-th shard, from the i-th on.
+        # Worker i of n decodes every n-th block of samples, from the i-th on.
         worker = get_worker_info()
-        share = (worker.id, None, worker.num_workers) if worker else (0, None, 1)
+        index, n_workers = (worker.id, worker.num_workers) if worker else (0, 1)
 
+        place = 0  # of a sample in the stream, which is the same for any number of workers
         for number in count() if self.n_passes is None else range(self.n_passes):
             rng, shards = self.sampling.generator("pass", number), list(range(len(self.n_pieces)))
             rng.shuffle(shards)
-            drawn = (d for i in islice(shards, *share) for d in self._drawn(i, number))
+            drawn = (d for i in shards for d in self._drawn(i, number))
 
             # Decode after shuffling, so that the buffer holds compressed pictures.
-            n_groups = 0
+            n_tried, n_groups, first = 0, 0, place
             for sample in shuffle(max(1, self.buffer), rng=rng)(drawn):
+                place += 1
+                if (place - 1) // self.block % n_workers != index:
+                    continue
+                n_tried += 1
                 if (group := self._decoded(*sample)) is not None:
                     n_groups += 1
                     yield group
 
-            # A pass without a group would repeat for ever. A worker without a shard just ends.
-            if not n_groups and share[0] < len(shards):
+            # A pass without a group would repeat for ever. A worker may have no block in a pass.
+            if place == first or (n_tried and not n_groups):
                 raise InputError(f"{self.folder}: no group can be drawn. {self.summary()}")
-            if not n_groups:
-                return
 
     def _drawn(self, shard: int, number: int) -> Iterator[tuple]:
         """Draw one group per piece of a shard: (place, key, pictures, {caption, name, start})."""
@@ -132,6 +139,8 @@ class ShardGroups(IterableDataset):
 
         path, n_pieces = shard_path(self.folder, shard), 0
         try:
+            if path.exists() and not path.is_file():
+                raise OSError("it is no file")
             with path.open("rb") as stream:
                 files = tar_file_expander([{"url": str(path), "stream": stream}])
                 for sample in group_by_keys(files):
@@ -194,4 +203,5 @@ class ShardGroups(IterableDataset):
 
 def _picture(data: bytes) -> torch.Tensor:
     with Image.open(BytesIO(data), formats=tuple(FORMATS.values())) as picture:
+        check_pixels(Path("a picture"), *picture.size)
         return as_frame(np.array(picture.convert("RGB")))
