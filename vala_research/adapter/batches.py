@@ -85,7 +85,7 @@ def numbered_batches(
     loading = dict(collate_fn=list, num_workers=n_workers, generator=own)
     if not isinstance(dataset, IterableDataset):
         length = len(dataset)
-        chosen = [[(k * batch_size + j) % length for j in range(batch_size)] for k in numbers]
+        chosen = ([(k * batch_size + j) % length for j in range(batch_size)] for k in numbers)
         yield from zip(numbers, DataLoader(dataset, batch_sampler=chosen, **loading), strict=True)
         return
     stream = DataLoader(dataset, batch_size=batch_size, drop_last=True, **loading)

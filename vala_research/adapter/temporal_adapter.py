@@ -18,7 +18,7 @@ from vala_research import InputError
 from vala_research.adapter.settings import AdapterSettings, lora_config, signature
 from vala_research.adapter.storage import StoredAdapter, read_adapter, write_adapter
 from vala_research.diffusion.backbone import UNet
-from vala_research.diffusion.patching import Patch, decoder_self_attentions, patched
+from vala_research.diffusion.patching import Patch, decoder_self_attentions, lock_of, patched
 from vala_research.methods.prompt_tokens import PromptTokens
 
 NAME = "temporal"  # of the LoRA inside the UNet, for peft
@@ -126,20 +126,21 @@ class TemporalAdapter:
 
         Nested blocks: an outer False wins, and scales multiply. Leaving restores everything.
         """
-        if not is_active:
-            bare = Patch(_is_lora, forward=lambda _, module, __: module.base_layer.forward)
-            with patched(self.unet, bare):
+        with lock_of(self.unet):
+            if not is_active:
+                bare = Patch(_is_lora, forward=lambda _, module, __: module.base_layer.forward)
+                with patched(self.unet, bare):
+                    yield
+                return
+            layers = [m for m in self.unet.modules() if _is_lora("", m)]
+            before = [m.scaling[NAME] for m in layers]
+            try:
+                for module, value in zip(layers, before, strict=True):
+                    module.scaling[NAME] = value * scale
                 yield
-            return
-        layers = [m for m in self.unet.modules() if _is_lora("", m)]
-        before = [m.scaling[NAME] for m in layers]
-        try:
-            for module, value in zip(layers, before, strict=True):
-                module.scaling[NAME] = value * scale
-            yield
-        finally:
-            for module, value in zip(layers, before, strict=True):
-                module.scaling[NAME] = value
+            finally:
+                for module, value in zip(layers, before, strict=True):
+                    module.scaling[NAME] = value
 
     def detach(self) -> None:
         """Take the LoRA out of the UNet, and unfreeze what `attach` froze."""
@@ -148,7 +149,10 @@ class TemporalAdapter:
             p.requires_grad_(True)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write a folder for `load`. Any pipeline's `load_lora_weights` reads its LoRA too."""
+        """Write a folder for `load`. Any pipeline's `load_lora_weights` reads its LoRA too.
+
+        Raises FloatingPointError for weights that are not finite; then nothing is written.
+        """
         config = self.unet.peft_config[NAME]
         peft = {
             "r": config.r,
