@@ -34,7 +34,7 @@ def number_in(what: str, value: object, low: float, high: float, whole: bool = F
     """Raise InputError unless `value` is a number from low to high; `what`: its name."""
     kind = Integral if whole else Real
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-        number = "a whole number" if whole else "a number"
+        number = "a whole number" if whole else "a finite number"
         raise InputError(f"{what} is {str(value)[:50]}: give {number} from {low:g} to {high:g}.")
 
 

@@ -22,8 +22,8 @@ LOCK = ".lock"
 SAME_START = 60  # seconds by which a clock that was set shifts the start of a process
 
 
-class Stopped(RuntimeError):
-    """SIGTERM ended a training, after its checkpoint."""
+class Stopped(SystemExit):
+    """SIGTERM ended a training, after its checkpoint; a program that ends by it prints why."""
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def checked_interval(interval: Sequence[float]) -> tuple[float, float]:
 
 def checked_scale(scale: float) -> float:
     """The scale as a finite number. Raises InputError otherwise."""
-    number_in("The adapter's scale must be a finite number, and", scale, -1e3, 1e3)
+    number_in("The adapter's scale", scale, -1e3, 1e3)
     return float(scale)
 
 

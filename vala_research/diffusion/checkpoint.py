@@ -1,7 +1,7 @@
 """Find a checkpoint and check it before any weight is read. Safetensors only."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,25 @@ def read_weights(name_or_path: str | os.PathLike, file: str, purpose: str) -> di
 
     path = _found(str(name_or_path), file, purpose)
     try:
-        return load_file(path)
+        weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not readable as safetensors: fetch or convert it.") from error
+    if not all(x.isfinite().all() for x in weights.values()):
+        raise InputError(f"{path} holds weights that are not finite: fetch or convert it again.")
+    return weights
+
+
+def check_runs(network: Callable[[dict[str, Tensor]], Any], weights: dict[str, Tensor], of: str):
+    """Call a network on the meta device, where nothing is computed. Raises InputError if it fails.
+
+    network: calls the network of these weights. of: what the weights should be.
+    """
+    try:
+        network({name: weight.to("meta") for name, weight in weights.items()})
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"The weights have other shapes: give those of {of}.") from error
 
 
 def _found(name: str, file: str, purpose: str) -> Path:

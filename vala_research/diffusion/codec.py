@@ -176,6 +176,11 @@ def encode_prompts(
     inputs = tokenizer(
         distinct, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
     )
+    if inputs.input_ids.max() >= text_encoder.config.vocab_size:
+        raise InputError(
+            "The tokenizer makes tokens that the text encoder does not know: give the tokenizer "
+            "that it was trained with."
+        )
     uses_mask = getattr(text_encoder.config, "use_attention_mask", False)  # as diffusers does
     mask = inputs.attention_mask.to(device) if uses_mask else None
     hidden = text_encoder(inputs.input_ids.to(device), attention_mask=mask)[0]

@@ -97,22 +97,30 @@ def check_types(config: dict[str, Any], cls: type, where: Path, most: float = MA
 
     most: the largest size of a number.
     """
-    lists = (list, tuple)
-    kinds = {bool: (bool, *lists), str: (str,), tuple: lists, list: lists}
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
-        default, value = parameter.default, config.get(name)
+        value, default = config.get(name), parameter.default
         if value is None or name == "self":
             continue
-        number = (int, float, *lists)
-        known = kinds.get(type(default), number if isinstance(default, int | float) else None)
-        is_wrong = known is not None and not isinstance(value, known)
-        is_wrong |= known is number and isinstance(value, bool)
+        allowed = _allowed(default, str(parameter.annotation).lower())
+        is_wrong = bool(allowed) and type(value) not in allowed
         numbers = [x for _, x in _entries(value) if isinstance(x, int | float)]
         if default not in (math.inf, -math.inf):
             is_wrong |= any(not abs(x) <= most for x in numbers)  # NaN is wrong too
         if is_wrong:
             text = str(value)[:50]
             raise InputError(f"{where} has {name} {text!r}, which {cls.__name__} forbids: {FETCH}")
+
+
+def _allowed(default: Any, hint: str) -> tuple[type, ...]:
+    """The types that a value may have where a class has this default and hint; none: any."""
+    known: dict[type, tuple[type, ...]]
+    known = {bool: (bool,), str: (str,), int: (int,), float: (int, float), tuple: (list,)}
+    allowed = known.get(type(default), ())
+    if allowed and "float" in hint:
+        allowed += (float,)
+    if allowed and ("tuple" in hint or "list" in hint):
+        allowed += (list,)
+    return allowed
 
 
 def load_network(

@@ -82,8 +82,7 @@ def check_parts(name: str, vae: Any, text_encoder: Any, tokenizer: Any, unet: An
     # Noise grows along the levels, and the first can be undone.
     try:
         levels = scheduler.alphas_cumprod
-        falls = (levels[1:] <= levels[:-1]).all() and levels[0] <= 1 and levels[-1] >= 0
-        is_right = bool(falls) and levels[0] > 0
+        is_right = bool(1 > levels[0] > 0 <= levels[-1] and (levels[1:] < levels[:-1]).all())
         Schedule.from_scheduler(scheduler, 1)
     except InputError:
         raise
