@@ -108,7 +108,7 @@ def check_index(index: Path, name: str) -> dict[str, Any]:
 
     # Every entry names a class of a known library, never a file of the folder.
     found = parts.get("_class_name", "unknown")
-    for part, entry in ({"_class_name": ["diffusers", found]} | parts).items():
+    for part, entry in (*parts.items(), ("_class_name", ["diffusers", found])):
         if isinstance(entry, list) and not _is_known(entry):
             raise InputError(
                 f"The model_index.json of {name!r} names code of its own for {part} "

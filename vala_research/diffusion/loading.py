@@ -7,6 +7,7 @@ weights, which the libraries would draw at random.
 import inspect
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -165,6 +166,12 @@ def load_network(
             f"{what} cannot be loaded (its file lacks {len(missing)} weights, such as "
             f"{missing[0]}): {remedy}"
         )
+    if is_ours and info["unexpected_keys"]:
+        warnings.warn(
+            f"{what} leaves {len(info['unexpected_keys'])} weights of its file unused, such as "
+            f"{min(info['unexpected_keys'])}: its config.json may be that of another network.",
+            stacklevel=3,
+        )
     return model.eval()
 
 
@@ -179,12 +186,13 @@ def _skeleton(cls: type, folder: Path) -> nn.Module:
     where = folder / "config.json"
     config = read_json(where)
     for key, value in _entries(config):
-        is_large = isinstance(value, int | float) and not abs(value) <= MAX_NUMBER
-        if isinstance(value, int | float) and "layers" in key:
-            is_large |= value > max(len(counts), 1)
-        is_large |= isinstance(value, list) and len(value) > max(len(counts), 1000)
-        if is_large:
-            raise InputError(f"{where} has {key} {str(value)[:50]}, which is too large: {FETCH}")
+        is_number = type(value) in (int, float)
+        is_wrong = is_number and not abs(value) <= MAX_NUMBER
+        if is_number and "layers" in key:
+            is_wrong |= not 1 <= value <= max(len(counts), 1)
+        is_wrong |= isinstance(value, list) and len(value) > max(len(counts), 1000)
+        if is_wrong:
+            raise InputError(f"{where} has {key} {str(value)[:50]}, which is out of range: {FETCH}")
 
     # The network as the configuration describes it.
     if issubclass(cls, ConfigMixin):
