@@ -79,11 +79,14 @@ def numbered_batches(
     """Yield (number, samples) of the batches with these numbers.
 
     A data set with numbers is indexed modulo its length. A stream is read from its start, and the
-    batches before the first number are skipped.
+    batches before the first number are skipped. At most one worker reads it: several would share
+    it, and make other batches.
     """
     own = torch.Generator()  # the loader would draw from the global one
+    is_stream = isinstance(dataset, IterableDataset)
+    n_workers = min(n_workers, 1) if is_stream else n_workers
     loading = dict(collate_fn=list, num_workers=n_workers, generator=own)
-    if not isinstance(dataset, IterableDataset):
+    if not is_stream:
         length = len(dataset)
         chosen = ([(k * batch_size + j) % length for j in range(batch_size)] for k in numbers)
         yield from zip(numbers, DataLoader(dataset, batch_sampler=chosen, **loading), strict=True)

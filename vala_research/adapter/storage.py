@@ -18,7 +18,7 @@ from vala_research import InputError, miniature_path
 from vala_research.adapter.settings import AdapterSettings, lora_shapes, signature
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.checkpoint import PICKLES
-from vala_research.diffusion.loading import read_json
+from vala_research.diffusion.loading import read_json, reason_of
 from vala_research.files import written_together
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -101,9 +101,9 @@ def read_adapter(folder: str | os.PathLike, unet: UNet) -> StoredAdapter:
         tokens = load_file(path / TOKENS)
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, OSError, OverflowError, SafetensorError) as error:
         raise InputError(
-            f"The adapter in {str(path)!r} cannot be read ({error}): copy or train it again."
+            f"The adapter in {str(path)!r} cannot be read ({reason_of(error)}): copy or train it again."
         ) from error
     vision = description.get("vision_encoder")
     values = [*lora.values(), *tokens.values()]

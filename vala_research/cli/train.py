@@ -100,7 +100,8 @@ def train(
     if output.suffix or output.is_file():
         raise InputError(f"{output}: give the name of a folder for the adapter.")
     check_place(output)
-    check_unlocked(output)
+    if os.environ.get("RANK", "0") == "0":  # the process that will hold the lock
+        check_unlocked(output)
     chosen_from("device", device, DEVICES)
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
