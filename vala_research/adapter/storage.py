@@ -103,7 +103,8 @@ def read_adapter(folder: str | os.PathLike, unet: UNet) -> StoredAdapter:
         raise
     except (ValueError, KeyError, TypeError, OSError, OverflowError, SafetensorError) as error:
         raise InputError(
-            f"The adapter in {str(path)!r} cannot be read ({reason_of(error)}): copy or train it again."
+            f"The adapter in {str(path)!r} cannot be read ({reason_of(error)}): copy or train it "
+            "again."
         ) from error
     vision = description.get("vision_encoder")
     values = [*lora.values(), *tokens.values()]
