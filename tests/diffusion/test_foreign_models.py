@@ -188,7 +188,7 @@ def test_only_the_pooler_of_a_vision_transformer_may_be_missing(tmp_path):
         without_one(tmp_path, name)
     KeyEncoder.from_pretrained(tmp_path)
     without_one(tmp_path, "key.weight" if has(tmp_path, "key.weight") else "k_proj.weight")
-    with pytest.raises(InputError, match="vision transformer .* cannot be loaded"):
+    with pytest.raises(InputError, match="no vision transformer .* cannot be loaded"):
         KeyEncoder.from_pretrained(tmp_path)
 
 

@@ -36,7 +36,7 @@ class KeyEncoder:
         from transformers import AutoModel
 
         name = str(name_or_path)
-        what = f"The vision transformer {name!r}"
+        what = f"{name} is no vision transformer with all its weights: it"
         remedy = f"give the folder or hub id of one with safetensors weights, such as {DINO}."
         # A pooler is never called here, and DINO's file has none.
         model = load_network(AutoModel, name, what, remedy, unused=("pooler.",))
