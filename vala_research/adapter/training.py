@@ -108,8 +108,8 @@ def train(
     folder: holds afterwards an adapter that `TemporalAdapter.load` reads; `log.csv`, one row per
         step; `step-N`, the adapter at each checkpoint; `state.safetensors`, for resuming.
     more: other facts that a run must share with the run that it resumes.
-    The log's temporal loss and similarity are means over the batches with the LoRA on; empty where
-    a step had none. Moves the pipeline to accelerate's device.
+    The log's temporal loss and similarity are means over the batches with the LoRA on, if any.
+    Moves the pipeline to accelerate's device.
     Raises InputError before the first step, also when another run trains in the folder, or did with
     other settings, data or networks. Raises Stopped after SIGTERM, when the step is saved.
     """
@@ -139,8 +139,8 @@ def _train(
     parameters, optimizer = adapter.trainable(), accelerator.prepare(bare)
     main = accelerator.is_main_process
     log = Log(folder / LOG, COLUMNS, step) if main else None
-    numbers = _numbers(settings, step, accelerator)
-    batches = numbered_batches(dataset, numbers, settings.batch_size, settings.n_workers)
+    numbers, size = _numbers(settings, step, accelerator), settings.batch_size
+    batches = numbered_batches(dataset, numbers, size, settings.n_workers)
     bar = tqdm(total=settings.max_steps, initial=step, desc="adapter", unit="step",
                disable=None if main else True)  # fmt: skip
     with bar, stop_asked() as is_asked:
@@ -236,9 +236,8 @@ def _update(
     optimizer.step()
     optimizer.zero_grad()
 
-    totals = [*sums.values(), *counts.values(), float(is_asked())]
-    totals = torch.tensor(totals, device=accelerator.device)
-    *totals, n_asked = accelerator.reduce(totals, "sum").tolist()
+    totals = torch.tensor([*sums.values(), *counts.values(), float(is_asked())])
+    *totals, n_asked = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
     values = zip(sums, totals[:4], totals[4:], strict=True)
     row = {name: total / n for name, total, n in values if n}
     return row | {"norm": float(norm), "lr": settings.rate(step)}, n_asked > 0

@@ -44,7 +44,9 @@ class ClipScorer:
 
         name = str(name_or_path)
         remedy = "give a folder or hub id of a CLIPModel with safetensors weights and a tokenizer."
-        model = load_network(CLIPModel, name, f"{name} is no CLIPModel with all its weights: it", remedy)
+        model = load_network(
+            CLIPModel, name, f"{name} is no CLIPModel with all its weights: it", remedy
+        )
         words = name if tokenizer is None else str(tokenizer)
         try:
             if Path(words).is_dir():
