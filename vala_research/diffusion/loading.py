@@ -184,8 +184,8 @@ def _skeleton(cls: type, folder: Path) -> nn.Module:
     check_folder(folder)
     counts = [n for file in folder.glob("*.safetensors") for n in _sizes(file)]
     where = folder / "config.json"
-    if not where.exists():
-        raise FileNotFoundError("the folder holds no config.json")
+    if not where.exists() or not counts:
+        raise FileNotFoundError("the folder holds no config.json or no safetensors weights")
     config = read_json(where)
     for key, value in _entries(config):
         is_number = type(value) in (int, float)
