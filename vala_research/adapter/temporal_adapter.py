@@ -122,25 +122,30 @@ class TemporalAdapter:
 
     @contextmanager
     def active(self, is_active: bool, scale: float = 1.0) -> Iterator[None]:
+        """Keep other threads out of the UNet while `switched` changes it."""
+        with lock_of(self.unet), self.switched(is_active, scale):
+            yield
+
+    @contextmanager
+    def switched(self, is_active: bool, scale: float = 1.0) -> Iterator[None]:
         """Within the block, turn the LoRA on, multiplied by `scale`, or off.
 
         Nested blocks: an outer False wins, and scales multiply. Leaving restores everything.
         """
-        with lock_of(self.unet):
-            if not is_active:
-                bare = Patch(_is_lora, forward=lambda _, module, __: module.base_layer.forward)
-                with patched(self.unet, bare):
-                    yield
-                return
-            layers = [m for m in self.unet.modules() if _is_lora("", m)]
-            before = [m.scaling[NAME] for m in layers]
-            try:
-                for module, value in zip(layers, before, strict=True):
-                    module.scaling[NAME] = value * scale
+        if not is_active:
+            bare = Patch(_is_lora, forward=lambda _, module, __: module.base_layer.forward)
+            with patched(self.unet, bare):
                 yield
-            finally:
-                for module, value in zip(layers, before, strict=True):
-                    module.scaling[NAME] = value
+            return
+        layers = [m for m in self.unet.modules() if _is_lora("", m)]
+        before = [m.scaling[NAME] for m in layers]
+        try:
+            for module, value in zip(layers, before, strict=True):
+                module.scaling[NAME] = value * scale
+            yield
+        finally:
+            for module, value in zip(layers, before, strict=True):
+                module.scaling[NAME] = value
 
     def detach(self) -> None:
         """Take the LoRA out of the UNet, and unfreeze what `attach` froze."""
