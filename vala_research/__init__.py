@@ -5,6 +5,7 @@ Importing this package is instant: torch and diffusers are loaded when a name be
 
 from collections.abc import Iterable
 from importlib import import_module
+from numbers import Integral, Real
 
 __version__ = "0.2.0"
 
@@ -15,7 +16,7 @@ _HOMES = {
     "Clip": "vala_research.data.clips",
     "miniature_path": "vala_research.assets",
 }
-__all__ = ["InputError", "chosen_from", *_HOMES]
+__all__ = ["InputError", "chosen_from", "number_in", *_HOMES]
 
 
 class InputError(ValueError):
@@ -26,9 +27,15 @@ def chosen_from(what: str, value: object, known: Iterable) -> None:
     """Raise InputError unless `value` is one of the `known` values; `what`: its name."""
     names = list(known)
     if value not in names:
-        raise InputError(
-            f"Unknown {what} {value!r}: choose one of {', '.join(map(str, names))}."
-        )
+        raise InputError(f"Unknown {what} {value!r}: choose one of {', '.join(map(str, names))}.")
+
+
+def number_in(what: str, value: object, low: float, high: float, whole: bool = False) -> None:
+    """Raise InputError unless `value` is a number from low to high; `what`: its name."""
+    kind = Integral if whole else Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        number = "a whole number" if whole else "a finite number"
+        raise InputError(f"{what} is {str(value)[:50]}: give {number} from {low:g} to {high:g}.")
 
 
 def __getattr__(name: str):

@@ -1,12 +1,14 @@
 """An adapter in the pipeline: on at its steps and no others, both ways, and gone completely."""
 
 import json
+import shutil
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_adapter import BARE, trained
 from tiny_models import N_TOKENS
 
@@ -16,6 +18,7 @@ from vala_research.adapter.storage import DESCRIPTION
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.adapter.vision import VisionEncoder
 from vala_research.diffusion.injection import Injection
+from vala_research.diffusion.loading import load_vision_tower
 from vala_research.diffusion.null_text import NullTextSettings
 
 SOURCE, TARGET = "a red circle", "a blue square"
@@ -258,3 +261,73 @@ def test_a_lora_of_someone_else_is_not_overwritten(host, folders):
             host.load_adapter(folders["lora"])
     finally:
         host.unet.unload_lora()
+
+
+# The name of a vision encoder in an adapter's file is someone else's word.
+
+
+def test_a_name_in_an_adapter_s_file_reaches_no_hub(host, folders, tmp_path, monkeypatch):
+    asked = []
+
+    def from_pretrained(name, **hub):
+        asked.append((name, hub))
+        raise InputError("nowhere")
+
+    monkeypatch.setattr(VisionEncoder, "from_pretrained", from_pretrained)
+    folder = shutil.copytree(folders["tokens"], tmp_path / "foreign")
+    told = json.loads((folder / "adapter.json").read_text())
+    (folder / "adapter.json").write_text(json.dumps(told | {"vision_encoder": "someone/spy"}))
+    for given in (None, "someone/asked-for"):
+        with pytest.raises(InputError, match="nowhere"):
+            host.load_adapter(folder, given)
+    assert asked == [
+        ("someone/spy", {"local_files_only": True}),
+        ("someone/asked-for", {"local_files_only": False}),
+    ]
+
+
+def test_what_is_not_on_this_machine_says_how_to_get_it():
+    with pytest.raises(InputError, match="downloads nothing.*`hf download someone/spy`"):
+        load_vision_tower("someone/spy", local_files_only=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vision_encoder": ["a"]}, {"vision_encoder": ""}, {"settings": None}, {"settings": []},
+        {"settings": {"rank": 10**30}}, {"settings": {"alpha": float("nan")}},
+        {"settings": {"rank": 2.0}}, {"settings": {"interval": [[0], 1]}},
+        {"settings": {"scale": "1"}}, {"settings": {"n_shared": None}},
+        {"settings": {"blocks": ["all"]}}, {"settings": {"uses_frame_tokens": "no"}},
+        {"settings": {"token_interval": [0, 10**400]}}, {"backbone": [1]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_description_is_one_sentence(host, folders, tmp_path, changes):
+    folder = shutil.copytree(folders["tokens"], tmp_path / "foreign")
+    told = json.loads((folder / "adapter.json").read_text())
+    if isinstance(changes.get("settings"), dict):
+        changes = {"settings": told["settings"] | changes["settings"]}
+    (folder / "adapter.json").write_text(json.dumps(told | changes))
+    with pytest.raises(InputError) as caught:
+        host.load_adapter(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5 + "]" * 10**5, "[]", "", "\xff"], ids=range(4))
+def test_a_description_that_is_no_json_object(host, folders, tmp_path, text):
+    folder = shutil.copytree(folders["tokens"], tmp_path / "foreign")
+    (folder / "adapter.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match="cannot be read"):
+        host.load_adapter(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights", "prompt_tokens"])
+def test_weights_that_are_no_finite_numbers_are_refused(host, folders, tmp_path, name):
+    folder = shutil.copytree(folders["tokens"], tmp_path / "foreign")
+    weights = load_file(folder / f"{name}.safetensors")
+    first = min(weights)
+    for wrong in (weights[first] * float("nan"), weights[first].long()):
+        save_file(weights | {first: wrong}, folder / f"{name}.safetensors")
+        with pytest.raises(InputError, match="no finite numbers"):
+            host.load_adapter(folder)

@@ -335,13 +335,16 @@ def test_batches_are_a_function_of_their_number():
 
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
-            for i in range(12):
+            worker = torch.utils.data.get_worker_info()  # workers share it, as they share shards
+            for i in range(worker.id if worker else 0, 12, worker.num_workers if worker else 1):
                 yield clips[i % 5]
 
     streamed = numbered_batches(Stream(), range(3, 9), 2)
     assert [[s["name"] for s in b] for _, b in [next(streamed) for _ in range(3)]] == names[3:]
     with pytest.raises(InputError, match="stream of samples ended"):
         next(streamed)
+    shared = numbered_batches(Stream(), range(3, 5), 2, n_workers=2)
+    assert [s["name"] for s in next(shared)[1]] == names[3]
 
 
 PATHS = [str(Path(__file__).parents[i]) for i in (0, 1)]

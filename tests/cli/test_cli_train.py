@@ -1,9 +1,14 @@
 """`vala train`: an adapter from a folder of clips, and one sentence for what cannot be trained."""
 
 import csv
+import json
+import os
+import platform
+import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 from diffusers import ControlNetModel
@@ -13,6 +18,8 @@ from tiny_datasets import sprite_clip
 from tiny_models import tiny_checkpoint, tiny_unet
 
 from vala_research import VideoEditPipeline
+from vala_research.adapter.state import Log
+from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.diffusion.controlnet import canny_edges
 
 QUICK = ["--steps", 2, "--accumulation", 1, "--warmup", 1, "--learning-rate", 1e-2, "--size", 16]
@@ -180,3 +187,72 @@ def test_two_processes_train_what_one_does(tmp_path, clips, model, one_thread, m
     assert (alone - one).norm() > 1e-2 * one.norm()
     for row, same in zip(log, other, strict=True):
         assert all(float(same[k]) == pytest.approx(float(row[k]), rel=1e-3) for k in row)
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path, clips, model):
+    """What decides the samples or the weights belongs to the run; the log and the state stay."""
+    out = tmp_path / "adapter"
+    command = ["train", clips, "-o", out, "--model", model, *BARE]
+    more = [*command, "--steps", 3]
+    assert vala(*command)[0] == 0
+    kept = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    for option, value, naming in (
+        ("--frames", 4, "frames 3 and not 4"), ("--size", 32, "size [16, 16] and not [32, 32]"),
+        ("--start-from", out, "start-from"),
+    ):  # fmt: skip
+        status, _, err = vala(*more, option, value)  # the last of two counts
+        assert status == 2 and naming in err[-1], (option, err)
+    sprite_clip(clips / "a_red_circle_moves.mp4", seed=5)
+    status, _, err = vala(*more)
+    assert status == 2 and "holds a training with data" in err[-1]
+    assert kept == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_sigterm_is_one_sentence_and_the_command_goes_on(tmp_path, clips, model, monkeypatch):
+    out, add = tmp_path / "adapter", Log.add
+
+    def add_and_end(log, row) -> None:
+        add(log, row)
+        signal.raise_signal(signal.SIGTERM)
+
+    command = ["train", clips, "-o", out, "--model", model, *BARE, "--steps", 3]
+    monkeypatch.setattr(Log, "add", add_and_end)
+    status, _, err = vala(*command)
+    assert status == 143 and err[-1].startswith("vala: SIGTERM ended the training")
+    assert "after step 2 of 3" in err[-1]  # it came while step 1 was written
+    monkeypatch.undo()
+    assert vala(*command)[0] == 0
+    assert len((out / "log.csv").read_text().splitlines()) == 4
+
+
+def test_numbers_and_places_are_checked_before_the_model_loads(tmp_path, clips):
+    """No model of that name exists, and no refusal says so."""
+    command = ["train", clips, "-o", tmp_path / "out", "--model", "./nowhere"]
+    for option, values in {
+        "--learning-rate": ("inf", "nan", "-1", "1e9"), "--lambda-temporal": ("nan", "inf"),
+        "--lambda-diffusion": ("-inf", "nan"), "--flicker-weight": ("inf",),
+        "--temporal-from": ("nan", "2"), "--caption-dropout": ("nan", "-1"),
+        "--rank": (0, 10**9, 10**30), "--n-shared": (-1, 10**12), "--batch": (0, 10**12),
+        "--accumulation": (0, 10**12), "--workers": (-1, 10**6), "--warmup": (-1, 10**12),
+        "--steps": (0, 10**12), "--checkpoint-every": (0,), "--seed": (10**30,),
+    }.items():  # fmt: skip
+        for value in values:
+            status, _, err = vala(*command, option, value)
+            assert status == 2 and len(err) == 1 and "nowhere" not in err[0], (option, value, err)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter.json").write_text("{}")
+    refused(tmp_path, *command[:3], adapter, *command[4:], naming="an adapter and no training")
+    (adapter / "adapter.json").unlink()
+    start = psutil.Process().create_time()
+    owner = {"process": os.getpid(), "host": platform.node(), "start": start}
+    (adapter / ".lock").write_text(json.dumps(owner))
+    refused(tmp_path, *command[:3], adapter, *command[4:], naming="Another run trains")
+
+
+def test_the_vision_encoder_of_a_foreign_adapter_is_not_downloaded(tmp_path, clips, model):
+    foreign = tmp_path / "foreign"
+    unet = VideoEditPipeline.from_pretrained(model).unet
+    TemporalAdapter.attach(unet, d_vision=4, vision_encoder="someone/spy").save_pretrained(foreign)
+    refused(tmp_path, "train", clips, "-o", tmp_path / "out", "--model", model, "--start-from",
+            foreign, naming="hf download someone/spy")  # fmt: skip

@@ -1,6 +1,8 @@
 """The pipeline: what it must reproduce, how it behaves among diffusers, what it refuses."""
 
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +13,11 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from tiny_models import N_TOKENS, tiny_unet
 
 from vala_research import InputError, VideoEditPipeline
+from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.fixed_point import QUICK, ExactSettings
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.null_text import NullTextSettings
+from vala_research.diffusion.patching import Patch, patched
 from vala_research.methods.anchors import AnchorSettings, assign_anchors
 
 SOURCE, TARGET = "a red circle", "a blue square"
@@ -361,6 +365,43 @@ def test_unreadable_weights_are_refused(checkpoint, tmp_path):
     with pytest.raises(InputError, match="cannot be loaded.*fetch it again") as caught:
         VideoEditPipeline.from_pretrained(str(folder))
     assert "\n" not in str(caught.value)
+
+
+# Threads.
+
+
+def test_two_threads_on_one_pipeline_take_turns(tiny, video):
+    """Each edits as if it were alone, and the UNet is restored."""
+    calls = [dict(attention="extended", injection=0.5), dict(attention="own")]
+
+    alone = [edit(tiny, video, **call) for call in calls]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda call: edit(tiny, video, **call), calls))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert not any("forward" in m.__dict__ for m in tiny.unet.modules())
+
+
+def test_threads_that_share_a_network_take_turns(tiny, video):
+    """Also without a pipeline: a patch of one thread never reaches the call of another."""
+    unet, entered, left = tiny.unet, threading.Event(), []
+    z, text = torch.zeros(1, 2, 4, 8, 8), torch.zeros(1, 12, 16)
+    plain = Backbone(unet)(z, 1, text)
+    doubled = Patch(
+        lambda name, _: name == "conv_out", forward=lambda _n, _m, old: lambda x: 2 * old(x)
+    )
+
+    def call() -> None:
+        entered.wait()
+        left.append(Backbone(unet)(z, 1, text))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    with patched(unet, doubled):
+        entered.set()
+        thread.join(0.2)
+        assert thread.is_alive() and torch.equal(Backbone(unet)(z, 1, text), 2 * plain)
+    thread.join()
+    assert torch.equal(left[0], plain)
 
 
 # The miniature: trained weights, so numbers are about quality.

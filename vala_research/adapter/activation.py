@@ -18,6 +18,7 @@ from vala_research.adapter.settings import checked_interval, checked_scale
 from vala_research.adapter.storage import StoredAdapter, read_adapter
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.adapter.vision import VisionEncoder
+from vala_research.diffusion.patching import one_call_at_a_time
 from vala_research.diffusion.schedule import Schedule
 
 Interval = Sequence[float]
@@ -54,6 +55,7 @@ class AdapterMixin:
     adapter: TemporalAdapter | None = None
     vision_encoder: VisionEncoder | None = None
 
+    @one_call_at_a_time
     def load_adapter(
         self, folder: str | PathLike, vision_encoder: str | VisionEncoder | None = None
     ) -> None:
@@ -68,6 +70,7 @@ class AdapterMixin:
         self.unload_adapter()
         self.adapter, self.vision_encoder = TemporalAdapter.load(stored, self.unet), encoder
 
+    @one_call_at_a_time
     def unload_adapter(self) -> None:
         """Restore the model as it was before `load_adapter`."""
         if self.adapter is not None:
@@ -152,18 +155,22 @@ def vision_encoder_of(
 ) -> VisionEncoder | None:
     """The image encoder of an adapter: the given one, or the one that the adapter names.
 
-    None for an adapter without frame tokens.
+    None for an adapter without frame tokens. Only a given name may be downloaded: the name in an
+    adapter's file is someone else's word.
     Raises InputError when there is none, or its tokens have another width.
     """
     if not stored.settings.uses_frame_tokens:
         return None
-    given = given or stored.vision_encoder
+    is_asked, given = given is not None, given or stored.vision_encoder
     if given is None:
         raise InputError(
             "The adapter makes tokens of the clip's frames and does not name its vision encoder: "
             "give vision_encoder, the folder or hub id of a CLIP model."
         )
-    encoder = given if isinstance(given, VisionEncoder) else VisionEncoder.from_pretrained(given)
+    if isinstance(given, VisionEncoder):
+        encoder = given
+    else:
+        encoder = VisionEncoder.from_pretrained(given, local_files_only=not is_asked)
     if encoder.width != stored.d_vision:
         raise InputError(
             f"The vision encoder {encoder.name!r} makes tokens of width {encoder.width} and the "

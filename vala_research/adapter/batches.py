@@ -79,16 +79,21 @@ def numbered_batches(
     """Yield (number, samples) of the batches with these numbers.
 
     A data set with numbers is indexed modulo its length. A stream is read from its start, and the
-    batches before the first number are skipped.
+    batches before the first number are skipped. Several workers read a stream only if they share
+    it in blocks of a batch (`block`, as `ShardGroups`); else they would make other batches.
     """
     own = torch.Generator()  # the loader would draw from the global one
+    is_stream = isinstance(dataset, IterableDataset)
+    is_shared = not is_stream or hasattr(dataset, "block")
+    n_workers = n_workers if is_shared else min(n_workers, 1)
     loading = dict(collate_fn=list, num_workers=n_workers, generator=own)
-    if not isinstance(dataset, IterableDataset):
+    if not is_stream:
         length = len(dataset)
-        chosen = [[(k * batch_size + j) % length for j in range(batch_size)] for k in numbers]
+        chosen = ([(k * batch_size + j) % length for j in range(batch_size)] for k in numbers)
         yield from zip(numbers, DataLoader(dataset, batch_sampler=chosen, **loading), strict=True)
         return
-    dataset.block = batch_size  # workers of `ShardGroups` share the samples batch by batch
+    if is_shared:
+        dataset.block = batch_size
     stream = DataLoader(dataset, batch_size=batch_size, drop_last=True, **loading)
     yield from zip(numbers, islice(stream, numbers.start, None, numbers.step), strict=False)
     raise InputError("The stream of samples ended before the training: let it repeat its clips.")

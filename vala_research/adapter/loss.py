@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vala_research import InputError, chosen_from
+from vala_research import InputError, chosen_from, number_in
 from vala_research.adapter.temporal_adapter import TemporalAdapter, temporal_features
 from vala_research.diffusion.attention import POLICIES
 from vala_research.diffusion.injection import attention_patches
@@ -60,15 +60,15 @@ class LossSettings:
                 f"{', '.join(POLICIES)}."
             )
         chosen_from("weighting", self.weighting, WEIGHTINGS)
-        if min(self.lambda_diffusion, self.lambda_temporal, self.flicker_weight) < 0:
-            raise InputError("A weight of the loss is negative: give 0 or more.")
+        for name in ("lambda_diffusion", "lambda_temporal", "flicker_weight"):
+            sentence = f"A weight of the loss must not be negative or infinite, and {name}"
+            number_in(sentence, getattr(self, name), 0, 1e6)
         if self.variant == "released" and self.flicker_weight:
             raise InputError(
                 "flicker_weight mends the loss over triples only: leave it out, or train triples."
             )
         for name in ("temporal_from", "caption_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}: give a fraction from 0 to 1.")
+            number_in(name, getattr(self, name), 0, 1)
 
     @property
     def n_frames(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers.models.attention_processor import Attention
 from peft import LoraConfig
 
-from vala_research import InputError, chosen_from
+from vala_research import InputError, chosen_from, number_in
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.patching import is_temporal
 from vala_research.methods.prompt_tokens import PromptTokenSettings
@@ -48,9 +48,12 @@ class AdapterSettings:
     token_interval: Sequence[float] | None = None
 
     def __post_init__(self):
-        if self.rank < 1 or self.alpha <= 0:
+        name = f"A LoRA of rank {str(self.rank)[:20]} and alpha {str(self.alpha)[:20]}: rank"
+        number_in(name, self.rank, 1, 1024, whole=True)
+        number_in(name.replace(": rank", ": alpha"), self.alpha, 1, 1e6)
+        if not isinstance(self.uses_frame_tokens, bool):
             raise InputError(
-                f"A LoRA of rank {self.rank} and alpha {self.alpha}: give at least 1 of each."
+                f"uses_frame_tokens is {self.uses_frame_tokens!r}: give true or false."
             )
         chosen_from("blocks", self.blocks, BLOCKS)
         PromptTokenSettings(self.n_shared, self.pooling)
@@ -69,7 +72,7 @@ def checked_interval(interval: Sequence[float]) -> tuple[float, float]:
     """The interval as two ordered fractions of T. Raises InputError otherwise."""
     try:
         low, high = (float(x) for x in interval)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low, high = 1.0, 0.0
     if not 0 <= low <= high <= 1:
         raise InputError(
@@ -81,8 +84,7 @@ def checked_interval(interval: Sequence[float]) -> tuple[float, float]:
 
 def checked_scale(scale: float) -> float:
     """The scale as a finite number. Raises InputError otherwise."""
-    if not abs(scale) < float("inf"):
-        raise InputError(f"The adapter's scale is {scale!r}: give a finite number, 0 for none.")
+    number_in("The adapter's scale", scale, -1e3, 1e3)
     return float(scale)
 
 

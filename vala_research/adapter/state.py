@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vala_research import InputError
+from vala_research import InputError, number_in
+from vala_research.adapter.storage import DESCRIPTION, check_finite
 from vala_research.files import write_rows, write_tensors
 
 STATE, LOG = "state.safetensors", "log.csv"
@@ -30,7 +34,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["facts"])
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        number_in("step", facts["step"], 0, 10**9, whole=True)
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a training's state ({error}): delete it.") from error
     return tensors, facts
 
@@ -50,6 +55,7 @@ def write_state(
 ) -> None:
     """Write the state of an adapter's training: its parameters, Adam's moments and `facts`."""
     weights = {f"parameter.{i}": p for i, p in enumerate(parameters)}
+    check_finite(weights)
     write_checkpoint(path, weights, optimizer, facts)
 
 
@@ -75,11 +81,46 @@ def read_state(
         raise InputError(
             f"{path.parent} holds a training of another adapter: choose another folder."
         )
+    for i, p in enumerate(parameters if facts["step"] else ()):
+        shapes |= {f"adam.{i}.{k}": p.shape for k in ("exp_avg", "exp_avg_sq")}
+        shapes[f"adam.{i}.step"] = torch.Size()
+    found = {k: x.shape for k, x in tensors.items()}
+    if found != shapes or not all(x.isfinite().all() for x in tensors.values()):
+        raise InputError(f"{path} is not a training's state (it has other moments): delete it.")
 
     for i, parameter in enumerate(parameters):
         parameter.data.copy_(tensors[f"parameter.{i}"])
     restore_moments(optimizer, tensors)
     return facts
+
+
+def check_place(folder: Path) -> None:
+    """Raise InputError if a training would write over what no training wrote."""
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{folder} cannot be written: choose a folder that can.")
+    if (folder / STATE).exists():
+        return
+    if (folder / DESCRIPTION).exists():
+        raise InputError(
+            f"{folder} holds an adapter and no training to go on with: choose another folder."
+        )
+    rows = _rows(folder / LOG)
+    if rows and "step" not in rows[0]:
+        raise InputError(f"{folder / LOG} is no training's log: choose another folder.")
+
+
+@contextmanager
+def saving(folder: Path, step: int) -> Iterator[None]:
+    """Within the block, turn a failed write into one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError, InputError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{folder} cannot be written at step {step} ({reason}): the checkpoint before is kept; "
+            "free space, then repeat the command to go on."
+        ) from error
 
 
 class Log:
@@ -88,7 +129,7 @@ class Log:
     def __init__(self, path: Path, columns: tuple[str, ...], step: int):
         self.path, self.columns = path, columns
         known = [r for r in _rows(path) if r.get("step", "").isdigit() and int(r["step"]) <= step]
-        write_rows(path, [{c: r[c] for c in columns} for r in known], columns)
+        write_rows(path, [{c: r.get(c, "") for c in columns} for r in known], columns)
 
     def add(self, row: dict[str, Any]) -> None:
         """Append the row of a step."""
@@ -100,5 +141,10 @@ def _rows(path: Path) -> list[dict[str, str]]:
     """All complete rows: a killed run may have left half a line."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [r for r in csv.DictReader(file) if None not in r.values()]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [r for r in csv.DictReader(file) if None not in r.values() and None not in r]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"{path} is no training's log ({error}): choose another folder."
+        ) from error

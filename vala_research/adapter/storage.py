@@ -18,6 +18,7 @@ from vala_research import InputError, miniature_path
 from vala_research.adapter.settings import AdapterSettings, lora_shapes, signature
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.checkpoint import PICKLES
+from vala_research.diffusion.loading import read_json, reason_of
 from vala_research.files import written_together
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -40,7 +41,9 @@ def write_adapter(
 
     The description goes first and comes last, so that no mixture of two adapters is ever read.
     lora: by names in the UNet. lora_config: peft's, by which diffusers learns alpha.
+    Raises FloatingPointError for weights that are not finite.
     """
+    check_finite(lora | tokens)
     folder = Path(folder)
     config = json.dumps({PREFIX + k: v for k, v in lora_config.items()}, sort_keys=True)
     metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: config}
@@ -48,6 +51,15 @@ def write_adapter(
         save_file(_plain(lora, PREFIX), weights, metadata)
         save_file(_plain(tokens), prompts)
         text.write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+
+
+def check_finite(weights: Tensors) -> None:
+    """Raise FloatingPointError for NaN or infinity: such weights are never saved."""
+    if not all(x.isfinite().all() for x in weights.values()):
+        raise FloatingPointError(
+            "The adapter's weights are not finite, so they are not saved: train at a lower "
+            "learning rate, or without mixed precision."
+        )
 
 
 def _plain(tensors: Tensors, prefix: str = "") -> Tensors:
@@ -83,20 +95,27 @@ def read_adapter(folder: str | os.PathLike, unet: UNet) -> StoredAdapter:
         )
     _check_files(path)
     try:
-        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_json(path / DESCRIPTION)
         settings = AdapterSettings(**description["settings"])
         lora = load_file(path / WEIGHTS)
         tokens = load_file(path / TOKENS)
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, OSError, OverflowError, SafetensorError) as error:
         raise InputError(
-            f"The adapter in {str(path)!r} cannot be read ({error}): copy or train it again."
+            f"The adapter in {str(path)!r} cannot be read ({reason_of(error)}): copy or train it "
+            "again."
         ) from error
+    vision = description.get("vision_encoder")
+    values = [*lora.values(), *tokens.values()]
+    if not all(x.is_floating_point() and x.isfinite().all() for x in values):
+        raise InputError(f"The adapter in {str(path)!r} holds weights that are no finite numbers.")
+    if not isinstance(vision, str | None) or not vision and vision is not None:
+        raise InputError(f"The adapter in {str(path)!r} names no vision encoder: train it again.")
     lora = {k.removeprefix(PREFIX): v for k, v in lora.items()}
     _check_backbone(str(path), description.get("backbone"), settings, lora, unet)
     _check_tokens(str(path), settings, tokens, unet.config.cross_attention_dim)
-    return StoredAdapter(settings, lora, tokens, description.get("vision_encoder"))
+    return StoredAdapter(settings, lora, tokens, vision)
 
 
 def _check_files(path: Path) -> None:

@@ -19,7 +19,7 @@ from vala_research import InputError
 from vala_research.adapter.settings import AdapterSettings, lora_config, signature
 from vala_research.adapter.storage import StoredAdapter, read_adapter, write_adapter
 from vala_research.diffusion.backbone import UNet
-from vala_research.diffusion.patching import Patch, decoder_self_attentions, patched
+from vala_research.diffusion.patching import Patch, decoder_self_attentions, lock_of, patched
 from vala_research.methods.prompt_tokens import PromptTokens
 
 NAME = "temporal"  # of the LoRA inside the UNet, for peft
@@ -129,6 +129,12 @@ class TemporalAdapter:
 
     @contextmanager
     def active(self, is_active: bool, scale: float = 1.0) -> Iterator[None]:
+        """Keep other threads out of the UNet while `switched` changes it."""
+        with lock_of(self.unet), self.switched(is_active, scale):
+            yield
+
+    @contextmanager
+    def switched(self, is_active: bool, scale: float = 1.0) -> Iterator[None]:
         """Within the block, turn the LoRA on, multiplied by `scale`, or off.
 
         Nested blocks: an outer False wins, and scales multiply. Leaving restores everything.
@@ -158,7 +164,10 @@ class TemporalAdapter:
             p.requires_grad_(True)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write a folder for `load`. Any pipeline's `load_lora_weights` reads its LoRA too."""
+        """Write a folder for `load`. Any pipeline's `load_lora_weights` reads its LoRA too.
+
+        Raises FloatingPointError for weights that are not finite; then nothing is written.
+        """
         config = self.unet.peft_config[NAME]
         peft = {
             "r": config.r,

@@ -8,8 +8,9 @@ every n-th batch and gradients are averaged.
 """
 
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from vala_research import InputError, chosen_from
+from vala_research import chosen_from, number_in
 from vala_research.adapter.batches import (
     Control,
     Encoders,
@@ -26,13 +27,27 @@ from vala_research.adapter.batches import (
     generator_of,
     numbered_batches,
 )
+from vala_research.adapter.identity import run_identity
 from vala_research.adapter.loss import LossSettings, adapter_loss, draw_noising
-from vala_research.adapter.state import LOG, STATE, Log, read_state, write_state
+from vala_research.adapter.run import Stopped, locked, stop_asked
+from vala_research.adapter.state import (
+    LOG,
+    STATE,
+    Log,
+    check_place,
+    read_state,
+    saving,
+    write_state,
+)
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 
 PRECISIONS = ("no", "fp16", "bf16")
 COLUMNS = ("step", "loss", "diffusion", "temporal", "similarity", "norm", "lr")
-OF_THE_MACHINE = ("max_steps", "checkpoint_every", "accumulation", "n_workers")
+WHOLE = {  # settings that are whole numbers: least and greatest
+    "max_steps": (1, 10**8), "accumulation": (1, 10**5), "batch_size": (1, 10**4),
+    "checkpoint_every": (1, 10**8), "warmup_steps": (0, 10**8), "n_workers": (0, 64),
+    "seed": (-(2**63), 2**63 - 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,11 +77,13 @@ class TrainingSettings:
     loss: LossSettings = LossSettings()  # noqa: RUF009 - frozen
 
     def __post_init__(self):
-        for name in ("max_steps", "accumulation", "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: give at least 1.")
-        if not (self.learning_rate > 0 and self.max_norm > 0):
-            raise InputError("The learning rate and max_norm must be positive.")
+        for name, (low, high) in WHOLE.items():
+            number_in(name, getattr(self, name), low, high, whole=True)
+        number_in("The learning rate", self.learning_rate, 1e-12, 1)
+        number_in("max_norm", self.max_norm, 1e-9, 1e9)
+        number_in("weight_decay", self.weight_decay, 0, 1e3)
+        for beta in self.betas:
+            number_in("A beta of AdamW", beta, 0, 1 - 1e-9)
         chosen_from("precision", self.mixed_precision, PRECISIONS)
 
     def rate(self, step: int) -> float:
@@ -82,6 +99,7 @@ def train(
     settings: TrainingSettings = TrainingSettings(),
     vision: Vision | None = None,
     control: Control | None = None,
+    more: dict[str, Any] | None = None,
 ) -> Path:
     """Train the adapter of `pipe.unet` up to `max_steps`; resume where the folder's training ended.
 
@@ -89,9 +107,11 @@ def train(
         i has number i modulo the length. A sample may bring its own "noise".
     folder: holds afterwards an adapter that `TemporalAdapter.load` reads; `log.csv`, one row per
         step; `step-N`, the adapter at each checkpoint; `state.safetensors`, for resuming.
-    The log's temporal loss and similarity are means over the batches with the LoRA on; empty where
-    a step had none. Moves the pipeline to accelerate's device.
-    Raises InputError before the first step.
+    more: other facts that a run must share with the run that it resumes.
+    The log's temporal loss and similarity are means over the batches with the LoRA on, if any.
+    Moves the pipeline to accelerate's device.
+    Raises InputError before the first step, also when another run trains in the folder, or did with
+    other settings, data or networks. Raises Stopped after SIGTERM, when the step is saved.
     """
     # Put every network on its device, and check that they fit together.
     accelerator, folder = Accelerator(mixed_precision=settings.mixed_precision), Path(folder)
@@ -101,55 +121,82 @@ def train(
     if control is not None:
         control.controlnet.to(accelerator.device).requires_grad_(False)
     check_training(adapter, encoders, dataset, settings.loss)
+    check_place(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) if accelerator.is_main_process else nullcontext():
+        facts = run_identity(settings, adapter, encoders, dataset, accelerator.num_processes)
+        _train(accelerator, adapter, encoders, dataset, folder, settings, facts | (more or {}))
+    accelerator.wait_for_everyone()
+    return folder
 
-    # The optimizer, and where an earlier training stopped.
+
+def _train(
+    accelerator: Accelerator, adapter: TemporalAdapter, encoders: Encoders, dataset: Any,
+    folder: Path, settings: TrainingSettings, expected: dict[str, Any],
+) -> None:  # fmt: skip
+    """The steps that are left. Only the main process writes."""
+    bare, step = _resumed(accelerator, adapter, folder, settings, expected)
+    parameters, optimizer = adapter.trainable(), accelerator.prepare(bare)
+    main = accelerator.is_main_process
+    log = Log(folder / LOG, COLUMNS, step) if main else None
+    numbers, size = _numbers(settings, step, accelerator), settings.batch_size
+    batches = numbered_batches(dataset, numbers, size, settings.n_workers)
+    bar = tqdm(total=settings.max_steps, initial=step, desc="adapter", unit="step",
+               disable=None if main else True)  # fmt: skip
+    with bar, stop_asked() as is_asked:
+        while step < settings.max_steps:
+            given = adapter, encoders, batches, optimizer, settings, accelerator
+            row, stops = _update(step, *given, is_asked)
+            step += 1
+            is_due = step % settings.checkpoint_every == 0 or step == settings.max_steps
+            with saving(folder, step):
+                if main:
+                    log.add({"step": step, **row})
+                if main and is_due:
+                    adapter.save_pretrained(folder / f"step-{step:06d}")
+                if main and (is_due or stops):  # last: the state vouches for the rest
+                    scaler = accelerator.scaler and accelerator.scaler.state_dict()
+                    facts = expected | {"step": step, "scaler": scaler}
+                    write_state(folder / STATE, parameters, bare, facts)
+            bar.update()
+            bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k != "norm"})
+            if stops:
+                raise Stopped(
+                    f"SIGTERM ended the training in {folder} after step {step} of "
+                    f"{settings.max_steps}, which is saved: repeat the command to go on."
+                )
+    if main:
+        with saving(folder, step):
+            adapter.save_pretrained(folder)
+
+
+def _resumed(
+    accelerator: Accelerator, adapter: TemporalAdapter, folder: Path, settings: TrainingSettings,
+    expected: dict[str, Any],
+) -> tuple[torch.optim.AdamW, int]:  # fmt: skip
+    """The optimizer, and the step at which an earlier training of the folder stopped."""
     parameters = adapter.trainable()
     for p in parameters:
         p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
     bare = torch.optim.AdamW(
         parameters, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay
     )
-    expected, step = _identity(settings, adapter, accelerator, control), 0
-    if (folder / STATE).exists():
-        facts = read_state(folder / STATE, parameters, bare, expected)
-        step = facts["step"]
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(facts["scaler"])
-    optimizer = accelerator.prepare(bare)
-
-    # The steps that are left. Only the main process writes.
-    main = accelerator.is_main_process
-    log = Log(folder / LOG, COLUMNS, step) if main else None
-    batches = numbered_batches(
-        dataset, _numbers(settings, step, accelerator), settings.batch_size, settings.n_workers
-    )
-    bar = tqdm(total=settings.max_steps, initial=step, desc="adapter", unit="step",
-               disable=None if main else True)  # fmt: skip
-    while step < settings.max_steps:
-        row = _update(step, adapter, encoders, batches, optimizer, settings, accelerator)
-        step += 1
-        if main:
-            log.add({"step": step, **row})
-            bar.update()
-            bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k != "norm"})
-        if main and (step % settings.checkpoint_every == 0 or step == settings.max_steps):
-            adapter.save_pretrained(folder / f"step-{step:06d}")
-            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-            facts = expected | {"step": step, "scaler": scaler}
-            write_state(folder / STATE, parameters, bare, facts)  # last: it vouches for the rest
-    bar.close()
-    if main:
-        adapter.save_pretrained(folder)
-    accelerator.wait_for_everyone()
-    return folder
+    if not (folder / STATE).exists():
+        return bare, 0
+    facts = read_state(folder / STATE, parameters, bare, expected)
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(facts["scaler"])
+    return bare, facts["step"]
 
 
 def _update(
     step: int, adapter: TemporalAdapter, encoders: Encoders, batches: Iterator, optimizer: Any,
-    settings: TrainingSettings, accelerator: Accelerator,
-) -> dict[str, float]:  # fmt: skip
-    """One step of AdamW over `accumulation` batches of every process. Returns the log's row."""
+    settings: TrainingSettings, accelerator: Accelerator, is_asked: Callable[[], bool],
+) -> tuple[dict[str, float], bool]:  # fmt: skip
+    """One step of AdamW over `accumulation` batches of every process.
+
+    Returns the log's row, and whether any process was asked to stop.
+    """
     # Gradients of this process's batches, each drawn from the generator of its number.
     parameters = optimizer.param_groups[0]["params"]
     n_timesteps = len(encoders.pipe.scheduler.alphas_cumprod)
@@ -189,22 +236,11 @@ def _update(
     optimizer.step()
     optimizer.zero_grad()
 
-    totals = torch.tensor([*sums.values(), *counts.values()], device=accelerator.device)
-    totals = accelerator.reduce(totals, "sum").tolist()
+    totals = torch.tensor([*sums.values(), *counts.values(), float(is_asked())])
+    *totals, n_asked = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
     values = zip(sums, totals[:4], totals[4:], strict=True)
     row = {name: total / n for name, total, n in values if n}
-    return row | {"norm": float(norm), "lr": settings.rate(step)}
-
-
-def _identity(settings: TrainingSettings, adapter: TemporalAdapter, accelerator, control) -> dict:
-    """What a run must share with the run that it resumes."""
-    shared = {k: v for k, v in asdict(settings).items() if k not in OF_THE_MACHINE}
-    shared["betas"] = list(shared["betas"])
-    adapter_settings = asdict(adapter.settings)
-    adapter_settings["interval"] = list(adapter_settings["interval"])
-    n = settings.accumulation * accelerator.num_processes
-    shared |= {"adapter": adapter_settings, "batches a step": n}
-    return shared | {"ControlNet": control is not None}
+    return row | {"norm": float(norm), "lr": settings.rate(step)}, n_asked > 0
 
 
 def _numbers(settings: TrainingSettings, step: int, accelerator: Accelerator) -> range:
@@ -212,35 +248,3 @@ def _numbers(settings: TrainingSettings, step: int, accelerator: Accelerator) ->
     n, world = settings.accumulation, accelerator.num_processes
     start = step * n * world + accelerator.process_index
     return range(start, settings.max_steps * n * world, world)
-
-
-@torch.no_grad()
-def losses_of_checkpoints(
-    pipe, folder: str | Path, dataset, n_samples: int, loss: LossSettings, vision=None
-) -> list[dict]:
-    """Losses on held-out samples, one row per checkpoint: step, diffusion, temporal, similarity.
-
-    Clips, timesteps and noise are the same for every checkpoint. Step 0 has the LoRA off.
-    """
-    encoders, n_timesteps = Encoders(pipe, vision), len(pipe.scheduler.alphas_cumprod)
-    drawn = []
-    for i in range(n_samples):
-        batch = encoders.batch([dataset[i]], [True])
-        rng = generator_of(0, i)
-        drawn.append((batch, draw_noising(tuple(batch.z_0.shape), n_timesteps, loss, rng, True)))
-    rows = []
-    for checkpoint in tqdm(sorted(Path(folder).glob("step-*")), "checkpoints", disable=None):
-        step = int(checkpoint.name.partition("-")[2])
-        adapter = TemporalAdapter.load(checkpoint, pipe.unet)
-        if not rows:
-            with adapter.active(True, scale=0.0):
-                rows.append({"step": 0, **_mean_losses(adapter, pipe.scheduler, drawn, loss)})
-        rows.append({"step": step, **_mean_losses(adapter, pipe.scheduler, drawn, loss)})
-        adapter.detach()
-    return rows
-
-
-def _mean_losses(adapter, scheduler, drawn: list, loss: LossSettings) -> dict[str, float]:
-    found = [adapter_loss(adapter, scheduler, batch, noising, loss) for batch, noising in drawn]
-    names = ("diffusion", "temporal", "similarity")
-    return {k: torch.stack([row[k] for row in found]).mean().item() for k in names}

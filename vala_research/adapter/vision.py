@@ -4,12 +4,13 @@ What frame-specific prompt tokens are made of: GE-Adapter (arXiv 2501.04606) 3.3
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vala_research.diffusion.checkpoint import load_vision_tower
+from vala_research.diffusion.loading import load_vision_tower
 from vala_research.diffusion.patching import chunks
 from vala_research.frames import OPENAI_MEAN, OPENAI_STD, fit_to_size
 
@@ -24,9 +25,12 @@ class VisionEncoder:
     name: str
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str) -> "VisionEncoder":
-        """By name: "miniature", a folder, or a hub id such as "openai/clip-vit-base-patch32"."""
-        return cls(load_vision_tower(name_or_path), str(name_or_path))
+    def from_pretrained(cls, name_or_path: str, **hub: Any) -> "VisionEncoder":
+        """By name: "miniature", a folder, or a hub id such as "openai/clip-vit-base-patch32".
+
+        hub: such as `local_files_only`.
+        """
+        return cls(load_vision_tower(name_or_path, **hub), str(name_or_path))
 
     @property
     def width(self) -> int:

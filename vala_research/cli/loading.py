@@ -126,4 +126,7 @@ def load_model(place: Place):
 
 def model_side(pipe) -> int:
     """Side of the square pictures that the model was trained on, in pixels."""
-    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+    side = pipe.unet.config.sample_size
+    if not isinstance(side, int):
+        raise InputError("The model names no size of its pictures: give --size.")
+    return side * pipe.vae_scale_factor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,7 @@ class Parts:
     start_from: Path | None = None
 
 
-Data = Annotated[
-    Path, typer.Argument(metavar="DATA", help="Read this folder of clips, or shards.")
-]
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Read this folder of clips, or shards.")]
 Output = option(Path, "Write the adapter into this folder.", "-o", "--output")
 CONTROLNET_HELP = "Condition on Canny edges by this frozen ControlNet: a folder or a hub id."
 
@@ -74,7 +73,9 @@ def train(
 ) -> None:
     """Train a temporal adapter; the same command goes on where it was killed."""
     from vala_research.adapter.loss import LossSettings
+    from vala_research.adapter.run import check_unlocked
     from vala_research.adapter.settings import AdapterSettings
+    from vala_research.adapter.state import check_place
     from vala_research.adapter.training import TrainingSettings
     from vala_research.data.datasets import GroupSampling
     from vala_research.data.streaming import open_groups
@@ -98,6 +99,9 @@ def train(
         )
     if output.suffix or output.is_file():
         raise InputError(f"{output}: give the name of a folder for the adapter.")
+    check_place(output)
+    if os.environ.get("RANK", "0") == "0":  # the process that will hold the lock
+        check_unlocked(output)
     chosen_from("device", device, DEVICES)
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -117,6 +121,8 @@ def run_training(groups, output: Path, settings, made_of, place: Place, parts: P
     """Load the model, announce, train; `made_of`: the settings of a new adapter."""
     from vala_research.adapter.batches import Control, Encoders, check_training
     from vala_research.adapter.estimate import estimate_training
+    from vala_research.adapter.identity import weights_digest
+    from vala_research.adapter.run import Stopped
     from vala_research.adapter.training import train
     from vala_research.diffusion.controlnet import canny_edges, load_controlnet
 
@@ -126,7 +132,9 @@ def run_training(groups, output: Path, settings, made_of, place: Place, parts: P
     control = None
     if parts.controlnet:
         control = Control(load_controlnet(parts.controlnet, pipe.unet), canny_edges)
+    starts_from = weights_digest(adapter.trainable()) if parts.start_from else None
     encoders = Encoders(pipe, vision, control)
+    check_memory(groups, settings.batch_size)
     check_training(adapter, encoders, groups, settings.loss)
 
     is_main = os.environ.get("RANK", "0") == "0"
@@ -141,12 +149,28 @@ def run_training(groups, output: Path, settings, made_of, place: Place, parts: P
             f"about {size_text(expected.peak_bytes)} and {expected.seconds:.0f} s."
         )
     try:
-        train(pipe, adapter, groups, output, settings, vision, control)
+        more = {"start-from": starts_from}
+        train(pipe, adapter, groups, output, settings, vision, control, more)
     except FloatingPointError as error:
         stop(error, 1)
+    except Stopped as error:
+        stop(error, 128 + signal.SIGTERM)
     if is_main:
         typer.echo(groups.summary())
         typer.echo(f"wrote {output}, log {output / 'log.csv'}")
+
+
+def check_memory(groups, batch_size: int) -> None:
+    """Refuse a batch whose pictures alone fill this machine's memory."""
+    import psutil
+
+    h, w = groups.size
+    need = 12 * batch_size * groups.sampling.n_frames * h * w  # three floats a pixel
+    if need > psutil.virtual_memory().total:
+        raise InputError(
+            f"A batch of {batch_size} samples holds {size_text(need)} of pictures, more than this "
+            "machine's memory: give a smaller --batch or --size."
+        )
 
 
 def _adapter(pipe, made_of, parts: Parts, seed: int):
@@ -161,7 +185,10 @@ def _adapter(pipe, made_of, parts: Parts, seed: int):
         adapter = TemporalAdapter.load(parts.start_from, pipe.unet, is_trainable=True)
         encoder = adapter.vision_encoder or encoder
         uses_frames = adapter.settings.uses_frame_tokens
-    vision = VisionEncoder.from_pretrained(encoder) if uses_frames else None
+    vision = None
+    if uses_frames:  # the name in an adapter's file must not make a download
+        is_asked = encoder == parts.vision_encoder
+        vision = VisionEncoder.from_pretrained(encoder, local_files_only=not is_asked)
     if adapter is None:
         generator = torch.Generator().manual_seed(seed)
         width, name = (vision.width, vision.name) if vision else (None, None)

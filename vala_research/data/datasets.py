@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from vala_research import InputError
 from vala_research.data.clips import as_sides, check_at_least, iter_frames
 from vala_research.data.decoding import existing, timeline
+from vala_research.data.identity import samples_identity
 from vala_research.data.manifests import Entry
 from vala_research.frames import fit_to_size
 
@@ -138,6 +140,11 @@ class ClipGroups(Dataset):
         if reason := self.sampling.refusal(n_frames, entry.captions):
             raise InputError(f"{entry.name} {reason}: leave it out or change the sampling.")
         return n_frames
+
+    def identity(self) -> dict[str, Any]:
+        """What a later training must share: clips, captions and sampling, in plain values."""
+        clips = [((e.name, e.captions, n), e.path) for e, n in self._clips]
+        return samples_identity(self.sampling, self.size, clips)
 
     @property
     def n_clips(self) -> int:

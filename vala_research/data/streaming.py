@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from vala_research import InputError
 from vala_research.data.clips import as_sides
 from vala_research.data.container import check_pixels
 from vala_research.data.datasets import TRIPLES, ClipGroups, GroupSampling, summarised
+from vala_research.data.identity import samples_identity
 from vala_research.data.manifests import read_manifest
 from vala_research.data.sampling import as_frame
 from vala_research.data.shards import FORMATS, INDEX, read_index, shard_path, skipped_clips
@@ -96,6 +98,11 @@ class ShardGroups(IterableDataset):
         self.n_pieces = [shard["pieces"] for shard in state["shards"]]
         self.n_clips = sum(shard["clips"] for shard in state["shards"])
         self.skipped, self.damaged = skipped_clips(state["shards"]), {}
+
+    def identity(self) -> dict[str, Any]:
+        """What a later training must share: shards and sampling, in plain values."""
+        shards = [(n, shard_path(self.folder, i)) for i, n in enumerate(self.n_pieces)]
+        return samples_identity(self.sampling, self.size, shards)
 
     def summary(self) -> str:
         """Say in one line how many clips are used, and which clips and pieces are skipped."""

@@ -1,25 +1,27 @@
 """Find a checkpoint and check it before any weight is read. Safetensors only."""
 
-import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from torch import Tensor
 
 from vala_research import InputError, miniature_path
+from vala_research.diffusion.loading import read_json
 
+# The only classes that are loaded, whatever model_index.json says: part -> library, classes.
+SCHEDULERS = (*(kind.name for kind in KarrasDiffusionSchedulers), "LCMScheduler", "TCDScheduler")
 PARTS = {
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "unet": ("UNet2DConditionModel",),
-    "scheduler": (),
+    "vae": ("diffusers", ("AutoencoderKL",)),
+    "text_encoder": ("transformers", ("CLIPTextModel",)),
+    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+    "unet": ("diffusers", ("UNet2DConditionModel",)),
+    "scheduler": ("diffusers", SCHEDULERS),
 }
+# Libraries that an index may name for its other parts, which are not loaded.
+LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 WITH_WEIGHTS = ("vae", "text_encoder", "unet")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -49,45 +51,10 @@ def resolve_checkpoint(name_or_path: str, **hub: Any) -> str:
                 "'stable-diffusion-v1-5/stable-diffusion-v1-5'."
             )
         folder = Path(_download(name, **hub))
-    _check_index(folder / "model_index.json", name)
+    check_index(folder / "model_index.json", name)
     for part in PARTS:
         _check_part(folder / part, name)
     return str(folder)
-
-
-@contextmanager
-def silenced(logging: ModuleType) -> Iterator[None]:
-    """Within the block, show no warnings of diffusers or transformers (their `utils.logging`)."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def load_vision_tower(name_or_path: str) -> nn.Module:
-    """Load the vision half of a CLIP model, frozen, in float32.
-
-    name_or_path: "miniature", a folder, or a hub id with weights in safetensors.
-    Raises InputError when there is none of that name.
-    """
-    from transformers import CLIPVisionModel
-    from transformers.utils import logging
-
-    name = str(name_or_path)
-    folder = miniature_path("clip") if name == "miniature" else name
-    try:
-        with silenced(logging):  # about the text half, which is left out on purpose
-            model = CLIPVisionModel.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32
-            )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"The vision encoder {name!r} cannot be loaded: give a folder or hub id of a CLIP "
-            "model with safetensors weights."
-        ) from error
-    return model.eval().requires_grad_(False)
 
 
 def _download(name: str, **hub: Any) -> str:
@@ -100,7 +67,7 @@ def _download(name: str, **hub: Any) -> str:
         k: v for k, v in hub.items() if k in ("revision", "cache_dir", "token", "local_files_only")
     }
     try:
-        _check_index(Path(hf_hub_download(name, "model_index.json", **few)), name)
+        check_index(Path(hf_hub_download(name, "model_index.json", **few)), name)
         return StableDiffusionPipeline.download(
             name, safety_checker=None, feature_extractor=None, use_safetensors=True, **hub
         )
@@ -131,27 +98,39 @@ def _download(name: str, **hub: Any) -> str:
         ) from error
 
 
-def _check_index(index: Path, name: str) -> None:
+def check_index(index: Path, name: str) -> dict[str, Any]:
     """Refuse other classes of checkpoints by their index, before any weight is read."""
-    try:
-        parts = json.loads(index.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not index.exists():
         raise InputError(
             f"The folder {name!r} holds no model_index.json: give a folder in the diffusers layout."
-        ) from None
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"The model_index.json of {name!r} cannot be read: fetch it again."
-        ) from error
+        )
+    parts = read_json(index)
+
+    # Every entry names a class of a known library, never a file of the folder.
     found = parts.get("_class_name", "unknown")
-    for part, classes in PARTS.items():
+    for part, entry in (*parts.items(), ("_class_name", ["diffusers", found])):
+        if isinstance(entry, list) and not _is_known(entry):
+            raise InputError(
+                f"The model_index.json of {name!r} names code of its own for {part} "
+                f"({str(entry)[:80]}), which is never run: give one of plain diffusers."
+            )
+
+    for part, (library, classes) in PARTS.items():
         entry = parts.get(part)
-        cls = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if cls is None or (classes and cls not in classes) or parts.get("text_encoder_2"):
+        cls = entry[1] if isinstance(entry, list) and entry[0] == library else None
+        if cls not in classes or parts.get("text_encoder_2"):
             raise InputError(
                 f"The checkpoint {name!r} is a {found}, whose {part} is {cls or 'missing'}: "
                 "give one of Stable Diffusion 1.x or 2.x (StableDiffusionPipeline)."
             )
+    return parts
+
+
+def _is_known(entry: list) -> bool:
+    """Whether an entry of an index is [a known library, the name of a class], or [None, None]."""
+    if len(entry) != 2 or entry[0] not in LIBRARIES:
+        return False
+    return entry[1] is None or isinstance(entry[1], str) and entry[1].isidentifier()
 
 
 def _check_part(folder: Path, name: str) -> None:
@@ -180,9 +159,25 @@ def read_weights(name_or_path: str | os.PathLike, file: str, purpose: str) -> di
 
     path = _found(str(name_or_path), file, purpose)
     try:
-        return load_file(path)
+        weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not readable as safetensors: fetch or convert it.") from error
+    if not all(x.isfinite().all() for x in weights.values()):
+        raise InputError(f"{path} holds weights that are not finite: fetch or convert it again.")
+    return weights
+
+
+def check_runs(network: Callable[[dict[str, Tensor]], Any], weights: dict[str, Tensor], of: str):
+    """Call a network on the meta device, where nothing is computed. Raises InputError if it fails.
+
+    network: calls the network of these weights. of: what the weights should be.
+    """
+    try:
+        network({name: weight.to("meta") for name, weight in weights.items()})
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"The weights have other shapes: give those of {of}.") from error
 
 
 def _found(name: str, file: str, purpose: str) -> Path:
@@ -191,8 +186,6 @@ def _found(name: str, file: str, purpose: str) -> Path:
         return folder / file
     if not folder.exists() and name.count("/") == 1:
         return _downloaded(name, file, purpose)
-    from vala_research.diffusion.checkpoint import PICKLES
-
     near = sorted(folder.glob("*")) if folder.is_dir() else [folder]
     if pickles := [path for path in near if path.is_file() and path.suffix in PICKLES]:
         raise InputError(

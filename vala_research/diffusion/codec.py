@@ -4,7 +4,6 @@ Frames are floats in [0, 1] everywhere but inside the VAE, which takes [-1, 1]. 
 by the VAE's config.
 """
 
-import math
 import re
 import warnings
 from typing import Any
@@ -25,6 +24,7 @@ from vala_research.diffusion.patching import chunks
 PIXELS_PER_CHUNK = 2**20
 # A tokenizer with fewer tokens knows a toy world only; unknown words then deserve a warning.
 SMALL_VOCABULARY = 4096
+MOST_GUIDANCE = 1000
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -176,6 +176,11 @@ def encode_prompts(
     inputs = tokenizer(
         distinct, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
     )
+    if inputs.input_ids.max() >= text_encoder.config.vocab_size:
+        raise InputError(
+            "The tokenizer makes tokens that the text encoder does not know: give the tokenizer "
+            "that it was trained with."
+        )
     uses_mask = getattr(text_encoder.config, "use_attention_mask", False)  # as diffusers does
     mask = inputs.attention_mask.to(device) if uses_mask else None
     hidden = text_encoder(inputs.input_ids.to(device), attention_mask=mask)[0]
@@ -214,9 +219,9 @@ def _is_known(tokenizer: Any, word: str) -> bool:
 
 
 def check_guidance(guidance_scale: float) -> None:
-    """Refuse a guidance scale that is negative or not finite."""
-    if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+    """Refuse a guidance scale that is negative, not finite or huge."""
+    if not 0 <= guidance_scale <= MOST_GUIDANCE:
         raise InputError(
             f"guidance_scale is {guidance_scale!r}: give a finite number of at least 0 (1 turns it "
-            "off)."
+            f"off) and at most {MOST_GUIDANCE}."
         )

@@ -14,6 +14,7 @@ from skimage.feature import canny
 from torch import Tensor
 
 from vala_research import InputError
+from vala_research.diffusion.loading import load_network
 
 
 def canny_edges(frames: Float[Tensor, " f 3 h w"], sigma: float = 1.0) -> Float[Tensor, " f 3 h w"]:
@@ -32,15 +33,10 @@ def load_controlnet(where: str | PathLike, unet: UNet2DConditionModel) -> Contro
 
     Raises InputError when it cannot be read as safetensors, or was made for a UNet of other widths.
     """
-    try:
-        controlnet = ControlNetModel.from_pretrained(
-            where, use_safetensors=True, torch_dtype=unet.dtype
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"The ControlNet {str(where)!r} cannot be loaded: give the folder or hub id of a "
-            "diffusers ControlNetModel with safetensors weights."
-        ) from error
+    remedy = "give the folder or hub id of a diffusers ControlNetModel with safetensors weights."
+    controlnet = load_network(
+        ControlNetModel, where, f"The ControlNet {str(where)!r}", remedy, unet.dtype
+    )
     for key in ("in_channels", "cross_attention_dim", "block_out_channels"):
         theirs, ours = controlnet.config[key], unet.config[key]
         theirs, ours = (list(x) if isinstance(x, tuple) else x for x in (theirs, ours))

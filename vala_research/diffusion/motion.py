@@ -11,8 +11,10 @@ from diffusers.utils import logging
 from torch import nn
 
 from vala_research import InputError, miniature_path
-from vala_research.diffusion.checkpoint import silenced
+from vala_research.diffusion.loading import load_network, silenced
 from vala_research.diffusion.patching import is_temporal
+
+MOTION = "give the folder or hub id of an AnimateDiff MotionAdapter with safetensors weights."
 
 
 def load_motion_unet(
@@ -26,13 +28,9 @@ def load_motion_unet(
     """
     if not isinstance(motion, MotionAdapter):
         folder = miniature_path("motion") if str(motion) == "miniature" else motion
-        try:
-            motion = MotionAdapter.from_pretrained(folder, use_safetensors=True, **hub)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"The motion modules {str(folder)!r} cannot be loaded: give the folder or hub id "
-                "of an AnimateDiff MotionAdapter with safetensors weights."
-            ) from error
+        motion = load_network(
+            MotionAdapter, folder, f"The motion modules {str(folder)!r}", MOTION, **hub
+        )
 
     # Build the video model, then let it use the weights of `unet`.
     try:

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
@@ -16,6 +19,8 @@ from vala_research import InputError
 
 # Modules of video models that look along time, by their names in diffusers.
 TEMPORAL = ("motion_modules", "temp_attentions", "temp_convs", "transformer_in")
+_LOCKS: WeakKeyDictionary[object, RLock] = WeakKeyDictionary()
+_GUARD = RLock()
 
 
 @dataclass(frozen=True)
@@ -31,15 +36,32 @@ class Patch:
     forward: Callable[[str, nn.Module, Callable], Callable] | None = None
 
 
+def lock_of(owner: object) -> RLock:
+    """The lock of a network or a pipeline. It is not in the owner, which can be copied."""
+    with _GUARD:
+        return _LOCKS.setdefault(owner, RLock())
+
+
+def one_call_at_a_time(method: Callable) -> Callable:
+    """Let one thread at a time call such methods of an object; the others wait."""
+
+    @wraps(method)
+    def waiting(self, *args: Any, **kwargs: Any) -> Any:
+        with lock_of(self):
+            return method(self, *args, **kwargs)
+
+    return waiting
+
+
 @contextmanager
 def patched(unet: nn.Module, *patches: Patch) -> Iterator[int]:
     """Within the block, change a UNet. Yields how many modules are changed.
 
     Leaving restores the UNet, also after an exception. Blocks nest: the inner one wraps what the
-    outer one set.
+    outer one set. Other threads wait until the UNet is restored.
     Raises LookupError when a patch picks no module, since it would silently do nothing.
     """
-    with ExitStack() as undo:
+    with lock_of(unet), ExitStack() as undo:
         modules, count = list(named_modules(unet)), 0
         for patch in patches:
             targets = [(n, m) for n, m in modules if patch.select(n, m)]

@@ -177,8 +177,8 @@ def inference_timesteps(n_train: int, n_steps: int, spacing: str, offset: int) -
             "use one of leading, trailing, linspace."
         )
 
-    # steps_offset can shift the first step beyond the last trained one.
-    if timesteps[0] >= n_train:
+    # steps_offset can shift a step out of the trained ones.
+    if timesteps[0] >= n_train or offset < 0:
         raise InputError(
             f"num_inference_steps is {n_steps}: with the scheduler's steps_offset of {offset}, the "
             f"first step lies outside the {n_train} trained steps; choose {n_train // 2} or fewer."

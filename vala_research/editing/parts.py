@@ -14,6 +14,7 @@ from vala_research.diffusion import codec
 from vala_research.diffusion.attention import Attending, Keyframes
 from vala_research.diffusion.bilateral_inversion import BilateralInversion
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
+from vala_research.diffusion.patching import one_call_at_a_time
 from vala_research.diffusion.schedule import Schedule, Step
 from vala_research.editing import checks
 from vala_research.editing.clip import KnownClip, clip_attention
@@ -29,6 +30,7 @@ class EditParts:
     """What a pipeline with vae, text_encoder, tokenizer, unet and scheduler can do to a clip."""
 
     @torch.no_grad()
+    @one_call_at_a_time
     def invert(
         self,
         video: Any,
@@ -72,6 +74,7 @@ class EditParts:
         return inverted if return_inversion else inverted.latents
 
     @torch.no_grad()
+    @one_call_at_a_time
     def reconstruct(
         self,
         latents: Tensor | Inversion,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.checkpoint import resolve_checkpoint
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
+from vala_research.diffusion.parts import load_parts
+from vala_research.diffusion.patching import one_call_at_a_time
 from vala_research.editing import checks
 from vala_research.editing.clip import clip_attention
 from vala_research.editing.estimate import estimate_edit
@@ -71,21 +74,15 @@ class VideoEditPipeline(EditParts, AdapterMixin, DiffusionPipeline):
         safetensors are read.
         hub: `revision`, `variant`, `cache_dir`, `token`, `local_files_only`. Raises InputError.
         """
-        folder = resolve_checkpoint(name_or_path, **hub)
-        variant = {"variant": hub["variant"]} if hub.get("variant") else {}
-        try:
-            return super().from_pretrained(
-                folder, dtype=dtype or torch.float32, use_safetensors=True, **variant
-            )
-        except InputError:
-            raise
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"The checkpoint {str(name_or_path)!r} cannot be loaded ({reason}): fetch it again."
-            ) from error
+        name = str(name_or_path)
+        folder = resolve_checkpoint(name, **hub)
+        parts = load_parts(name, Path(folder), dtype or torch.float32, hub.get("variant"))
+        pipe = cls(**parts)
+        pipe.register_to_config(_name_or_path=name)
+        return pipe
 
     @torch.no_grad()
+    @one_call_at_a_time
     def __call__(
         self,
         video: Any,
@@ -183,6 +180,7 @@ class VideoEditPipeline(EditParts, AdapterMixin, DiffusionPipeline):
             frames = codec.as_output(self.decode(streams[0].z, frames_per_chunk), output_type)
         self.maybe_free_model_hooks()
         return VideoEditOutput(frames=frames) if return_dict else (frames,)
+
     estimate = estimate_edit
 
 

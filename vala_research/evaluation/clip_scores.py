@@ -3,7 +3,6 @@
 Radford et al. 2021. Scores of two models do not compare: name the model beside every number.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, number_in
+from vala_research.diffusion.loading import check_folder, load_network, read_json, reason_of
 from vala_research.frames import OPENAI_MEAN, OPENAI_STD, fit_to_size
 
 
@@ -43,16 +43,23 @@ class ClipScorer:
         from transformers import AutoTokenizer, CLIPModel
 
         name = str(name_or_path)
+        remedy = "give a folder or hub id of a CLIPModel with safetensors weights and a tokenizer."
+        model = load_network(
+            CLIPModel, name, f"{name} is no CLIPModel with all its weights: it", remedy
+        )
+        words = name if tokenizer is None else str(tokenizer)
         try:
-            model = CLIPModel.from_pretrained(name, use_safetensors=True)
-            words = AutoTokenizer.from_pretrained(name if tokenizer is None else str(tokenizer))
-        except (OSError, ValueError, KeyError) as error:
+            if Path(words).is_dir():
+                check_folder(Path(words))
+            tokens = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
+        except InputError:
+            raise
+        except Exception as error:
             raise InputError(
-                f"{name} is no CLIPModel with safetensors weights and a tokenizer: "
-                "give a folder or hub id that holds them."
+                f"The tokenizer {words!r} cannot be loaded ({reason_of(error)}): {remedy}"
             ) from error
-        model = model.eval().requires_grad_(False)
-        return cls(model, words, *normalisation(name, (OPENAI_MEAN, OPENAI_STD)))
+        model = model.requires_grad_(False)
+        return cls(model, tokens, *normalisation(name, (OPENAI_MEAN, OPENAI_STD)))
 
     @torch.no_grad()
     def images(self, frames: Float[Tensor, "f c h w"], batch: int = 64) -> Float[Tensor, "f d"]:
@@ -98,8 +105,13 @@ def normalisation(name: str, default: tuple) -> tuple[tuple[float, ...], tuple[f
     file = Path(name) / "preprocessor_config.json"
     if not file.is_file():
         return default
-    config = json.loads(file.read_text())
+    config = read_json(file)
     mean, std = (config.get(key, value) for key, value in zip(
         ("image_mean", "image_std"), default, strict=True
     ))  # fmt: skip
+    for name, values, least in (("image_mean", mean, -1e3), ("image_std", std, 1e-3)):
+        if not isinstance(values, list | tuple) or len(values) != 3:
+            raise InputError(f"{file} has {name} {str(values)[:50]}: give three numbers.")
+        for value in values:
+            number_in(f"{name} of {file}", value, least, 1e3)
     return tuple(mean), tuple(std)

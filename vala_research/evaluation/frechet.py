@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError, miniature_path
-from vala_research.diffusion.checkpoint import read_weights, tensor_of
+from vala_research.diffusion.checkpoint import check_runs, read_weights, tensor_of
 from vala_research.evaluation.checks import checked
 from vala_research.evaluation.clip_scores import ClipScorer
 
@@ -91,7 +91,10 @@ class Inception:
     def from_pretrained(cls, name_or_path: str | os.PathLike) -> "Inception":
         """`model.safetensors` of a folder or hub id."""
         purpose = "Inception v3 as FID uses it"
-        return cls(read_weights(name_or_path, "model.safetensors", purpose))
+        model = cls(read_weights(name_or_path, "model.safetensors", purpose))
+        frames = torch.empty(1, 3, SIDE, SIDE, device="meta")
+        check_runs(lambda w: cls(w).embeddings(frames), model.weights, purpose)
+        return model
 
     @torch.no_grad()
     def embeddings(self, frames: Float[Tensor, "f 3 h w"], batch: int = 16) -> Float[Tensor, "f d"]:

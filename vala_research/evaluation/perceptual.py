@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError, miniature_path
-from vala_research.diffusion.checkpoint import read_weights, tensor_of
+from vala_research.diffusion.checkpoint import check_runs, read_weights, tensor_of
 from vala_research.evaluation.checks import paired
 from vala_research.evaluation.clip_scores import ClipScorer
 
@@ -51,7 +51,7 @@ class Lpips:
         of = "AlexNet or VGG-16 under torchvision's names"
         network = read_weights(weights, "model.safetensors", of)
         first = tensor_of(network, "features.0.weight", of)
-        if first.shape[-1] not in NETWORKS:
+        if first.ndim != 4 or first.shape[-1] not in NETWORKS:
             raise InputError(f"The weights in {weights} are of another network: give {of}.")
         layers = NETWORKS[first.shape[-1]][0]
         kept = {
@@ -63,8 +63,10 @@ class Lpips:
         names = [f"lin{i}.model.1.weight" for i in range(5)]
         tensors = tuple(tensor_of(linear, name, "the heads of LPIPS") for name in names)
         widths = [len(kept[f"features.{number}.bias"]) for number, *_, tap in layers if tap]
-        if [head.shape[1] for head in tensors] != widths:
+        if [tuple(head.shape) for head in tensors] != [(1, n, 1, 1) for n in widths]:
             raise InputError(f"The heads in {heads or weights} are those of another network.")
+        frames = torch.empty(1, 3, 64, 64, device="meta")
+        check_runs(lambda w: cls(w, tensors).features(frames), kept, of)
         return cls(kept, tensors)
 
     @torch.no_grad()

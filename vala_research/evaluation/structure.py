@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vala_research import InputError, miniature_path
+from vala_research.diffusion.loading import load_network
 from vala_research.evaluation.checks import paired
 from vala_research.evaluation.clip_scores import ClipScorer, normalisation
 from vala_research.frames import fit_to_size
@@ -35,14 +36,11 @@ class KeyEncoder:
         from transformers import AutoModel
 
         name = str(name_or_path)
-        try:
-            model = AutoModel.from_pretrained(name, use_safetensors=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{name} is no vision transformer with safetensors weights: give a folder or hub"
-                f" id that holds one, such as {DINO}."
-            ) from error
-        model = model.eval().requires_grad_(False)
+        what = f"{name} is no vision transformer with all its weights: it"
+        remedy = f"give the folder or hub id of one with safetensors weights, such as {DINO}."
+        # A pooler is never called here, and DINO's file has none.
+        model = load_network(AutoModel, name, what, remedy, unused=("pooler.",))
+        model = model.requires_grad_(False)
         return cls(model, *normalisation(name, IMAGENET))._checked(name)
 
     @classmethod

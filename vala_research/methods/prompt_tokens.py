@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vala_research import InputError, chosen_from
 
 POOLINGS = ("pairs", "released", "none")
+MOST_SHARED = 4096
 STANDARD_DEVIATION = 0.02  # of the initial shared tokens
 
 
@@ -29,8 +30,11 @@ class PromptTokenSettings:
     pooling: str = "pairs"
 
     def __post_init__(self):
-        if self.n_shared < 0:
-            raise InputError(f"n_shared is {self.n_shared}: give 0 or more tokens.")
+        if not isinstance(self.n_shared, int) or not 0 <= self.n_shared <= MOST_SHARED:
+            raise InputError(
+                f"n_shared is {str(self.n_shared)[:50]}: give 0 or more tokens, at most "
+                f"{MOST_SHARED}."
+            )
         chosen_from("pooling", self.pooling, POOLINGS)
 
 
@@ -95,9 +99,7 @@ class PromptTokens(nn.Module):
         self.projection = None
         if d_vision is None:
             return
-        self.projection = nn.utils.skip_init(
-            nn.Linear, d_vision, d_text, device=self.shared.device
-        )
+        self.projection = nn.utils.skip_init(nn.Linear, d_vision, d_text, device=self.shared.device)
         bound = math.sqrt(6 / (d_vision + d_text))
         with torch.no_grad():
             self.projection.weight.uniform_(-bound, bound, generator=generator)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vala_research.adapter.state import write_checkpoint
+from vala_research.diffusion.loading import load_network
 from vala_research.files import write_json, write_tensors
 from vala_research.frames import OPENAI_MEAN, OPENAI_STD
 from vala_research.miniature.batches import (
@@ -102,12 +103,16 @@ def start_from(parts: Path, run: Path) -> None:
     from transformers import CLIPModel, CLIPTextModel
 
     whole = parts / "miniature"
+
+    def load(cls: type, folder: Path) -> nn.Module:
+        return load_network(cls, folder, f"The {cls.__name__} of {folder}")
+
     modules = {
-        "vae": {"model.": AutoencoderKL.from_pretrained(whole / "vae")},
-        "clip": {"model.": CLIPModel.from_pretrained(parts / "miniature_clip")},
+        "vae": {"model.": load(AutoencoderKL, whole / "vae")},
+        "clip": {"model.": load(CLIPModel, parts / "miniature_clip")},
         "unet": {
-            "unet.": UNet2DConditionModel.from_pretrained(whole / "unet"),
-            "text_encoder.": CLIPTextModel.from_pretrained(whole / "text_encoder"),
+            "unet.": load(UNet2DConditionModel, whole / "unet"),
+            "text_encoder.": load(CLIPTextModel, whole / "text_encoder"),
         },
     }
     run.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,8 @@ from tqdm import tqdm
 from vala_research.adapter.loss import LossSettings
 from vala_research.adapter.settings import AdapterSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
-from vala_research.adapter.training import TrainingSettings, losses_of_checkpoints, train
+from vala_research.adapter.training import TrainingSettings, train
+from vala_research.adapter.validation import losses_of_checkpoints
 from vala_research.editing.pipeline import VideoEditPipeline
 from vala_research.files import write_rows
 from vala_research.sprites.edits import EDITS, target_scene

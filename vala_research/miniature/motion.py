@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vala_research import InputError, miniature_path
+from vala_research.diffusion.loading import load_network
 from vala_research.files import write_json, write_tensors
 from vala_research.miniature.batches import Captions, timesteps
 from vala_research.miniature.configuration import SCHEDULE, training_scene
@@ -61,7 +62,8 @@ def motion_unet(adapter: nn.Module, model: str | None = None) -> nn.Module:
     """
     from diffusers import UNet2DConditionModel, UNetMotionModel
 
-    image = UNet2DConditionModel.from_pretrained(model or miniature_path(), subfolder="unet")
+    folder = Path(model or miniature_path()) / "unet"
+    image = load_network(UNet2DConditionModel, folder, f"The UNet of {folder}")
     unet = UNetMotionModel.from_unet2d(image, adapter).requires_grad_(False)
     for block, own in zip(
         [*unet.down_blocks, unet.mid_block, *unet.up_blocks],
@@ -167,12 +169,12 @@ def build(run: Path, minutes: float, n_clips: int, device: str = "cpu", stage=ST
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     accelerator = Accelerator(cpu=device == "cpu")
-    folder = miniature_path()
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").eval()
+    folder = Path(miniature_path())
+    vae = load_network(AutoencoderKL, folder / "vae", "The miniature's VAE")
     vae = vae.to(device, memory_format=torch.channels_last)
     latents = clip_pool(run, n_clips, vae, device)
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval()
+    text_encoder = load_network(CLIPTextModel, folder / "text_encoder", "The miniature's words")
     adapter = build_adapter()
     unet, text_encoder = motion_unet(adapter).to(device), text_encoder.to(device)
     adapter.requires_grad_(True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vala_research import miniature_path
+from vala_research.diffusion.loading import load_network
 from vala_research.evaluation import metrics
 from vala_research.evaluation.comparison import METRICS, Metric
 from vala_research.evaluation.statistics import paired_gain, summarise
@@ -179,7 +180,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, nargs=2, default=[64, 24], help="of 8 and 16 frames")
     parser.add_argument("--out", type=Path, default=Path("runs/miniature_motion"))
     args = parser.parse_args()
-    adapter = MotionAdapter.from_pretrained(args.motion or miniature_path("motion"))
+    folder = args.motion or miniature_path("motion")
+    adapter = load_network(MotionAdapter, folder, f"The motion modules {str(folder)!r}")
     pipes = {"video model": video_model(adapter), "image model": image_model()}
     rows = [row for n, f in zip(args.clips, (8, 16), strict=True)
             for row in measure(pipes, prompt_scenes(n), f)]  # fmt: skip

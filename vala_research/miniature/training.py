@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vala_research.adapter.run import Stopped, locked, stop_asked
 from vala_research.adapter.state import Log, read_checkpoint, restore_moments, write_checkpoint
 
 EMA_EVERY = 4  # updates; the average moves too slowly to notice
@@ -39,7 +41,8 @@ def train(
     """Train `module` for `minutes` of its own time; return the moving average of its weights.
 
     The learning rate follows the clock, so any machine finishes the recipe in the time it is given.
-    The state is written every two minutes. A killed run needs nothing else to go on.
+    The state is written every two minutes, and at SIGTERM, which raises Stopped. A killed run needs
+    nothing else to go on. Raises InputError if another run trains in the folder.
 
     module: returns a dict with `loss`. sample: batch size, generator and progress -> a batch.
     """
@@ -56,19 +59,23 @@ def train(
     generator = torch.Generator().manual_seed(1000 * step + accelerator.process_index)
     clock = _Clock(seconds, minutes, accelerator.num_processes > 1)
     report, saved = _Report(stage.name, run, step, clock, main), clock.now
-    while clock.progress < 1:
-        optimizer.param_groups[0]["lr"] = stage.lr * _rate(clock.progress, stage.warmup)
-        batch = sample(stage.batch, generator, clock.progress)
-        row = _update(wrapped, optimizer, batch, clock.progress, accelerator)
-        step += 1
-        clock.tick()
-        if main and step % EMA_EVERY == 0:
-            _average(ema, module, stage.ema, step)
-        if main:
-            report.add(step, row)
-        if main and clock.is_due(saved, SAVE_EVERY):
-            saved = clock.now
-            _checkpoint(path, module, ema, optimizer, {"step": step, "seconds": clock.seconds})
+    with stop_asked() as is_asked, locked(run) if main else nullcontext():
+        while clock.progress < 1:
+            optimizer.param_groups[0]["lr"] = stage.lr * _rate(clock.progress, stage.warmup)
+            batch = sample(stage.batch, generator, clock.progress)
+            row = _update(wrapped, optimizer, batch, clock.progress, accelerator)
+            step += 1
+            clock.tick()
+            if main and step % EMA_EVERY == 0:
+                _average(ema, module, stage.ema, step)
+            if main:
+                report.add(step, row)
+            stops = is_asked()
+            if main and (stops or clock.is_due(saved, SAVE_EVERY)):
+                saved = clock.now
+                _checkpoint(path, module, ema, optimizer, {"step": step, "seconds": clock.seconds})
+            if stops:
+                raise Stopped(f"SIGTERM ended the recipe at {path}: repeat the command to go on.")
     report.bar.close()
     return ema
 

@@ -7,7 +7,7 @@ import torch
 
 from vala_research.adapter.loss import LossSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
-from vala_research.adapter.training import losses_of_checkpoints
+from vala_research.adapter.validation import losses_of_checkpoints
 from vala_research.evaluation.cases import EditCase, Material, edit_cases
 from vala_research.experiments.ge.temporal_adapter import similarity_of_steps, training_curve
 from vala_research.methods.temporal import frame_similarity
