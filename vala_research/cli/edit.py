@@ -156,7 +156,7 @@ def run_edit(
 
     # Everything that can be refused is refused before the long work.
     check_adapter(place, call)
-    _check_outputs(path, outputs, try_clip(path, sampling).fps)
+    _check_outputs(path, outputs, try_clip(path, sampling))
     check_names(call, call.guidance_scale, call.injection)
     schedule = fusing and _schedule(fusing)
     clip, pipe, device = load_clip_and_model(path, place, sampling)

@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vala_research import InputError, chosen_from
 from vala_research.cli.options import DTYPES, Inverting, Place, Sampling, sides
 from vala_research.files import check_output
-
-if TYPE_CHECKING:
-    from vala_research.data.clips import Clip
 
 
 def check_names(call: Inverting, guidance_scale: float = 1.0, injection: float = 0.0) -> None:
@@ -73,12 +69,13 @@ def check_unnamed(record: Path, *files: Path) -> None:
             )
 
 
-def try_clip(path: Path, sampling: Sampling) -> Clip:
-    """Read the clip's first frame, before anything heavy is imported."""
+def try_clip(path: Path, sampling: Sampling) -> float:
+    """Read the clip's first frame, before anything heavy is imported; return its frame rate."""
     from vala_research.data.clips import read_clip
 
     n = sampling.n_frames
-    return read_clip(path, 1 if n is None else min(n, 1), sampling.stride, sides(sampling.size))
+    first = 1 if n is None else min(n, 1)
+    return read_clip(path, first, sampling.stride, sides(sampling.size)).fps
 
 
 def load_clip_and_model(path: Path, place: Place, sampling: Sampling):

@@ -37,7 +37,7 @@ class Settings(Preset):
     """Parameters of notebook 27."""
 
     PRESETS = {
-        "smoke": {"n_frames": 3, "steps": 3},
+        "smoke": {"n_frames": 3, "steps": 4},
         "sprites": FULL | {"n_frames": 8, "steps": 15},
         "paper": FULL | {
             "model": STABLE_DIFFUSION, "motion": MOTION_MODULES, "clip_model": CLIP,
