@@ -68,7 +68,7 @@ class AdapterSettings:
         return self.uses_frame_tokens or self.n_shared > 0
 
 
-def checked_interval(interval: Sequence[float]) -> tuple[float, float]:
+def checked_interval(interval: Any) -> tuple[float, float]:
     """The interval as two ordered fractions of T. Raises InputError otherwise."""
     try:
         low, high = (float(x) for x in interval)
