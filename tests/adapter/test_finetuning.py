@@ -384,7 +384,7 @@ def test_a_killed_run_ends_bit_for_bit_as_an_unbroken_one(checkpoint, fresh, tmp
             [sys.executable, "-c", script, str(broken)], stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, env={**os.environ, **threads},
         )  # fmt: skip
-        target = rng.uniform(_last_step(broken) + 1, 18)
+        target = rng.uniform(_last_step(broken) + 1, 15)
         while process.poll() is None and _last_step(broken) < target:
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.05))
