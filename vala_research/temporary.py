@@ -18,6 +18,7 @@ import psutil
 
 TEMPORARY = re.compile(r"\.vala-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{8}")  # host, process, its start
 NEW, OLD = "new", "old"  # in a temporary folder: what is written, and what it replaces
+SAME_START = 60  # seconds by which a clock that was set shifts the start of a process
 ABANDONED = 7 * 86400  # seconds after which the files of another machine's process count as left
 
 
@@ -65,14 +66,18 @@ def _is_at_work(left: Path, host: str, process: str, start: str) -> bool:
     """Whether the process that made a temporary folder still runs."""
     if host != _host():  # its process cannot be asked
         return time.time() - left.stat().st_mtime < ABANDONED
+    return runs(int(process), int(start))
+
+
+def runs(process: int, start: float) -> bool:
+    """Tell whether the process of this number and start, in seconds since 1970, still runs."""
     try:
-        owner = psutil.Process(int(process))
-        if owner.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return abs(owner.create_time() - int(start)) < 60  # else the number was given again
+        owner = psutil.Process(process)
+        is_dead = owner.status() == psutil.STATUS_ZOMBIE
+        return not is_dead and abs(owner.create_time() - start) < SAME_START
     except psutil.AccessDenied:
         return True
-    except psutil.NoSuchProcess:
+    except (psutil.Error, ValueError, OverflowError):
         return False
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 
 from vala_research import InputError
+from vala_research.temporary import SAME_START, runs
 
 LOCK = ".lock"
-SAME_START = 60  # seconds by which a clock that was set shifts the start of a process
 
 
 class Stopped(SystemExit):
@@ -52,7 +52,7 @@ def check_unlocked(folder: Path) -> None:
         process, host, start = int(owner["process"]), str(owner["host"]), float(owner["start"])
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return  # none, or one that was cut off while it was written
-    if host != platform.node() or _runs(process, start):
+    if host != platform.node() or runs(process, start):
         raise InputError(
             f"Another run trains in {folder} (process {process} on {host}): wait until it ends, or "
             f"choose another folder. If it has ended, delete {path}."
@@ -76,17 +76,6 @@ def _alone(path: Path) -> Iterator[None]:
         yield
     finally:
         guard.unlink(missing_ok=True)
-
-
-def _runs(process: int, start: float) -> bool:
-    try:
-        owner = psutil.Process(process)
-        is_dead = owner.status() == psutil.STATUS_ZOMBIE
-        return not is_dead and abs(owner.create_time() - start) < SAME_START
-    except psutil.AccessDenied:
-        return True
-    except (psutil.Error, ValueError, OverflowError):
-        return False
 
 
 @contextmanager

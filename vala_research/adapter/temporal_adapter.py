@@ -129,15 +129,10 @@ class TemporalAdapter:
 
     @contextmanager
     def active(self, is_active: bool, scale: float = 1.0) -> Iterator[None]:
-        """Keep other threads out of the UNet while `switched` changes it."""
-        with lock_of(self.unet), self.switched(is_active, scale):
-            yield
-
-    @contextmanager
-    def switched(self, is_active: bool, scale: float = 1.0) -> Iterator[None]:
         """Within the block, turn the LoRA on, multiplied by `scale`, or off.
 
-        Nested blocks: an outer False wins, and scales multiply. Leaving restores everything.
+        Nested blocks: an outer False wins, and scales multiply. Leaving restores everything. Other
+        threads wait until then.
         """
         if not is_active:
             layers = set(map(id, self.layers))
@@ -148,14 +143,15 @@ class TemporalAdapter:
             with patched(self.unet, bare):
                 yield
             return
-        before = [m.scaling[NAME] for m in self.layers]
-        try:
-            for module, value in zip(self.layers, before, strict=True):
-                module.scaling[NAME] = value * scale
-            yield
-        finally:
-            for module, value in zip(self.layers, before, strict=True):
-                module.scaling[NAME] = value
+        with lock_of(self.unet):
+            before = [m.scaling[NAME] for m in self.layers]
+            try:
+                for module, value in zip(self.layers, before, strict=True):
+                    module.scaling[NAME] = value * scale
+                yield
+            finally:
+                for module, value in zip(self.layers, before, strict=True):
+                    module.scaling[NAME] = value
 
     def detach(self) -> None:
         """Take the LoRA out of the UNet, and unfreeze what `attach` froze."""

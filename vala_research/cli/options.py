@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from vala_research import InputError
+from vala_research.data.container import MAX_PIXELS
 
-MOST, MOST_SIDE = 36_000_000, 16384  # pixels of a frame and of its side; H.264 holds the latter
+MOST_SIDE = 16384  # pixels that H.264 holds
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -102,6 +103,8 @@ def sides(size: str | None) -> int | tuple[int, int] | None:
             f"--size is {size[:20]!r}: give SIDE or HEIGHTxWIDTH in pixels, as in 512x320."
         )
     h, w = int(numbers[1]), int(numbers[2] or numbers[1])
-    if max(h, w) > MOST_SIDE or h * w > MOST:
-        raise InputError(f"--size is {size}: give at most {MOST:,} pixels, {MOST_SIDE} per side.")
+    if max(h, w) > MOST_SIDE or h * w > MAX_PIXELS:
+        raise InputError(
+            f"--size is {size}: give at most {MAX_PIXELS:,} pixels, {MOST_SIDE} per side."
+        )
     return (h, w) if numbers[2] else h

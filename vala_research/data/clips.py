@@ -14,13 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
-from vala_research.data.decoding import (
-    decode,
-    exact_rate,
-    existing,
-    timeline,
-)
+from vala_research.data.decoding import decode, existing, timeline
 from vala_research.data.encoding import VIDEO, encode, encode_folder
+from vala_research.data.pictures import exact_rate
 from vala_research.data.sampling import sampled, stacked
 from vala_research.data.sound import Sound, sound_of, warn_dropped
 from vala_research.files import check_output, written_whole

@@ -8,7 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from vala_research.data.decoding import exact_rate, existing, opened, timeline
+from vala_research.data.container import opened
+from vala_research.data.decoding import existing, timeline
+from vala_research.data.pictures import exact_rate
 
 SOUND = {  # codecs that the container takes, and the encoder for all other sound
     ".mp4": ({"aac", "mp3", "alac", "ac3"}, "aac"),

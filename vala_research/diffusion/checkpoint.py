@@ -9,7 +9,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from torch import Tensor
 
 from vala_research import InputError, miniature_path
-from vala_research.diffusion.loading import read_json
+from vala_research.diffusion.loading import read_json, reason_of
 
 # The only classes that are loaded, whatever model_index.json says: part -> library, classes.
 SCHEDULERS = (*(kind.name for kind in KarrasDiffusionSchedulers), "LCMScheduler", "TCDScheduler")
@@ -93,7 +93,7 @@ def _download(name: str, **hub: Any) -> str:
         raise InputError(
             f"The model {name!r} cannot be downloaded as a Stable Diffusion checkpoint in "
             "safetensors "
-            f"({str(error).strip().splitlines()[0]}): choose one whose repository holds "
+            f"({reason_of(error)}): choose one whose repository holds "
             "model_index.json and .safetensors weights."
         ) from error
 

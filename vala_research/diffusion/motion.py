@@ -11,7 +11,7 @@ from diffusers.utils import logging
 from torch import nn
 
 from vala_research import InputError, miniature_path
-from vala_research.diffusion.loading import load_network, silenced
+from vala_research.diffusion.loading import load_network, reason_of, silenced
 from vala_research.diffusion.patching import is_temporal
 
 MOTION = "give the folder or hub id of an AnimateDiff MotionAdapter with safetensors weights."
@@ -39,7 +39,7 @@ def load_motion_unet(
     except (ValueError, RuntimeError) as error:
         raise InputError(
             "The motion modules were made for another UNet than this one "
-            f"({str(error).splitlines()[0]}): give motion modules of its class."
+            f"({reason_of(error)}): give motion modules of its class."
         ) from error
     share_weights(video.to(unet.device), unet)
     return video.train(unet.training)
