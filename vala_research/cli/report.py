@@ -30,8 +30,11 @@ def announce(
     n, (h, w), n_steps = len(clip), clip.frames.shape[-2:], call.num_inference_steps
     expected = pipe.estimate(
         n, h, w, num_inference_steps=n_steps, guidance_scale=guidance_scale,
-        inversion=call.inversion, injection=injection, fusion=fusion,
+        inversion=call.inversion, injection=injection, fusion=fusion, attention=call.attention,
     )  # fmt: skip
+    of_one_step = pipe.estimate(
+        n, h, w, num_inference_steps=1, guidance_scale=1, has_latents=True, attention=call.attention
+    ).n_evaluations
 
     # Warm up on one frame, then time one step. The work itself will warn about the prompt.
     pipe.set_progress_bar_config(disable=True)
@@ -41,7 +44,7 @@ def announce(
         pipe.invert(clip.frames[:1], call.source_prompt, **one_step)
         start = time.perf_counter()
         pipe.invert(clip, call.source_prompt, **one_step)
-    seconds = (time.perf_counter() - start) * expected.n_evaluations / n
+    seconds = (time.perf_counter() - start) * expected.n_evaluations / of_one_step
     pipe.set_progress_bar_config(leave=False)
 
     bound = "at most " if call.inversion in ("exact", "null_text") else ""

@@ -8,24 +8,32 @@ done once per layer, before the lookup. Add a policy with `POLICIES[name] = poli
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
-import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError, chosen_from
-from vala_research.diffusion.patching import chunks
-from vala_research.methods.anchors import Anchors, AnchorSettings, assign_anchors, select_keyframes
+from vala_research.methods.anchors import (
+    Anchors,
+    AnchorSettings,
+    assign_anchors,
+    covering_frames,
+    select_keyframes,
+)
 from vala_research.methods.compression import compression_weights
 
 Lookup = Callable[[slice], tuple[Tensor, Tensor]]
 Policy = Callable[[Tensor, Tensor, str], Lookup]  # (keys, values, layer name) -> lookup
+
+# A clip of more frames is edited in stretches. Its anchors are then pooled over CONTEXT frames,
+# which are chosen from at most MOST_CANDIDATES evenly spread ones.
+FRAMES_AT_ONCE, CONTEXT, MOST_CANDIDATES = 128, 32, 512
 
 
 def own(keys: Float[Tensor, "f n d"], values: Float[Tensor, "f n d"], layer: str) -> Lookup:
@@ -66,17 +74,39 @@ class AnchorAttention:
     anchors: found on latents of `grid` = height x width sites. Keys and values are compressed
     alike, once a layer: K pseudo-frames that all frames share, or K tokens. A single frame has
     nothing to share.
+    places: where the frames of `context` are among the frames that are called. None: the frames
+    are those of the clip.
     """
 
     anchors: Anchors
     grid: tuple[int, int]
+    places: tuple[int, ...] | None = None
     _weights: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def context(self) -> tuple[int, ...] | None:
+        """The frames over which the anchors of a long clip are pooled. None: over all frames."""
+        n_frames = len(self.anchors.responsibilities)
+        if n_frames <= FRAMES_AT_ONCE:
+            return None
+        step = math.ceil(n_frames / MOST_CANDIDATES)
+        candidates = self.anchors.of_frames(slice(None, None, step))
+        return tuple(step * frame for frame in covering_frames(candidates, CONTEXT))
+
+    def among(self, places: tuple[int, ...]) -> AnchorAttention:
+        """The same policy for some frames of the clip, among which `context` has these places."""
+        return replace(self, anchors=self._pooled, places=places)
+
+    @cached_property
+    def _pooled(self) -> Anchors:
+        """The anchors in the frames over which they are pooled."""
+        return self.anchors if self.context is None else self.anchors.of_frames(list(self.context))
 
     def __call__(
         self, keys: Float[Tensor, "f n d"], values: Float[Tensor, "f n d"], layer: str
     ) -> Lookup:
         n_frames, n = keys.shape[:2]
-        if n_frames != len(self.anchors.responsibilities):
+        if self.places is None and n_frames != len(self.anchors.responsibilities):
             raise InputError(
                 f"The anchors are those of {len(self.anchors.responsibilities)} frames and the "
                 f"clip has {n_frames}: find them on this clip."
@@ -84,10 +114,12 @@ class AnchorAttention:
         if n_frames == 1:
             return own(keys, values, layer)
         if n not in self._weights:
-            self._weights[n] = compression_weights(self.anchors, self.grid, n)
+            self._weights[n] = compression_weights(self._pooled, self.grid, n)
         weights = self._weights[n].to(keys)
+        places = self.context if self.places is None else self.places
+        pooled = (keys, values) if places is None else (keys[list(places)], values[list(places)])
         sums = "kfn,fnd->knd" if self.anchors.granularity == "site" else "kfn,fnd->kd"
-        return own_and(keys, values, *(torch.einsum(sums, weights, x) for x in (keys, values)))
+        return own_and(keys, values, *(torch.einsum(sums, weights, x) for x in pooled))
 
 
 @dataclass(frozen=True)
@@ -195,53 +227,3 @@ def policy_of_no_clip(keys: Tensor, values: Tensor, layer: str) -> Lookup:
         "The attention 'anchors' belongs to one clip: give AnchorAttention(anchors, grid), "
         "or leave it to VideoEditPipeline."
     )
-
-
-@dataclass
-class SelfAttention:
-    """Attention processor: queries of each frame, keys and values where the policy says.
-
-    Branches never mix, but for injection: then every branch takes its queries and keys from the
-    last one, the source, and keeps its own values. Queries go chunk by chunk; scores are never
-    materialised.
-    """
-
-    policy: Policy
-    layer: str
-    n_branches: int
-    frames_per_chunk: int
-    is_injected: bool = False
-
-    def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        x = rearrange(hidden_states, "(g f) n c -> g f n c", g=self.n_branches)
-        out = torch.empty_like(x)
-        for g, branch in enumerate(x):
-            layout = x[-1] if self.is_injected else branch
-            lookup = self.policy(attn.to_k(layout), attn.to_v(branch), self.layer)
-            for frames in chunks(len(branch), self.frames_per_chunk):
-                # Written through `out` itself: views of an iteration may not carry gradients.
-                out[g, frames] = attend(attn, attn.to_q(layout[frames]), *lookup(frames))
-        out = rearrange(out, "g f n c -> (g f) n c")
-        if attn.residual_connection:
-            out = out + hidden_states
-        return out / attn.rescale_output_factor
-
-
-def attend(
-    attn: Attention,
-    q: Float[Tensor, "f n d"],
-    k: Float[Tensor, "r m d"],
-    v: Float[Tensor, "r m d"],
-) -> Float[Tensor, "f n c"]:
-    """softmax(q k' / sqrt(d)) v, projected; keys that all frames share (r = 1) are not copied."""
-    n_frames = len(q)
-    if len(k) == 1:  # one long sequence of queries, rather than f copies of the keys
-        q = rearrange(q, "f n d -> 1 (f n) d")
-    q, k, v = (rearrange(x, "r n (head d) -> r head n d", head=attn.heads) for x in (q, k, v))
-    q = q if attn.norm_q is None else attn.norm_q(q)
-    k = k if attn.norm_k is None else attn.norm_k(k)
-    out = rearrange(F.scaled_dot_product_attention(q, k, v), "r head n d -> r n (head d)")
-    out = rearrange(out, "r (f n) d -> (r f) n d", f=n_frames // len(k))
-    return attn.to_out[1](attn.to_out[0](out))
-
-

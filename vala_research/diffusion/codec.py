@@ -20,8 +20,8 @@ from vala_research import InputError
 from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.patching import chunks
 
-# Pixels per call of the VAE: its decoder then needs about 2 GB (fp32), for any length of clip.
-PIXELS_PER_CHUNK = 2**20
+# Pixels per call of the VAE: its decoder then needs about 1 GB (fp32), for any length of clip.
+PIXELS_PER_CHUNK = 2**19
 # A tokenizer with fewer tokens knows a toy world only; unknown words then deserve a warning.
 SMALL_VOCABULARY = 4096
 MOST_GUIDANCE = 1000
@@ -62,7 +62,7 @@ def as_frames(video: Any) -> Float[Tensor, "f 3 h w"]:
             f"The video's pixels run from {low:.3g} to {high:.3g}: give finite values in [0, 1] "
             "(divide by 255), or uint8."
         )
-    return video.clamp(0, 1)
+    return video if 0 <= low and high <= 1 else video.clamp(0, 1)  # a long clip is not copied
 
 
 def _check_shape(video: Tensor) -> None:
@@ -134,18 +134,17 @@ def decode_latents(
     """
     z = z / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
     k, dtype = vae_factor(vae), vae.dtype
-    frames = torch.cat(
-        [
-            vae.decode(z[part].to(dtype), return_dict=False)[0].to(z.dtype)
-            for part in chunks_of(len(z), k * z.shape[-2], k * z.shape[-1], frames_per_chunk)
-        ]
-    )
-    if not torch.isfinite(frames).all():
-        raise FloatingPointError(
-            f"The VAE returned NaN or infinity when decoding in {dtype}: "
-            "run it in torch.float32 or torch.bfloat16."
-        )
-    return (frames / 2 + 0.5).clamp(0, 1)
+    height, width = k * z.shape[-2], k * z.shape[-1]
+    frames = z.new_empty(len(z), vae.config.out_channels, height, width)
+    for part in chunks_of(len(z), height, width, frames_per_chunk):
+        decoded = vae.decode(z[part].to(dtype), return_dict=False)[0].to(z.dtype)
+        if not torch.isfinite(decoded).all():
+            raise FloatingPointError(
+                f"The VAE returned NaN or infinity when decoding in {dtype}: "
+                "run it in torch.float32 or torch.bfloat16."
+            )
+        frames[part] = (decoded / 2 + 0.5).clamp(0, 1)
+    return frames
 
 
 def as_output(frames: Float[Tensor, "f c h w"], output_type: str) -> Any:

@@ -12,7 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vala_research import InputError
-from vala_research.diffusion.attention import Policy, SelfAttention, get_policy
+from vala_research.diffusion.attention import Policy, get_policy
+from vala_research.diffusion.attention_processor import SelfAttention
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.patching import Patch, decoder_self_attentions, is_self_attention
 

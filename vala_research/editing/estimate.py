@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from vala_research.diffusion import codec
+from vala_research.diffusion.attention import Attending
 from vala_research.diffusion.backbone import Backbone, vae_factor
 from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.diffusion.injection import Injection
@@ -14,6 +15,7 @@ from vala_research.diffusion.null_text import NullTextSettings
 from vala_research.diffusion.schedule import Schedule
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.parts import GUIDANCE_SCALE
+from vala_research.editing.stretches import frames_seen
 
 
 def peak_bytes(
@@ -25,10 +27,12 @@ def peak_bytes(
     n_branches: int,
     frames_per_chunk: int | None,
     unet_frames: int,
+    n_seen: int,
 ) -> int:
     """Peak memory: all weights, the trajectory, and the larger of the maps of UNet and VAE.
 
-    height, width: of the frames. unet_frames: frames per chunk of the UNet's inner work. The UNet
+    height, width: of the frames. unet_frames: frames per chunk of the UNet's inner work. n_seen:
+    frames that the UNet sees at once, see `stretches`. The UNet
     is widest in the last decoder block. There each branch of each frame holds the upsampled input,
     one skip per layer and one more, and six maps inside the transformer; a chunk holds its
     feed-forward layer, 16 maps. This is an estimate, not a bound: the cache of the allocator and
@@ -40,7 +44,7 @@ def peak_bytes(
     channels, layers = unet.config.block_out_channels, unet.config.layers_per_block
     wide = channels[0] * h * w  # one feature map of one frame at full latent resolution
     held = channels[min(1, len(channels) - 1)] / channels[0] + layers + 1 + 6
-    in_unet = n_branches * wide * (held * n_frames + 16 * unet_frames)
+    in_unet = n_branches * wide * (held * n_seen + 16 * unet_frames)
     part = codec.chunks_of(n_frames, height, width, frames_per_chunk)[0].stop
     in_vae = 5 * vae.config.block_out_channels[0] * height * width * part
     # Models that share their weights hold them once.
@@ -79,6 +83,7 @@ def estimate_edit(
     frames_per_chunk: int | None = None,
     has_latents: bool = False,
     fusion: Fusion | None = None,
+    attention: Attending = "anchors",
 ) -> Estimate:
     """What an edit by this pipeline costs, before it starts. The arguments are those of the edit.
 
@@ -89,11 +94,12 @@ def estimate_edit(
     n_branches = 1 if guidance_scale in (0, 1) else 2
     n_injected = max(Injection.of(injection).n_steps(n_steps))
     n_inverted = 0 if has_latents else n_steps * evaluations_per_step(inversion, guidance_scale)
-    n_evaluations = n_frames * (n_inverted + n_steps * n_branches + n_injected)
+    n_seen, n_at_once = frames_seen(attention, n_frames)
+    n_evaluations = n_seen * (n_inverted + n_steps * n_branches + n_injected)
 
     h, w = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
     n_branches += n_injected > 0
-    size = Backbone(pipe.unet, frames_per_chunk).chunk_size(n_frames, n_branches, h, w)
+    size = Backbone(pipe.unet, frames_per_chunk).chunk_size(n_at_once, n_branches, h, w)
     networks = dict(vae=pipe.vae, text_encoder=pipe.text_encoder, unet=pipe.unet)
     networks |= pipe.adapter_networks
     if fusion is not None:
@@ -102,7 +108,7 @@ def estimate_edit(
         networks |= {f"unet of source {i}": unet for i, unet in enumerate(own)}
     needed = peak_bytes(
         networks, n_frames, height, width, n_steps, n_branches, frames_per_chunk,
-        unet_frames=size,
+        unet_frames=size, n_seen=n_at_once,
     )  # fmt: skip
     return Estimate(n_evaluations, needed, size)
 

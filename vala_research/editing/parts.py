@@ -69,7 +69,9 @@ class EditParts:
         z_0 = self._clean_latents(clip, streams, frames_per_chunk)
         clip = replace(clip, frames=None)  # encoded: nothing below needs the pictures
         stream.attention = clip_attention(stream.attention, clip, z_0, generator)
-        inverted = stream.invert(z_0, get_inversion(inversion), progress=self.progress_bar)
+        inverted = stream.invert(
+            z_0, get_inversion(inversion), return_inversion, self.progress_bar
+        )
         self.maybe_free_model_hooks()
         return inverted if return_inversion else inverted.latents
 

@@ -20,6 +20,8 @@ from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.patching import chunks
 from vala_research.diffusion.schedule import Schedule
 
+Frames = slice | list[int]  # which frames of a clip
+
 
 @dataclass
 class Source:
@@ -169,18 +171,21 @@ class SourceBackbone(Backbone):
         """Frames per chunk of the window that the network sees."""
         return super().frames_seen(x[:, self.windows[0]] if self.windows else x)
 
-    def __call__(self, z, t, text, patches=(), added=None) -> Float[Tensor, "g f c h w"]:
+    def __call__(
+        self, z, t, text, patches=(), added=None, frames: Frames = slice(None)
+    ) -> Float[Tensor, "g f c h w"]:
+        """As `Backbone`. frames: which frames of the clip z holds; all, where there are windows."""
         t, device = self.timesteps.get(t, t), self.device or z.device
         x, text = z.to(device), text.to(device)
         if not self.windows:
-            return self._adapted(x, t, text, patches, added, slice(None)).to(z.device)
+            return self._adapted(x, t, text, patches, added, frames).to(z.device)
         mean = torch.zeros_like(x)
         for frames, share in zip(self.windows, self.shares.to(x), strict=True):
             seen = self._adapted(x[:, frames], t, text, patches, added, frames)
             mean[:, frames] += share[frames, None, None, None] * seen
         return mean.to(z.device)
 
-    def _adapted(self, x, t, text, patches, added, frames: slice) -> Tensor:
+    def _adapted(self, x, t, text, patches, added, frames: Frames) -> Tensor:
         """The prediction for frames that the network sees together, with its adapter on or off."""
         residuals = None
         if self.controlnet is not None:
@@ -192,5 +197,6 @@ class SourceBackbone(Backbone):
         if a.holds(t, a.token_interval):
             vision = None if a.vision is None else a.vision.to(text.device)
             text = a.adapter.condition(text, vision)
+            text = text if text.shape[1] == 1 else text[:, frames]
         with a.adapter.active(a.holds(t, a.interval), a.scale):
             return super().__call__(x, t, text, patches, added, residuals)

@@ -10,14 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research.adapter.activation import Activation, activate
-from vala_research.diffusion.attention import (
-    Attending,
-    get_policy,
-)
+from vala_research.diffusion.attention import Attending, get_policy
 from vala_research.diffusion.bilateral_inversion import inversion_patches
 from vala_research.diffusion.codec import check_guidance, encode_prompts
 from vala_research.diffusion.fixed_point import ExactSettings
-from vala_research.diffusion.injection import Injection, attention_patches
+from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import Inversion, InversionSettings, invert
 from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
 from vala_research.diffusion.patching import Patch
@@ -31,6 +28,7 @@ from vala_research.editing.source import (
     resolved,
     windows_of,
 )
+from vala_research.editing.stretches import predicted
 
 
 @dataclass
@@ -70,17 +68,16 @@ class Stream:
 
     def _steps(self, i: int, step: Step) -> tuple[Tensor, Tensor]:
         """Branches g: negative and prompt (one of them at guidance 0 or 1), then the source."""
-        z, source, schedule, backbone = self.z, self.source, self.schedule, self.backbone
+        z, source, schedule = self.z, self.source, self.schedule
         n_attention, n_feature = self.injection.n_steps(len(schedule))
         is_injecting = i < max(n_attention, n_feature)
         edits = {0: [0], 1: [1]}.get(self.guidance_scale, [0, 1])
         branches = [*edits, 2] if is_injecting else edits
         x = torch.stack([source if g == 2 else z for g in branches])  # g f c h w
-        patches = attention_patches(
-            backbone.unet, self.attention, len(x), backbone.frames_seen(x),
+        prediction = predicted(
+            self.backbone, self.attention, x, step.t, self.text[branches],
             injects_attention=i < n_attention, injects_feature=i < n_feature,
         )  # fmt: skip
-        prediction = backbone(x, step.t, self.text[branches], patches)
         guided = prediction[0]
         if len(edits) == 2:
             guided = guided + self.guidance_scale * (prediction[1] - guided)
@@ -93,9 +90,7 @@ class Stream:
         more: tuple[Patch, ...] = (),
     ) -> Float[Tensor, "f c h w"]:  # fmt: skip
         """The network's prediction of one branch."""
-        unet, x = self.backbone.unet, z[None]
-        patches = attention_patches(unet, self.attention, 1, self.backbone.frames_seen(x))
-        return self.backbone(x, t, text[None], [*patches, *more])[0]
+        return predicted(self.backbone, self.attention, z[None], t, text[None], more)[0]
 
     def invert(
         self,

@@ -93,6 +93,11 @@ class Anchors:
         """Number of tokens of each frame that each anchor explains."""
         return self.responsibilities.sum(1)
 
+    def of_frames(self, frames: slice | list[int]) -> "Anchors":
+        """The same anchors in some frames of the clip, without key frames."""
+        r, m = self.responsibilities[frames], self.summaries[frames]
+        return replace(self, responsibilities=r, summaries=m, keyframes=[])
+
     @property
     def n_effective(self) -> int:
         """Number of anchors that explain at least half a token and a thousandth of the clip."""

@@ -1,0 +1,62 @@
+"""Self-attention by a policy, as a processor of diffusers' Attention."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research.diffusion.attention import Policy
+from vala_research.diffusion.patching import chunks
+
+
+@dataclass
+class SelfAttention:
+    """Attention processor: queries of each frame, keys and values where the policy says.
+
+    Branches never mix, but for injection: then every branch takes its queries and keys from the
+    last one, the source, and keeps its own values. Queries go chunk by chunk; scores are never
+    materialised.
+    """
+
+    policy: Policy
+    layer: str
+    n_branches: int
+    frames_per_chunk: int
+    is_injected: bool = False
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        x = rearrange(hidden_states, "(g f) n c -> g f n c", g=self.n_branches)
+        out = torch.empty_like(x)
+        for g, branch in enumerate(x):
+            layout = x[-1] if self.is_injected else branch
+            lookup = self.policy(attn.to_k(layout), attn.to_v(branch), self.layer)
+            for frames in chunks(len(branch), self.frames_per_chunk):
+                # Written through `out` itself: views of an iteration may not carry gradients.
+                out[g, frames] = attend(attn, attn.to_q(layout[frames]), *lookup(frames))
+        out = rearrange(out, "g f n c -> (g f) n c")
+        if attn.residual_connection:
+            out = out + hidden_states
+        return out / attn.rescale_output_factor
+
+
+def attend(
+    attn: Attention,
+    q: Float[Tensor, "f n d"],
+    k: Float[Tensor, "r m d"],
+    v: Float[Tensor, "r m d"],
+) -> Float[Tensor, "f n c"]:
+    """softmax(q k' / sqrt(d)) v, projected; keys that all frames share (r = 1) are not copied."""
+    n_frames = len(q)
+    if len(k) == 1:  # one long sequence of queries, rather than f copies of the keys
+        q = rearrange(q, "f n d -> 1 (f n) d")
+    q, k, v = (rearrange(x, "r n (head d) -> r head n d", head=attn.heads) for x in (q, k, v))
+    q = q if attn.norm_q is None else attn.norm_q(q)
+    k = k if attn.norm_k is None else attn.norm_k(k)
+    out = rearrange(F.scaled_dot_product_attention(q, k, v), "r head n d -> r n (head d)")
+    out = rearrange(out, "r (f n) d -> (r f) n d", f=n_frames // len(k))
+    return attn.to_out[1](attn.to_out[0](out))

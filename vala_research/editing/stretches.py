@@ -1,0 +1,138 @@
+"""Stretches: a long clip goes through the network part by part, so that memory does not grow.
+
+A stretch is some frames of the clip together with the context, which all frames attend to. A frame
+of the context attends to the context too, so it is the same in every stretch. The policies `own`,
+`first` and `KeyframeAttention` give the same result as all frames at once. `AnchorAttention` pools
+its anchors over the context alone once a clip is longer than FRAMES_AT_ONCE. Other policies need
+all frames at once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research.diffusion.attention import (
+    CONTEXT,
+    FRAMES_AT_ONCE,
+    AnchorAttention,
+    Attending,
+    KeyframeAttention,
+    Keyframes,
+    Policy,
+    first,
+    get_policy,
+    own,
+)
+from vala_research.diffusion.backbone import VIDEO_UNETS
+from vala_research.diffusion.injection import attention_patches
+from vala_research.diffusion.patching import Patch, chunks
+from vala_research.editing.source import SourceBackbone
+from vala_research.methods.anchors import Anchors, AnchorSettings
+
+
+def predicted(
+    backbone: SourceBackbone,
+    attention: Attending,
+    x: Float[Tensor, "g f c h w"],
+    t: int,
+    text: Float[Tensor, "g n d"],
+    more: tuple[Patch, ...] = (),
+    **injects: bool,
+) -> Float[Tensor, "g f c h w"]:
+    """The prediction of a network for a clip, stretch by stretch where the clip is long.
+
+    more: patches beside those of the attention. injects: as in `attention_patches`.
+    """
+    # Windows are short anyway. A video model or a filter along frames looks at neighbours.
+    looks_along_frames = more or backbone.windows or isinstance(backbone.unet, VIDEO_UNETS)
+    parts = whole if looks_along_frames else stretches
+    kept = []
+    for part in parts(attention, x.shape[1]):
+        seen = x[:, part.seen]
+        patches = attention_patches(
+            backbone.unet, part.policy, len(x), backbone.frames_seen(seen), **injects
+        )
+        kept.append(backbone(seen, t, text, [*patches, *more], frames=part.seen)[:, part.kept])
+    return torch.cat(kept, dim=1)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some frames of a clip with the context that they attend to.
+
+    seen: the frames of the clip that the network sees, in order. kept: which of these are the
+    stretch's own. policy: the attention among the seen frames.
+    """
+
+    seen: slice | list[int]
+    kept: slice | list[int]
+    policy: Policy
+
+
+def whole(attention: Attending, n_frames: int) -> list[Stretch]:
+    """One stretch: the clip."""
+    return [Stretch(slice(None), slice(None), get_policy(attention))]
+
+
+def stretches(attention: Attending, n_frames: int) -> Iterator[Stretch]:
+    """The stretches of a clip; one where the clip is short or the policy needs all frames."""
+    policy = get_policy(attention)
+    context = context_of(policy)
+    if context is None or n_frames <= FRAMES_AT_ONCE:
+        yield from whole(attention, n_frames)
+        return
+
+    for part in chunks(n_frames, n_fresh(len(context))):
+        fresh = range(part.start, part.stop)
+        seen = sorted({*context, *fresh})
+        place = {frame: i for i, frame in enumerate(seen)}
+        chosen = tuple(place[frame] for frame in context)
+        yield Stretch(seen, [place[frame] for frame in fresh], among(policy, chosen))
+
+
+def n_fresh(n_context: int) -> int:
+    """New frames per stretch: FRAMES_AT_ONCE with the context, but at least half of these."""
+    return max(1, FRAMES_AT_ONCE // 2, FRAMES_AT_ONCE - n_context)
+
+
+def frames_seen(attention: Attending, n_frames: int) -> tuple[int, int]:
+    """Count the frames that the network sees: in all stretches of a clip, and at once.
+
+    attention: a policy, or what becomes one once the clip is known.
+    """
+    of_anchors = AnchorSettings | Anchors | AnchorAttention
+    n_context = {"own": 0, "first": 1}.get(attention) if isinstance(attention, str) else None
+    if attention == "anchors" or isinstance(attention, of_anchors):
+        n_context = CONTEXT
+    elif isinstance(attention, Keyframes):
+        n_context = min(attention.n, n_frames)
+    elif isinstance(attention, KeyframeAttention):
+        n_context = len(attention.keyframes)
+    if n_context is None or n_frames <= FRAMES_AT_ONCE:
+        return n_frames, n_frames
+
+    # Each frame of the context is new in one stretch and repeated in all others.
+    size = n_fresh(n_context)
+    n_stretches = len(chunks(n_frames, size))
+    return n_frames + n_context * (n_stretches - 1), size + n_context
+
+
+def context_of(policy: Policy) -> tuple[int, ...] | None:
+    """The frames to which every frame attends besides itself; None where they are not so few."""
+    if policy is own:
+        return ()
+    if policy is first:
+        return (0,)
+    if isinstance(policy, KeyframeAttention):
+        return tuple(dict.fromkeys(policy.keyframes))
+    return policy.context if isinstance(policy, AnchorAttention) else None
+
+
+def among(policy: Policy, places: tuple[int, ...]) -> Policy:
+    """The policy for frames among which the context is at these places."""
+    if isinstance(policy, KeyframeAttention):
+        return KeyframeAttention(places)
+    return policy.among(places) if isinstance(policy, AnchorAttention) else policy
