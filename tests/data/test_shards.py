@@ -156,6 +156,25 @@ def test_batches_and_their_rest_do_not_depend_on_workers(tmp_path, converted):
     assert batches(2, 2)[:2] == alone[2:]
 
 
+def test_batches_do_not_depend_on_workers_where_a_picture_is_damaged(tmp_path, converted):
+    converted(tmp_path / "shards", piece=4, clips_per_shard=1)
+    for number, piece in ((0, "000000-0001"), (2, "000002-0000")):
+        damaged = {f"{piece}.{k:04d}.png": b"x" for k in range(4)}
+        rewritten(tmp_path / f"shards/shard-{number:05d}.tar", lambda m, d=damaged: m | d)
+
+    def batches(n_workers, start, size):
+        groups = ShardGroups(tmp_path / "shards", n_passes=None)
+        given = numbered_batches(groups, range(start, 9), size, n_workers)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [[(s["name"], s["start"], s["caption"]) for s in next(given)[1]] for _ in "1234"]
+
+    for size in (1, 2, 4):
+        alone = batches(0, 0, size)
+        assert all(batches(n, 0, size) == alone for n in (2, 3))
+        assert batches(3, 2, size)[:2] == batches(0, 2, size)[:2] == alone[2:]
+
+
 def test_open_groups_takes_a_data_set_or_its_shards(tmp_path, data):
     convert(data, tmp_path / "shards", split="train")
     assert len(open_groups(data, split="train", n_samples=5)) == 5
