@@ -242,6 +242,45 @@ def test_another_conversion_or_other_files_are_left_alone(tmp_path, data):
         convert(data, tmp_path / "shards")
 
 
+def test_a_conversion_of_changed_clips_does_not_go_on(tmp_path, data):
+    settings = ShardSettings(clips_per_shard=1)
+    convert(data, tmp_path / "shards", settings)
+    (tmp_path / "shards/shard-00002.tar").unlink()
+    sprite_clip(data / "TrainValVideo/video0.mp4", 9)
+    before = files(tmp_path / "shards")
+    with pytest.raises(InputError, match="shards of other clips or settings"):
+        convert(data, tmp_path / "shards", settings)
+    assert files(tmp_path / "shards") == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m | {ABOUT: m[ABOUT].replace(b"caption 7 of", b"caption 7 if")},
+        lambda m: m | {THIRD: picture_of_size(m[THIRD])},
+        lambda m: dict(reversed(m.items())),
+    ],
+    ids=["caption", "picture", "order"],
+)
+def test_a_change_in_the_middle_of_a_shard_makes_another_data_set(tmp_path, converted, change):
+    """Neither the size of the file nor its ends change."""
+    converted(tmp_path / "shards", size=128)
+    shard, groups = tmp_path / "shards/shard-00000.tar", ShardGroups(tmp_path / "shards")
+    rewritten(shard, lambda m: m)
+    before, size = groups.identity(), shard.stat().st_size
+    assert json.loads(json.dumps(before)) == before == groups.identity()
+    rewritten(shard, change)
+    assert shard.stat().st_size == size and groups.identity() != before
+    assert ShardGroups(tmp_path / "shards", buffer=2).identity() != groups.identity()
+
+
+def picture_of_size(content: bytes) -> bytes:
+    """A PNG of another colour and as many bytes: what follows its end is not read."""
+    out = BytesIO()
+    Image.new("RGB", (128, 128), "red").save(out, "PNG")
+    return out.getvalue() + bytes(len(content) - len(out.getvalue()))
+
+
 def shards_of_a_user(folder):
     """Another program's shards have our names."""
     folder.mkdir()

@@ -55,7 +55,7 @@ def read_captions(folder: Path, clips: dict[str, Path | None]) -> dict[str, tupl
             rows |= _by_clip(((above / n, texts) for n, texts in read(path)), known)
     else:
         rows = {name: texts for name, path in clips.items() if (texts := _beside(path)) is not None}
-        if not rows:
+        if clips and not rows:
             _warn_of_names(folder)
             rows = {n: [n.rpartition("/")[2].replace("_", " ").replace("-", " ")] for n in clips}
     return {name: tidied(rows.get(name, [])) for name in {**clips, **rows}}

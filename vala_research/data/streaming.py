@@ -103,7 +103,7 @@ class ShardGroups(IterableDataset):
     def identity(self) -> dict[str, Any]:
         """What a later training must share: shards and sampling, in plain values."""
         shards = [(n, shard_path(self.folder, i)) for i, n in enumerate(self.n_pieces)]
-        return samples_identity(self.sampling, self.size, shards)
+        return samples_identity(self.sampling, self.size, shards) | {"buffer": self.buffer}
 
     def summary(self) -> str:
         """Say in one line how many clips are used, and which clips and pieces are skipped."""
