@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from vala_research.data.tonemap import HLG, PQ, Brightness, peak_of, tone_mapped
+from vala_research.data.chroma import is_halved, rgb_codes
+from vala_research.data.tonemap import HLG, PQ, Brightness, peaks_of, tone_mapped
 
 LIMITED, UNTAGGED, BT2020 = 1, 2, 9  # a colour range; two matrices (ITU-T H.273)
 HD_LINES = 720  # from here on, an untagged picture is BT.709
@@ -55,14 +56,25 @@ def is_hdr(frame) -> bool:
     return frame.color_trc in (PQ, HLG)
 
 
-def peak_light(frame) -> float:
-    """Return the brightest light of a frame of high dynamic range, in nits."""
+def peak_light(frame) -> tuple[float, float]:
+    """Return the brightest light of a frame of high dynamic range, see `peaks_of`."""
+    if _is_guided(frame):
+        step = 1 + frame.width // 1280
+        return peaks_of(rgb_codes(frame, is_small=True)[::step, ::step], frame.color_trc)
     width = min(frame.width, 320)
     height = max(1, frame.height * width // frame.width)
-    return peak_of(_codes(frame, {"width": width, "height": height}), frame.color_trc)
+    return peaks_of(_codes(frame, {"width": width, "height": height}), frame.color_trc)
+
+
+def _is_guided(frame) -> bool:
+    """Tell whether `rgb_codes` takes a frame."""
+    return frame.colorspace in (UNTAGGED, BT2020) and is_halved(frame)
 
 
 def _codes(frame, options: dict) -> np.ndarray:
+    """Return a frame as 16-bit RGB codes, h w 3."""
+    if not options and _is_guided(frame):
+        return rgb_codes(frame)
     if frame.colorspace == UNTAGGED and not frame.format.is_rgb:
         options = options | {"src_colorspace": BT2020}
     return frame.reformat(format="rgb48le", **options).to_ndarray()

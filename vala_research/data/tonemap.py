@@ -28,9 +28,15 @@ class Brightness:
     white: float
 
     @classmethod
-    def of(cls, peak: float) -> "Brightness":
-        """Take the lower white for a clip that does not exceed it, within 5%."""
-        return cls(peak, WHITES[0] if peak <= 1.05 * WHITES[0] else WHITES[1])
+    def of(cls, grey: float, peak: float) -> "Brightness":
+        """Guess the white: the lower one for a clip that does not exceed it.
+
+        grey, peak: see `peaks_of`. Greys may exceed white by 5%, other colours by 10%: at their
+        edges, halved chroma makes light that the picture did not have.
+        """
+        is_low = grey <= 1.05 * WHITES[0] and peak <= 1.1 * WHITES[0]
+        white = WHITES[0] if is_low else WHITES[1]
+        return cls(peak if grey > 1.05 * white else white, white)
 
 
 @cache
@@ -54,9 +60,15 @@ def light(codes: np.ndarray, transfer: int) -> np.ndarray:
     return HLG_PEAK * linear * (linear @ LUMA_2020)[..., None] ** 0.2
 
 
-def peak_of(codes: np.ndarray, transfer: int) -> float:
-    """Return the brightest light of a picture in nits, without its few brightest pixels."""
-    return float(np.percentile(light(codes, transfer).max(-1), 99.5))
+def peaks_of(codes: np.ndarray, transfer: int) -> tuple[float, float]:
+    """Return the brightest light of a picture in nits, without its few brightest pixels.
+
+    That of its luma, as if all were grey, and that of its channels.
+    """
+    luma = np.repeat((codes @ LUMA_2020).round().astype(np.uint16)[..., None], 3, -1)
+    lights = (light(c, transfer).max(-1) for c in (luma, codes))
+    grey, peak = (float(np.percentile(nits, 99.5)) for nits in lights)
+    return grey, peak
 
 
 def tone_mapped(codes: np.ndarray, transfer: int, brightness: Brightness) -> np.ndarray:
@@ -65,7 +77,7 @@ def tone_mapped(codes: np.ndarray, transfer: int, brightness: Brightness) -> np.
 
     # Compress light above the knee by an extended Reinhard curve, which keeps the colour.
     headroom = (brightness.peak / brightness.white - KNEE) / (1 - KNEE)
-    if brightness.peak > 1.05 * brightness.white:
+    if brightness.peak > brightness.white:
         brightest = linear.max(-1, keepdims=True)
         excess = np.maximum(brightest - KNEE, 0) / (1 - KNEE)
         mapped = KNEE + (1 - KNEE) * excess * (1 + excess / headroom**2) / (1 + excess)
