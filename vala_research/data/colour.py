@@ -7,9 +7,18 @@ from typing import Any
 import numpy as np
 
 from vala_research.data.chroma import is_halved, rgb_codes
-from vala_research.data.tonemap import HLG, PQ, Brightness, peaks_of, tone_mapped
+from vala_research.data.tonemap import (
+    BT2020,
+    HLG,
+    PQ,
+    TO_709,
+    Brightness,
+    narrowed,
+    peaks_of,
+    tone_mapped,
+)
 
-LIMITED, UNTAGGED, BT2020 = 1, 2, 9  # a colour range; two matrices (ITU-T H.273)
+LIMITED, UNTAGGED = 1, 2  # a colour range, a matrix (ITU-T H.273)
 HD_LINES = 720  # from here on, an untagged picture is BT.709
 LIMITED_WHEN_UNTAGGED = {"h264", "hevc"}  # their standards say so
 
@@ -83,7 +92,8 @@ def _codes(frame, options: dict) -> np.ndarray:
 def as_shown(frame, codec: str, aspect: Fraction, brightness: Brightness | None) -> np.ndarray:
     """Convert a frame to bytes, h w 3.
 
-    Alpha goes on white. Grey of limited range is stretched. High dynamic range is tone-mapped.
+    Alpha goes on white. Grey of limited range is stretched. High dynamic range is tone-mapped, and
+    the colours of a wide gamut are converted.
 
     codec: name of the codec; some say what an untagged picture means.
     aspect: width of a pixel divided by its height; the picture is resampled to square pixels.
@@ -98,6 +108,8 @@ def as_shown(frame, codec: str, aspect: Fraction, brightness: Brightness | None)
     is_rgb = frame.format.is_rgb or "pal" in frame.format.name
     if frame.colorspace == UNTAGGED and frame.height >= HD_LINES and not is_rgb:
         options["src_colorspace"] = "ITU709"
+    if frame.colorspace == UNTAGGED and frame.color_primaries == BT2020 and not is_rgb:
+        options["src_colorspace"] = BT2020
     if frame.format.name.startswith("gray") and "f" not in frame.format.name:
         picture = _grey(frame, codec, options)
     elif "pal" in frame.format.name or any(c.is_alpha for c in frame.format.components):
@@ -106,6 +118,8 @@ def as_shown(frame, codec: str, aspect: Fraction, brightness: Brightness | None)
         picture = (rgba[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     else:
         picture = frame.to_ndarray(format="rgb24", **options)
+    if frame.color_primaries in TO_709:
+        picture = narrowed(picture, frame.color_primaries)
     return _upright(picture, frame)
 
 
