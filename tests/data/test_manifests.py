@@ -128,6 +128,10 @@ def test_nested_json_holds_captions(tmp_path, table):
     (two_clips(tmp_path) / "captions.json").write_text(json.dumps(table))
     captions = {e.name: e.captions for e in read_manifest(tmp_path)}
     assert captions == {"v0": ("a dog",), "videos/v1": ("a cat",)}
+    (tmp_path / "captions.json").unlink()
+    lines = table if isinstance(table, list) else [{k: v} for k, v in table.items()]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert {e.name: e.captions for e in read_manifest(tmp_path)} == captions
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ VIDEOS = {  # suffixes of the containers that `read_clip` opens
 
 METADATA_COLUMNS = ("file_name", *(c for c in CLIP_COLUMNS if c != "file_name"))
 TABLES = {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt"}  # may hold captions
+JSON = ("captions.json", "captions.jsonl")
 PROMPTS, CLIPS = ("prompts", "prompt", "captions", "caption"), ("videos", "video")
 
 
@@ -37,7 +38,7 @@ def read_captions(folder: Path, clips: dict[str, Path | None]) -> dict[str, tupl
 
     The first of these sources that exists is used:
 
-    1. `captions.csv` or `captions.json` in the folder,
+    1. `captions.csv`, `captions.json` or `captions.jsonl` in the folder,
     2. `metadata.csv` or `metadata.jsonl` (Hugging Face VideoFolder) in the folder or below,
     3. `prompts.txt` beside `videos.txt`, line by line, in the folder or below,
     4. `NAME.txt` or `NAME.json` beside each clip,
@@ -45,7 +46,7 @@ def read_captions(folder: Path, clips: dict[str, Path | None]) -> dict[str, tupl
     """
     if (path := folder / "captions.csv").is_file():
         rows = _by_clip(_csv_rows(path, CLIP_COLUMNS), _finder(clips))
-    elif (path := folder / "captions.json").is_file():
+    elif path := next(filter(Path.is_file, (folder / name for name in JSON)), None):
         rows = _by_clip(_json_rows(path, clips), _finder(clips))
     elif below := _tables_below(folder):
         rows = {}
@@ -114,9 +115,9 @@ def _metadata_lines(path: Path) -> Rows:
 
 
 def _json_rows(path: Path, clips: dict) -> Rows:
-    known = _finder(clips)
+    known, read = _finder(clips), read_json if path.suffix == ".json" else read_json_lines
     try:
-        rows = list(nested_rows(read_json(path), lambda key: known(key) in clips))
+        rows = list(nested_rows(read(path), lambda key: known(key) in clips))
     except RecursionError as error:
         raise InputError(f"{path} is not readable JSON (it is nested too deep).") from error
     if not rows:

@@ -44,7 +44,7 @@ def read_manifest(
     * davis: `JPEGImages/480p/NAME/*.jpg` (480p absent: another resolution), splits from
       `ImageSets/2017/*.txt` or `ImageSets/480p/*.txt`, captions as in a plain folder.
     * folder: video files and folders of pictures at any depth; captions from `captions.csv`
-      (columns file | video | name, and caption | text; a row per caption), else `captions.json`
+      (columns file | video | name, and caption | text; a row per caption), else `captions.json[l]`
       ({name: caption or list of captions}, a list of rows with such keys, or groups of either),
       else `metadata.csv` or `metadata.jsonl` (VideoFolder: file_name, and caption | text), else
       `prompts.txt` beside `videos.txt` (line by line), else `NAME.txt` (a caption per line) or
