@@ -12,13 +12,17 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 def fit_to_size(
     frames: Float[Tensor, "f c h w"], size: tuple[int, int]
 ) -> Float[Tensor, "f c height width"]:
-    """Scale until `size` is covered (antialiased bicubic), then crop at the centre."""
+    """Scale until `size` is covered (antialiased bicubic), then crop at the centre.
+
+    The longer side is rounded down, as CLIP's preprocessing does (torchvision, transformers).
+    """
     h, w = frames.shape[-2:]
     if size == (h, w):
         return frames
 
-    scale = max(size[0] / h, size[1] / w)
-    cover = (max(size[0], round(h * scale)), max(size[1], round(w * scale)))
+    # One side is met, the other one is covered.
+    meets_height = size[0] * w >= size[1] * h
+    cover = (size[0], size[0] * w // h) if meets_height else (size[1] * h // w, size[1])
     frames = F.interpolate(frames, cover, mode="bicubic", antialias=True).clamp(0, 1)
 
     top, left = (cover[0] - size[0]) // 2, (cover[1] - size[1]) // 2

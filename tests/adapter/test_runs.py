@@ -128,6 +128,10 @@ def test_the_identity_of_data_is_what_decides_the_samples(entries):
     first = sorted(entries[2].path.iterdir())[0]
     first.write_bytes(sorted(entries[2].path.iterdir())[1].read_bytes())
     others.append(of())
+    middle = sorted(entries[2].path.iterdir())[3]
+    content = middle.read_bytes()
+    middle.write_bytes(content[:400] + bytes([content[400] ^ 1]) + content[401:])
+    others.append(of())
     sprite_clip(entries[0].path, seed=7)
     others.append(of())
     assert len({json.dumps(x) for x in others}) == len(others)

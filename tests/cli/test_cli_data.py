@@ -46,6 +46,15 @@ def test_what_was_left_out_is_said_and_strictly_refused(tmp_path, data):
     refused(tmp_path, "shards", data, "-o", tmp_path / "strict", "--strict", naming="video1.mp4")
 
 
+def test_names_that_serve_as_captions_are_told(tmp_path):
+    sprite_clip(tmp_path / "data/v0.mp4")
+    told = "the names of the clips serve as captions"
+    status, _, err = vala("shards", tmp_path / "data", "-o", tmp_path / "shards")
+    assert status == 0 and len(err) == 1 and err[0].startswith("warning: ") and told in err[0]
+    _, _, err = vala("train", tmp_path / "data", "-o", tmp_path / "out", "--frames", 99)
+    assert told in err[0] and "a group spans 99" in err[1]
+
+
 @pytest.mark.parametrize(
     "options, naming",
     [
@@ -75,6 +84,7 @@ def test_bad_folders(tmp_path, data):
 def test_killed_at_any_moment_and_repeated_it_gives_the_same_bytes(tmp_path):
     for k in range(24):
         sprite_clip(tmp_path / f"data/clip{k:02d}.mp4", k)
+        (tmp_path / f"data/clip{k:02d}.txt").write_text("a caption")
     options = ["--clips-per-shard", "3", "--size", "48"]
     assert vala("shards", tmp_path / "data", "-o", tmp_path / "whole", *options)[0] == 0
     # A fork server imports once what each of the processes would import again.

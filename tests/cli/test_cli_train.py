@@ -44,7 +44,8 @@ def clips(tmp_path):
     """Two clips with captions, and one that is no video."""
     folder = tmp_path / "clips"
     for name, seed in (("a red circle moves", 0), ("a blue square", 1)):
-        sprite_clip(folder / f"{name.replace(' ', '_')}.mp4", seed)
+        path = sprite_clip(folder / f"{name.replace(' ', '_')}.mp4", seed)
+        path.with_suffix(".txt").write_text(name)
     (folder / "broken.mp4").write_bytes(b"no video")
     return folder
 

@@ -5,7 +5,6 @@ About 3 s of processor time.
 
 import os
 import shutil
-import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -154,6 +153,8 @@ def test_members_of_msrvtt_that_are_none_are_counted(tmp_path):
     [
         ("metadata.csv", "file_name,text\na.mp4,a dog\n"),
         ("metadata.jsonl", '{"file_name": "a.mp4", "text": "a dog"}\n\n'),
+        ("metadata.csv", "video_file_name,label,prompt\n.\\a.mp4,3,a dog\n"),
+        ("metadata.jsonl", '\ufeff{"file_name": "a.mp4", "text": null, "caption": ["a dog"]}'),
         ("train/metadata.csv", "file_name,caption\n../a.mp4,no\nb.mp4,a cat\n"),
     ],
 )
@@ -166,11 +167,13 @@ def test_tables_of_a_video_folder_hold_the_captions(tmp_path, name, text):
     assert captions.items() >= expected.items()
 
 
-def test_names_that_serve_as_captions_beside_a_table_are_told(tmp_path):
+@pytest.mark.parametrize("unread", ["labels.csv", "metadata.parquet", "deep/list.json", "a.srt"])
+def test_names_that_serve_as_captions_are_told(tmp_path, unread):
     frames_folder(tmp_path / "a")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        read_manifest(tmp_path)
-    (tmp_path / "labels.csv").write_text("clip;label\n")
-    with pytest.warns(UserWarning, match="names of the clips serve as captions, labels.csv"):
+    told = "names of the clips serve as captions"
+    with pytest.warns(UserWarning, match=f"{told}; give captions.csv"):
+        assert read_manifest(tmp_path)[0].captions == ("a",)
+    (tmp_path / unread).parent.mkdir(exist_ok=True)
+    (tmp_path / unread).write_text("clip;label\n")
+    with pytest.warns(UserWarning, match=told if ".srt" in unread else f"{told}, {unread} is not"):
         assert read_manifest(tmp_path)[0].captions == ("a",)

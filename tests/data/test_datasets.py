@@ -171,6 +171,7 @@ def test_damage_found_while_reading_is_told_even_from_another_process(tmp_path):
     for k, name in enumerate("abc"):
         sprite_clip(tmp_path / f"{name}.mp4", k)
     blank_payload(tmp_path / "b.mp4")
+    (tmp_path / "captions.json").write_text('{"a": "one", "b": "two", "c": "three"}')
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is known yet
         data = groups(tmp_path, strict=False, n_samples=6)

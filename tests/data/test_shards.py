@@ -156,6 +156,25 @@ def test_batches_and_their_rest_do_not_depend_on_workers(tmp_path, converted):
     assert batches(2, 2)[:2] == alone[2:]
 
 
+def test_batches_do_not_depend_on_workers_where_a_picture_is_damaged(tmp_path, converted):
+    converted(tmp_path / "shards", piece=4, clips_per_shard=1)
+    for number, piece in ((0, "000000-0001"), (2, "000002-0000")):
+        damaged = {f"{piece}.{k:04d}.png": b"x" for k in range(4)}
+        rewritten(tmp_path / f"shards/shard-{number:05d}.tar", lambda m, d=damaged: m | d)
+
+    def batches(n_workers, start, size):
+        groups = ShardGroups(tmp_path / "shards", n_passes=None)
+        given = numbered_batches(groups, range(start, 9), size, n_workers)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [[(s["name"], s["start"], s["caption"]) for s in next(given)[1]] for _ in "1234"]
+
+    for size in (1, 4):
+        alone = batches(0, 0, size)
+        assert batches(2, 0, size) == alone
+        assert batches(3, 2, size)[:2] == batches(0, 2, size)[:2] == alone[2:]
+
+
 def test_open_groups_takes_a_data_set_or_its_shards(tmp_path, data):
     convert(data, tmp_path / "shards", split="train")
     assert len(open_groups(data, split="train", n_samples=5)) == 5
@@ -221,6 +240,45 @@ def test_another_conversion_or_other_files_are_left_alone(tmp_path, data):
     (tmp_path / "shards/shards.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         convert(data, tmp_path / "shards")
+
+
+def test_a_conversion_of_changed_clips_does_not_go_on(tmp_path, data):
+    settings = ShardSettings(clips_per_shard=1)
+    convert(data, tmp_path / "shards", settings)
+    (tmp_path / "shards/shard-00002.tar").unlink()
+    sprite_clip(data / "TrainValVideo/video0.mp4", 9)
+    before = files(tmp_path / "shards")
+    with pytest.raises(InputError, match="shards of other clips or settings"):
+        convert(data, tmp_path / "shards", settings)
+    assert files(tmp_path / "shards") == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m | {ABOUT: m[ABOUT].replace(b"caption 7 of", b"caption 7 if")},
+        lambda m: m | {THIRD: picture_of_size(m[THIRD])},
+        lambda m: dict(reversed(m.items())),
+    ],
+    ids=["caption", "picture", "order"],
+)
+def test_a_change_in_the_middle_of_a_shard_makes_another_data_set(tmp_path, converted, change):
+    """Neither the size of the file nor its ends change."""
+    converted(tmp_path / "shards", size=128)
+    shard, groups = tmp_path / "shards/shard-00000.tar", ShardGroups(tmp_path / "shards")
+    rewritten(shard, lambda m: m)
+    before, size = groups.identity(), shard.stat().st_size
+    assert json.loads(json.dumps(before)) == before == groups.identity()
+    rewritten(shard, change)
+    assert shard.stat().st_size == size and groups.identity() != before
+    assert ShardGroups(tmp_path / "shards", buffer=2).identity() != groups.identity()
+
+
+def picture_of_size(content: bytes) -> bytes:
+    """A PNG of another colour and as many bytes: what follows its end is not read."""
+    out = BytesIO()
+    Image.new("RGB", (128, 128), "red").save(out, "PNG")
+    return out.getvalue() + bytes(len(content) - len(out.getvalue()))
 
 
 def shards_of_a_user(folder):

@@ -212,6 +212,21 @@ def test_clip_pixels_are_prepared_as_its_own_processor_does(clip_folder):
     (clip_folder / "preprocessor_config.json").unlink()
 
 
+@pytest.mark.parametrize("h, w", [(480, 854), (240, 426), (426, 240), (50, 162)])
+def test_a_picture_that_is_no_square_is_scaled_as_by_clips_processor(h, w):
+    """The longer side is rounded down: rounded to the nearest, edges move by half a pixel."""
+    from transformers import CLIPImageProcessor
+
+    from vala_research.frames import fit_to_size
+
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    stripes = torch.stack([x % 16 < 8, y % 16 < 8, x % 40 < 9]).mul(255).byte()
+    processor = CLIPImageProcessor(do_normalize=False)
+    expected = processor(stripes.permute(1, 2, 0).numpy(), return_tensors="pt").pixel_values
+    found = fit_to_size(stripes[None] / 255, (224, 224))
+    assert (found - expected).abs().max() < 1 / 255
+
+
 def test_unknown_clip(tmp_path):
     with pytest.raises(InputError, match="no CLIPModel"):
         clip_text(noise(2, 3, 16, 16), "a", tmp_path)

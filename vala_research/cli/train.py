@@ -109,7 +109,7 @@ def train(
     # The data before the model. The summary will name the clips that are skipped.
     n_samples = steps * accumulation * batch * int(os.environ.get("WORLD_SIZE", 1))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.filterwarnings("ignore", ".* clips used")
         sampling = GroupSampling(frames, stride, seed=seed)
         groups = open_groups(data, sampling, sides(size), n_samples, layout, split, strict)
     encoder = vision_encoder or ("miniature" if model == "miniature" else ENCODER)

@@ -6,9 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from vala_research.data.tonemap import HLG, PQ, Brightness, peak_of, tone_mapped
+from vala_research.data.chroma import is_halved, rgb_codes
+from vala_research.data.tonemap import (
+    BT2020,
+    HLG,
+    PQ,
+    TO_709,
+    Brightness,
+    narrowed,
+    peaks_of,
+    tone_mapped,
+)
 
-LIMITED, UNTAGGED, BT2020 = 1, 2, 9  # a colour range; two matrices (ITU-T H.273)
+LIMITED, UNTAGGED = 1, 2  # a colour range, a matrix (ITU-T H.273)
 HD_LINES = 720  # from here on, an untagged picture is BT.709
 LIMITED_WHEN_UNTAGGED = {"h264", "hevc"}  # their standards say so
 
@@ -55,14 +65,25 @@ def is_hdr(frame) -> bool:
     return frame.color_trc in (PQ, HLG)
 
 
-def peak_light(frame) -> float:
-    """Return the brightest light of a frame of high dynamic range, in nits."""
+def peak_light(frame) -> tuple[float, float]:
+    """Return the brightest light of a frame of high dynamic range, see `peaks_of`."""
+    if _is_guided(frame):
+        step = 1 + frame.width // 1280
+        return peaks_of(rgb_codes(frame, is_small=True)[::step, ::step], frame.color_trc)
     width = min(frame.width, 320)
     height = max(1, frame.height * width // frame.width)
-    return peak_of(_codes(frame, {"width": width, "height": height}), frame.color_trc)
+    return peaks_of(_codes(frame, {"width": width, "height": height}), frame.color_trc)
+
+
+def _is_guided(frame) -> bool:
+    """Tell whether `rgb_codes` takes a frame."""
+    return frame.colorspace in (UNTAGGED, BT2020) and is_halved(frame)
 
 
 def _codes(frame, options: dict) -> np.ndarray:
+    """Return a frame as 16-bit RGB codes, h w 3."""
+    if not options and _is_guided(frame):
+        return rgb_codes(frame)
     if frame.colorspace == UNTAGGED and not frame.format.is_rgb:
         options = options | {"src_colorspace": BT2020}
     return frame.reformat(format="rgb48le", **options).to_ndarray()
@@ -71,7 +92,8 @@ def _codes(frame, options: dict) -> np.ndarray:
 def as_shown(frame, codec: str, aspect: Fraction, brightness: Brightness | None) -> np.ndarray:
     """Convert a frame to bytes, h w 3.
 
-    Alpha goes on white. Grey of limited range is stretched. High dynamic range is tone-mapped.
+    Alpha goes on white. Grey of limited range is stretched. High dynamic range is tone-mapped, and
+    the colours of a wide gamut are converted.
 
     codec: name of the codec; some say what an untagged picture means.
     aspect: width of a pixel divided by its height; the picture is resampled to square pixels.
@@ -86,6 +108,8 @@ def as_shown(frame, codec: str, aspect: Fraction, brightness: Brightness | None)
     is_rgb = frame.format.is_rgb or "pal" in frame.format.name
     if frame.colorspace == UNTAGGED and frame.height >= HD_LINES and not is_rgb:
         options["src_colorspace"] = "ITU709"
+    if frame.colorspace == UNTAGGED and frame.color_primaries == BT2020 and not is_rgb:
+        options["src_colorspace"] = BT2020
     if frame.format.name.startswith("gray") and "f" not in frame.format.name:
         picture = _grey(frame, codec, options)
     elif "pal" in frame.format.name or any(c.is_alpha for c in frame.format.components):
@@ -94,6 +118,8 @@ def as_shown(frame, codec: str, aspect: Fraction, brightness: Brightness | None)
         picture = (rgba[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     else:
         picture = frame.to_ndarray(format="rgb24", **options)
+    if frame.color_primaries in TO_709:
+        picture = narrowed(picture, frame.color_primaries)
     return _upright(picture, frame)
 
 

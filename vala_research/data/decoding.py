@@ -136,7 +136,7 @@ def _frame_times(path: Path) -> tuple[list[float | None], float, bool, Brightnes
     Returns (times of the frames, duration of the last), in seconds, whether the decoder complains,
     and the clip's brightness if its range is high.
     """
-    times, last, damaged, peak = [], 0.0, False, 0.0
+    times, last, damaged, peaks = [], 0.0, False, []
     with opened(path) as (container, stream):
         unit, is_gif = float(stream.time_base or 1), container.format.name == "gif"
         try:
@@ -145,7 +145,7 @@ def _frame_times(path: Path) -> tuple[list[float | None], float, bool, Brightnes
                 times.append(None if pts is None else pts * unit)
                 last = (getattr(frame, "duration", 0) or 0) * unit
                 if is_hdr(frame):
-                    peak = max(peak, peak_light(frame))
+                    peaks.append(peak_light(frame))
         except Damaged:
             damaged = True
         joins = container.format.name in JOINED
@@ -157,7 +157,8 @@ def _frame_times(path: Path) -> tuple[list[float | None], float, bool, Brightnes
         times = times[:n_intact] if complaint else times
     if None not in times:  # AVI stores no times: those of H.264 come in the order of decoding
         times = without_jumps(times) if joins else sorted(times)
-    return times, last, damaged, Brightness.of(peak) if peak else None
+    brightness = Brightness.of(*map(max, zip(*peaks, strict=True))) if peaks else None
+    return times, last, damaged, brightness
 
 
 def decode(path: Path) -> Iterator[np.ndarray]:

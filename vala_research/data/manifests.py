@@ -5,25 +5,16 @@ The layouts are MSR-VTT (Xu et al., CVPR 2016), LOVEU-TGVE-2023 (Wu et al., 2023
 """
 
 import os
-import warnings
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 from vala_research import InputError, chosen_from
-from vala_research.data.captions import (
-    VIDEOS,
-    read_captions,
-    read_csv,
-    read_json,
-    read_lines,
-    tidied,
-)
-from vala_research.data.pictures import PICTURES, is_animated
+from vala_research.data.captions import read_captions
+from vala_research.data.entries import Entry, clips_in, find_files, require
+from vala_research.data.msrvtt import MSRVTT_FILES, read_msrvtt, split_named
+from vala_research.data.nested import tidied
+from vala_research.data.tables import read_csv, read_lines
 
-MSRVTT_FILES = (
-    "train_val_videodatainfo.json", "test_videodatainfo.json", "videodatainfo_2017.json",
-    "MSRVTT_data.json",
-)  # fmt: skip
 LOVEU_FILES = ("LOVEU-TGVE-2023_Dataset*.csv",)
 LOVEU_CAPTION = "Our GT caption"
 LOVEU_SUBSETS = {  # heading in the first column of the csv: folder
@@ -36,21 +27,6 @@ LOVEU_EDITS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One clip of a data set.
-
-    path: a video file or a folder of pictures; None if only a caption file names the clip.
-    edits: {kind of edit: prompt} (LOVEU: style, object, background, multiple).
-    """
-
-    name: str
-    path: Path | None
-    captions: tuple[str, ...]
-    split: str | None = None
-    edits: dict[str, str] = field(default_factory=dict)
-
-
 def read_manifest(
     folder: str | os.PathLike, layout: str | None = None, split: str | None = None
 ) -> list[Entry]:
@@ -61,19 +37,21 @@ def read_manifest(
     * msrvtt: `train_val_videodatainfo.json`, `test_videodatainfo.json`, `videodatainfo_2017.json`
       or `MSRVTT_data.json` (lists `videos` of video_id, split and `sentences` of video_id,
       caption), in the folder or one below; videos are `VIDEO_ID.mp4` (or a folder of pictures)
-      anywhere below.
+      anywhere below. The lists of CLIP4Clip (`MSRVTT_train.9k.csv`, `MSRVTT_train.7k.csv`,
+      `MSRVTT_JSFUSION_test.csv`) add splits; the last one holds captions itself.
     * loveu: `LOVEU-TGVE-2023_Dataset.csv`; clips `SUBSET/480p_videos/NAME.mp4`,
       `SUBSET/480p_frames/NAME/*.jpg`, or either anywhere below SUBSET.
     * davis: `JPEGImages/480p/NAME/*.jpg` (480p absent: another resolution), splits from
       `ImageSets/2017/*.txt` or `ImageSets/480p/*.txt`, captions as in a plain folder.
     * folder: video files and folders of pictures at any depth; captions from `captions.csv`
-      (columns file | video | name, and caption | text; a row per caption), else `captions.json`
-      ({name: caption or list of captions}), else `metadata.csv` or `metadata.jsonl` (VideoFolder:
-      file_name, and caption | text), else `NAME.txt` beside each clip (one per line), else the
-      words of the clip's name.
+      (columns file | video | name, and caption | text; a row per caption), else `captions.json[l]`
+      ({name: caption or list of captions}, a list of rows with such keys, or groups of either),
+      else `metadata.csv` or `metadata.jsonl` (VideoFolder: file_name, and caption | text), else
+      `prompts.txt` beside `videos.txt` (line by line), else `NAME.txt` (a caption per line) or
+      `NAME.json` beside each clip, else the words of the clip's name, with a warning.
 
-    split: keep this split only (msrvtt: train, validate, test; loveu: name of the subset; davis:
-        train, val).
+    split: keep this split only (msrvtt: train, validate, test; 9k, 7k, 1k-A of CLIP4Clip; loveu:
+        name of the subset; davis: train, val).
     Returns the entries. A missing clip is an entry too, so that its reader can name and count it.
     Raises InputError for a folder or a caption file that cannot be understood.
     """
@@ -92,54 +70,23 @@ def read_manifest(
 
 
 def _of_split(folder: Path, entries: list[Entry], split: str) -> list[Entry]:
-    splits = sorted({e.split for e in entries if e.split})
+    splits = {e.split for e in entries if e.split} | {s for e in entries for s in e.also}
+    split = split if split in splits else split_named(split)
     if split not in splits:
-        remedy = f"choose one of {', '.join(splits)}" if splits else "it has none, leave it out"
+        names = ", ".join(sorted(splits))
+        remedy = f"choose one of {names}" if splits else "it has none, leave it out"
         raise InputError(f"{folder} has no split {split!r}: {remedy}.")
-    return [e for e in entries if e.split == split]
-
-
-def _msrvtt(folder: Path) -> list[Entry]:
-    clips, entries = _clips(folder, key=lambda path: path.name), {}
-    for path in _require(folder, MSRVTT_FILES):
-        # The captions of a video do not stand together: collect them by name.
-        videos, sentences = _msrvtt_lists(path)
-        splits = {str(v["video_id"]): v.get("split") for v in videos}
-        captions = {name: [] for name in splits}
-        for sentence in sentences:
-            captions.setdefault(str(sentence["video_id"]), []).append(sentence["caption"])
-
-        # If several files name a video, the first one counts.
-        for name, texts in captions.items():
-            split = splits.get(name)
-            entry = Entry(name, clips.get(name), tidied(texts), split and str(split))
-            entries.setdefault(name, entry)
-    return list(entries.values())
-
-
-def _msrvtt_lists(path: Path) -> tuple[list[dict], list[dict]]:
-    """Read the lists of videos and of sentences; a warning counts the members that are none."""
-    table = read_json(path)
-    lists = [table.get(k) if isinstance(table, dict) else None for k in ("videos", "sentences")]
-    if not all(isinstance(members, list) for members in lists):
-        raise InputError(
-            f"{path} is no MSR-VTT caption file: give lists 'videos' (video_id, split) and"
-            " 'sentences' (video_id, caption)."
-        )
-    keys = ({"video_id"}, {"video_id", "caption"})
-    good = tuple(
-        [m for m in members if isinstance(m, dict) and m.keys() >= needed]
-        for members, needed in zip(lists, keys, strict=True)
-    )
-    if n_bad := sum(map(len, lists)) - sum(map(len, good)):
-        warnings.warn(f"{path}: {n_bad} members are not understood and left out.", stacklevel=2)
-    return good
+    return [
+        replace(e, split=split, captions=e.also.get(split, e.captions))
+        for e in entries
+        if e.split == split or split in e.also
+    ]
 
 
 def _loveu(folder: Path) -> list[Entry]:
     entries, subset = {}, None
-    indices = {s: _clips(folder / s, lambda p: p.name) for s in LOVEU_SUBSETS.values()}
-    for path in _require(folder, LOVEU_FILES):
+    indices = {s: clips_in(folder / s, lambda p: p.name) for s in LOVEU_SUBSETS.values()}
+    for path in require(folder, LOVEU_FILES):
         for row in read_csv(path, "Video name", LOVEU_CAPTION):
             # A row is a heading that starts a subset, an empty row, or a clip.
             name = row["Video name"].strip()
@@ -177,56 +124,25 @@ def _davis(folder: Path) -> list[Entry]:
                 splits.setdefault(name, path.stem)
     splits.pop("", None)
 
-    clips = _clips(resolutions[0], lambda path: path.name)
+    clips = clips_in(resolutions[0], lambda path: path.name)
     clips |= {name: None for name in splits if name not in clips}
     captions = read_captions(folder, clips)
     return [Entry(name, clips.get(name), c, splits.get(name)) for name, c in captions.items()]
 
 
 def _folder(folder: Path) -> list[Entry]:
-    clips = _clips(folder, lambda path: path.relative_to(folder).as_posix())
+    clips = clips_in(folder, lambda path: path.relative_to(folder).as_posix())
     return [Entry(name, clips.get(name), c) for name, c in read_captions(folder, clips).items()]
 
 
 def _marked(*patterns: str):
     """Return a test whether a folder, or a folder in it, holds one of these files."""
-    return lambda folder: any(_find(folder, patterns))
+    return lambda folder: any(find_files(folder, patterns))
 
 
 LAYOUTS = {  # name: (test of a folder, reader)
-    "msrvtt": (_marked(*MSRVTT_FILES), _msrvtt),
+    "msrvtt": (_marked(*MSRVTT_FILES), read_msrvtt),
     "loveu": (_marked(*LOVEU_FILES), _loveu),
     "davis": (lambda folder: (folder / "JPEGImages").is_dir(), _davis),
     "folder": (lambda folder: True, _folder),
 }
-
-
-def _find(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    found = (p for name in patterns for up in ("", "*/") for p in sorted(folder.glob(up + name)))
-    return [path for path in found if path.is_file()]
-
-
-def _require(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    files = _find(folder, patterns)
-    if not files:
-        raise InputError(f"{folder} holds no {' or '.join(patterns)}: choose another layout.")
-    return files
-
-
-def _clips(folder: Path, key) -> dict[str, Path]:
-    """Find videos and folders of pictures: {key of the path without suffix: path}.
-
-    If both exist, the video counts. An animated picture is a video. Hidden files, devices, and
-    single pictures in the folder itself do not count.
-    """
-    videos, pictures = {}, {}
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        suffix = path.suffix.lower()
-        if hidden or suffix not in VIDEOS | PICTURES or not path.is_file():
-            continue
-        if suffix in VIDEOS or is_animated(path):
-            videos.setdefault(key(path.with_suffix("")), path)
-        elif path.parent != folder:
-            pictures.setdefault(key(path.parent), path.parent)
-    return dict(sorted((pictures | videos).items()))

@@ -5,7 +5,6 @@ of a clip: `KEY.0000.png` ... beside `KEY.json` (name, start, captions, split, e
 Differs from GE-Adapter's released shards, which hold pickles (`.pyd`) of pairs of frames.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from vala_research import InputError, chosen_from
 from vala_research.data.clips import check_at_least, iter_frames
 from vala_research.data.datasets import count_frames, summarised
+from vala_research.data.identity import data_digest
 from vala_research.data.manifests import Entry, read_manifest
 from vala_research.files import write_json, written_whole
 from vala_research.temporary import TEMPORARY, sweep
@@ -101,7 +101,9 @@ def convert(
 def _convert(entries: list[Entry], folder: Path, settings, strict: bool) -> dict[str, str]:
     """Write the missing shards. Returns the clips that all shards lack: {name: reason}."""
     # Through JSON, so that the plan equals the one that the index file holds.
-    plan = json.loads(json.dumps({"settings": asdict(settings), "source": _digest(entries)}))
+    about = ((e.name, e.captions, e.split, sorted(e.edits.items())) for e in entries)
+    source = data_digest(zip(about, (e.path for e in entries), strict=True))
+    plan = json.loads(json.dumps({"settings": asdict(settings), "source": source}))
     parts = [
         entries[i : i + settings.clips_per_shard]
         for i in range(0, len(entries), settings.clips_per_shard)
@@ -118,11 +120,6 @@ def _convert(entries: list[Entry], folder: Path, settings, strict: bool) -> dict
                 done.append(_write(unfinished, parts[number], first, settings, strict, bar))
             write_json(folder / INDEX, plan | {"shards": done}, indent=1)
     return skipped_clips(done)
-
-
-def _digest(entries: list[Entry]) -> str:
-    contents = [(e.name, e.captions, e.split, sorted(e.edits.items())) for e in entries]
-    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
 def shard_path(folder: Path, number: int) -> Path:

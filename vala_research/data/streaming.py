@@ -65,7 +65,8 @@ class ShardGroups(IterableDataset):
     n_passes: number of passes over the shards (None: without end).
     buffer: number of samples in the shuffling buffer; the shards are shuffled too.
     strict: a shard or piece that cannot be used raises InputError. Otherwise it is left out with a
-        warning; `damaged`, in the process that reads, names it.
+        warning, and the next one stands in for damaged pictures; `damaged`, in the process that
+        reads, names it.
 
     The draw of frames and caption depends on the seed, the pass and the piece alone.
     The workers of a loader share the decoding, in blocks of `block` samples. If that is the
@@ -102,7 +103,7 @@ class ShardGroups(IterableDataset):
     def identity(self) -> dict[str, Any]:
         """What a later training must share: shards and sampling, in plain values."""
         shards = [(n, shard_path(self.folder, i)) for i, n in enumerate(self.n_pieces)]
-        return samples_identity(self.sampling, self.size, shards)
+        return samples_identity(self.sampling, self.size, shards) | {"buffer": self.buffer}
 
     def summary(self) -> str:
         """Say in one line how many clips are used, and which clips and pieces are skipped."""
@@ -120,24 +121,28 @@ class ShardGroups(IterableDataset):
         index, n_workers = (worker.id, worker.num_workers) if worker else (0, 1)
 
         place = 0  # of a sample in the stream, which is the same for any number of workers
+        missing, n_failed = 0, 0  # groups that are due; samples that failed since the last group
         for number in count() if self.n_passes is None else range(self.n_passes):
             rng, shards = self.sampling.generator("pass", number), list(range(len(self.n_pieces)))
             rng.shuffle(shards)
             drawn = (d for i in shards for d in self._drawn(i, number))
 
-            # Decode after shuffling, so that the buffer holds compressed pictures.
-            n_tried, n_groups, first = 0, 0, place
+            # Decode after shuffling, so that the buffer holds compressed pictures. The next group
+            # stands in for one that is damaged, also where another worker decodes it.
+            first = place
             for sample in shuffle(max(1, self.buffer), rng=rng)(drawn):
+                missing += place // self.block % n_workers == index
                 place += 1
-                if (place - 1) // self.block % n_workers != index:
+                if not missing:
                     continue
-                n_tried += 1
-                if (group := self._decoded(*sample)) is not None:
-                    n_groups += 1
-                    yield group
+                if (group := self._decoded(*sample)) is None:
+                    n_failed += 1
+                    continue
+                yield from (dict(group) for _ in range(missing))
+                missing, n_failed = 0, 0
 
-            # A pass without a group would repeat for ever. A worker may have no block in a pass.
-            if place == first or (n_tried and not n_groups):
+            # Passes without a group would repeat for ever.
+            if n_failed >= place - first:
                 raise InputError(f"{self.folder}: no group can be drawn. {self.summary()}")
 
     def _drawn(self, shard: int, number: int) -> Iterator[tuple]:
