@@ -1,5 +1,7 @@
 """The schedule: parity with diffusers, and one step that undoes itself."""
 
+import math
+
 import pytest
 import torch
 from diffusers import (
@@ -11,7 +13,7 @@ from diffusers import (
 from tiny_models import SD_SCHEDULE
 
 from vala_research import InputError
-from vala_research.diffusion.schedule import Schedule, ddim_step, sample
+from vala_research.diffusion.schedule import Schedule, Step, ddim_step, sample
 
 BETAS = {k: v for k, v in SD_SCHEDULE.items() if k != "clip_sample"}
 KINDS = ("epsilon", "v_prediction", "sample")
@@ -114,6 +116,25 @@ def test_renoise_undoes_denoise_at_its_own_answer(kind):
         z_s = schedule.denoise(z, prediction, step)
         # The guess is the answer, so the implicit equation must hold to round-off (x 15, above).
         assert (schedule.renoise(z_s, z, prediction, step) - z).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("alpha_bar_t", [0.0, 0.2, 0.4])
+def test_renoise_holds_the_network_s_own_output(alpha_bar_t):
+    z_s, z_t, output = torch.randn(
+        3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4)
+    )[:, None]
+    step, a_t, a_s = Step(9, 5, alpha_bar_t, 0.6), alpha_bar_t**0.5, 0.6**0.5
+    b_t, b_s = (1 - alpha_bar_t) ** 0.5, 0.4**0.5
+    d = math.acos(a_t) - math.acos(a_s)
+    held = {
+        "v_prediction": (z_s + math.sin(d) * output) / math.cos(d),
+        "sample": b_t / b_s * z_s + (a_t - a_s * b_t / b_s) * output,
+        "epsilon": a_t / a_s * z_s + (b_t - a_t / a_s * b_s) * output,
+    }
+    for kind, expected in held.items():
+        schedule = Schedule((0.9, alpha_bar_t), 1.0, kind, (1,))
+        found = schedule.renoise(z_s, z_t, output, step)
+        assert torch.allclose(found, expected, atol=1e-14), kind
 
 
 def test_zero_terminal_snr_samples_without_dividing_by_zero():

@@ -134,10 +134,36 @@ class Schedule:
     ) -> Float[Tensor, "*shape"]:
         """Take one inversion step s -> t, with a prediction made at (z_t, t) for a guess z_t.
 
-        A guess z_t that this map returns unchanged is the exact preimage of z_s under `denoise`.
+        The step z_s = A z_t + B prediction is solved for z_t. The network's own output is held, not
+        its eps: where no signal is left (alpha_bar_t = 0), eps is z_t itself, and holding it would
+        call every guess exact. A guess z_t that this map returns unchanged is the exact preimage of
+        z_s under `denoise`.
         """
-        _, eps = self.split(z_t, prediction, step.alpha_bar_t)
-        return ddim_step(z_s, eps, step.alpha_bar_s, step.alpha_bar_t)
+        if self.prediction_type == "epsilon":
+            return ddim_step(z_s, prediction, step.alpha_bar_s, step.alpha_bar_t)
+        a, b = carried(self.prediction_type, step)
+
+        # A step onto the data forgets z_t (A is small), and dividing by A would amplify errors of
+        # the prediction. The guess is then moved by what its own step misses.
+        is_near_data = self.prediction_type == "sample" and step.alpha_bar_t > 0.5
+        if is_near_data or a < 0.5:
+            return z_t + (z_s - self.denoise(z_t, prediction, step))
+        return (z_s - b * prediction) / a
+
+
+def carried(prediction_type: str, step: Step) -> tuple[float, float]:
+    """A and B of the sampling step z_s = A z_t + B prediction.
+
+    The angle phi of a level has cos(phi) = sqrt(alpha_bar). For "v_prediction" A = cos(d) and
+    B = -sin(d), d the angle between the levels.
+    """
+    a_t, a_s = sqrt(step.alpha_bar_t), sqrt(step.alpha_bar_s)
+    b_t, b_s = sqrt(1 - step.alpha_bar_t), sqrt(1 - step.alpha_bar_s)
+    if prediction_type == "epsilon":
+        return a_s / a_t, b_s - b_t * a_s / a_t
+    if prediction_type == "sample":
+        return b_s / b_t, a_s - a_t * b_s / b_t
+    return a_t * a_s + b_t * b_s, a_t * b_s - b_t * a_s
 
 
 def sample(
