@@ -16,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, number_in
 from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.patching import chunks
 
@@ -24,7 +24,6 @@ from vala_research.diffusion.patching import chunks
 PIXELS_PER_CHUNK = 2**20
 # A tokenizer with fewer tokens knows a toy world only; unknown words then deserve a warning.
 SMALL_VOCABULARY = 4096
-MOST_GUIDANCE = 1000
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -34,11 +33,12 @@ def as_frames(video: Any) -> Float[Tensor, "f 3 h w"]:
     video: one of
         a tensor f c h w, or a numpy array f h w c or f c h w, of floats in [0, 1] or of uint8;
         a list of PIL images;
+        a batch of one of these, such as the `.frames` of an edit;
         an object with `.frames` of such a form.
     Raises InputError for an empty clip, other channels than 3, other ranges.
     """
     # To a tensor f c h w.
-    video = getattr(video, "frames", video)
+    video = _without_batch(getattr(video, "frames", video))
     if isinstance(video, list | tuple):
         video = _stack(video)
     if isinstance(video, np.ndarray):
@@ -63,6 +63,20 @@ def as_frames(video: Any) -> Float[Tensor, "f 3 h w"]:
             "(divide by 255), or uint8."
         )
     return video.clamp(0, 1)
+
+
+def _without_batch(video: Any) -> Any:
+    """The one clip of a batch; any other video as it is."""
+    if isinstance(video, list | tuple):
+        first = video[0] if video else None
+        is_batch = isinstance(first, list | tuple) or getattr(first, "ndim", 0) == 4
+    else:
+        is_batch = getattr(video, "ndim", 0) == 5
+    if is_batch and len(video) > 1:
+        raise InputError(
+            f"The video holds {len(video)} clips: a call edits one, give one at a time."
+        )
+    return video[0] if is_batch else video
 
 
 def _check_shape(video: Tensor) -> None:
@@ -157,7 +171,8 @@ def as_output(frames: Float[Tensor, "f c h w"], output_type: str) -> Any:
 
 
 def encode_prompts(
-    tokenizer: Any, text_encoder: Any, prompts: list[str], device: torch.device
+    tokenizer: Any, text_encoder: Any, prompts: list[str], device: torch.device,
+    clip_skip: int | None = None,
 ) -> Float[Tensor, "g n d"]:
     """Encode prompts to one text embedding each; equal prompts are encoded once.
 
@@ -183,8 +198,21 @@ def encode_prompts(
         )
     uses_mask = getattr(text_encoder.config, "use_attention_mask", False)  # as diffusers does
     mask = inputs.attention_mask.to(device) if uses_mask else None
-    hidden = text_encoder(inputs.input_ids.to(device), attention_mask=mask)[0]
+    hidden = hidden_text(text_encoder, inputs.input_ids.to(device), mask, clip_skip)
     return hidden[[distinct.index(prompt) for prompt in prompts]]
+
+
+def hidden_text(
+    text_encoder: Any, ids: Tensor, mask: Tensor | None, clip_skip: int | None
+) -> Float[Tensor, "g n d"]:
+    """The text encoder's output, or its output without the last `clip_skip` layers."""
+    if clip_skip is None:
+        return text_encoder(ids, attention_mask=mask)[0]
+    n_layers = text_encoder.config.num_hidden_layers
+    number_in("clip_skip", clip_skip, 0, n_layers, whole=True)
+    states = text_encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    norm = getattr(text_encoder, "text_model", text_encoder).final_layer_norm
+    return norm(states[n_layers - clip_skip])
 
 
 def _warn_of_losses(tokenizer: Any, prompt: str, limit: int) -> None:
@@ -216,12 +244,3 @@ def _is_known(tokenizer: Any, word: str) -> bool:
     """Whether the word is one token. A word in pieces was never seen in training."""
     ids = tokenizer(word, add_special_tokens=False).input_ids
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
-
-
-def check_guidance(guidance_scale: float) -> None:
-    """Refuse a guidance scale that is negative, not finite or huge."""
-    if not 0 <= guidance_scale <= MOST_GUIDANCE:
-        raise InputError(
-            f"guidance_scale is {guidance_scale!r}: give a finite number of at least 0 (1 turns it "
-            f"off) and at most {MOST_GUIDANCE}."
-        )

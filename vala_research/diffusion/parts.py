@@ -67,6 +67,19 @@ def load_parts(
     return parts
 
 
+def check_networks(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any) -> None:
+    """Check that networks of a pipeline fit each other. None is a part that is left out.
+
+    Raises InputError.
+    """
+    if None not in (unet, vae) and unet.config.in_channels != vae.config.latent_channels:
+        raise InputError(
+            f"The UNet reads {unet.config.in_channels} channels and the VAE makes "
+            f"{vae.config.latent_channels}: inpainting and depth checkpoints are not "
+            "supported, give a text-to-image one."
+        )
+
+
 def check_parts(name: str, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any):
     """Check the numbers by which the parts work. Raises InputError."""
     of = f"of {name!r}"

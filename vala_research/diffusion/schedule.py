@@ -5,7 +5,7 @@ cumulative product of the schedule, and z_t = sqrt(alpha_bar_t) x0 + sqrt(1 - al
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, number_in
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 Predict = Callable[[Tensor, int], Tensor]  # (z_t, t) -> the prediction of the network
@@ -93,6 +93,17 @@ class Schedule:
         )
         final = 1.0 if config.get("set_alpha_to_one", True) else alpha_bar[0]
         return cls(alpha_bar, final, config.get("prediction_type", "epsilon"), timesteps)
+
+    def last_part(self, strength: float) -> "Schedule":
+        """The last share of the steps, as `strength` of diffusers' image-to-image pipelines."""
+        number_in("strength", strength, 0, 1)
+        n_kept = int(len(self) * strength)
+        if n_kept == 0:
+            raise InputError(
+                f"strength is {strength}: no one of {len(self)} steps is left, give at least "
+                f"{1 / len(self):g}."
+            )
+        return replace(self, timesteps=self.timesteps[len(self) - n_kept :])
 
     def __len__(self) -> int:
         return len(self.timesteps)

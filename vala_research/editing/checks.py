@@ -9,7 +9,8 @@ from torch import Tensor
 from vala_research import InputError, chosen_from
 from vala_research.diffusion.attention import depends_on_clip
 from vala_research.diffusion.backbone import vae_factor
-from vala_research.diffusion.codec import OUTPUT_TYPES, check_guidance
+from vala_research.diffusion.codec import OUTPUT_TYPES
+from vala_research.diffusion.guidance import check_guidance
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.motion import max_frames
 from vala_research.diffusion.schedule import Schedule
