@@ -17,6 +17,7 @@ from vala_research.diffusion.guidance import check_guidance
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
 from vala_research.diffusion.patching import one_call_at_a_time
 from vala_research.diffusion.schedule import Schedule, Step
+from vala_research.diffusion.solvers import warn_of_solver
 from vala_research.editing import checks
 from vala_research.editing.clip import KnownClip, clip_attention
 from vala_research.editing.fusion import Fusion, mix
@@ -212,6 +213,7 @@ class EditParts:
         """The levels of an edit, which are those of source 0; checked against the inversion."""
         scheduler = first_known(source.scheduler, self.scheduler)
         schedule = Schedule.from_scheduler(scheduler, num_inference_steps).last_part(strength)
+        warn_of_solver(scheduler, self._first_scheduler)
         settings = get_inversion(inversion)
         if isinstance(settings, BilateralInversion):
             settings.check(schedule)

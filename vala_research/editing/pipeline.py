@@ -7,38 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
-    DiffusionPipeline,
-    SchedulerMixin,
-    UNet2DConditionModel,
-)
-from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from diffusers.utils import BaseOutput
 from torch import Tensor
-from transformers import (
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-    ImageProcessingMixin,
-)
 
 from vala_research.adapter.activation import AdapterMixin
 from vala_research.diffusion.attention import Attending, get_policy
-from vala_research.diffusion.backbone import vae_factor
-from vala_research.diffusion.checkpoint import resolve_checkpoint
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
-from vala_research.diffusion.parts import check_networks, load_parts
 from vala_research.diffusion.patching import one_call_at_a_time
 from vala_research.editing import checks
 from vala_research.editing.call import CallState, as_batch, check_guiding
 from vala_research.editing.clip import clip_attention
+from vala_research.editing.construction import StableDiffusionParts
 from vala_research.editing.estimate import estimate_edit
 from vala_research.editing.fusion import Fusion, begin
 from vala_research.editing.parts import GUIDANCE_SCALE, EditParts
@@ -54,54 +37,13 @@ class VideoEditOutput(BaseOutput):
     frames: Any
 
 
-class VideoEditPipeline(EditParts, CallState, AdapterMixin, DiffusionPipeline):
+class VideoEditPipeline(EditParts, CallState, AdapterMixin, StableDiffusionParts):
     """Edits a clip with an image diffusion model of the Stable Diffusion 1.x/2.x class.
 
-    vae, text_encoder, tokenizer, unet, scheduler: as in StableDiffusionPipeline. The scheduler
-    gives its noise schedule and timesteps; the steps themselves are deterministic DDIM.
-    feature_extractor, image_encoder: of an IP-Adapter. safety_checker: is kept, and never called.
+    The scheduler gives its noise schedule and timesteps; the steps are deterministic DDIM.
     """
 
-    model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
-    _optional_components = ["safety_checker", "feature_extractor", "image_encoder"]
-    _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
-
-    def __init__(
-        self,
-        vae: AutoencoderKL | AutoencoderTiny | None,
-        text_encoder: CLIPTextModel | None,
-        tokenizer: CLIPTokenizer | None,
-        unet: UNet2DConditionModel | None,
-        scheduler: SchedulerMixin | None,
-        safety_checker: StableDiffusionSafetyChecker | None = None,
-        feature_extractor: ImageProcessingMixin | None = None,
-        image_encoder: CLIPVisionModelWithProjection | None = None,
-    ):
-        super().__init__()
-        check_networks(vae, text_encoder, tokenizer, unet, scheduler)
-        self.register_modules(
-            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-            safety_checker=safety_checker, feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-        )  # fmt: skip
-        self.vae_scale_factor = 8 if vae is None else vae_factor(vae)
-        self._first_scheduler = scheduler
-
-    @classmethod
-    def from_pretrained(cls, name_or_path, dtype: torch.dtype | None = None, **hub):
-        """Load "miniature", a local folder, or a hub id of Stable Diffusion 1.x/2.x.
-
-        dtype: of the networks (default float32); the solver works in float32 whatever it is. Only
-        safetensors are read.
-        hub: `revision`, `variant`, `cache_dir`, `token`, `local_files_only`. Raises InputError.
-        """
-        name = str(name_or_path)
-        folder = resolve_checkpoint(name, **hub)
-        parts = load_parts(name, Path(folder), dtype or torch.float32, hub.get("variant"))
-        pipe = cls(**parts)
-        pipe.register_to_config(_name_or_path=name)
-        return pipe
 
     @torch.no_grad()
     @one_call_at_a_time
