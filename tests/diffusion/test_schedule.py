@@ -7,8 +7,13 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 from tiny_models import SD_SCHEDULE
 
@@ -55,24 +60,72 @@ def test_sampling_equals_diffusers_ddim(prediction_type, set_alpha_to_one, offse
     assert (shifted - theirs).abs().max() > 1e-3
 
 
+SHIPPED = [
+    (PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, **BETAS), False),
+    (PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=True, **BETAS), True),
+    (EulerDiscreteScheduler(**BETAS), True),
+    (EulerDiscreteScheduler(timestep_spacing="leading", **BETAS), True),
+    (DPMSolverMultistepScheduler(prediction_type="v_prediction"), True),
+    (DPMSolverMultistepScheduler(timestep_spacing="leading", steps_offset=1), True),
+    (DPMSolverMultistepScheduler(final_sigmas_type="sigma_min"), False),
+    (DPMSolverSinglestepScheduler(), True),
+    (UniPCMultistepScheduler(timestep_spacing="trailing"), True),
+]
+
+
 @pytest.mark.parametrize(
-    "scheduler",
-    [
-        PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, **BETAS),
-        EulerDiscreteScheduler(**BETAS),
-        DPMSolverMultistepScheduler(prediction_type="v_prediction"),
-    ],
-    ids=lambda s: type(s).__name__,
+    "scheduler, ends_on_data", SHIPPED, ids=[type(s).__name__ for s, _ in SHIPPED]
 )
 @pytest.mark.filterwarnings("ignore")
-def test_reads_the_schedulers_checkpoints_ship(scheduler):
+def test_reads_the_schedulers_checkpoints_ship(scheduler, ends_on_data, tmp_path):
+    """Their own timesteps and final level, also where they were made with defaults."""
     schedule = Schedule.from_scheduler(scheduler, 10)
-    ddim = DDIMScheduler.from_config(scheduler.config)
-    ddim.set_timesteps(10)
-    assert list(schedule.timesteps) == ddim.timesteps.tolist()
-    assert schedule.prediction_type == ddim.config.prediction_type
-    assert schedule.final_alpha_bar == ddim.final_alpha_cumprod.double().item()
-    assert torch.tensor(schedule.alpha_bar).float().equal(ddim.alphas_cumprod)
+    scheduler.set_timesteps(10)
+    own = {round(t) for t in scheduler.timesteps.tolist()}  # PNDM and others visit some twice
+    assert list(schedule.timesteps) == sorted(own, reverse=True)
+    assert schedule.prediction_type == scheduler.config.prediction_type
+    assert torch.tensor(schedule.alpha_bar).float().equal(scheduler.alphas_cumprod)
+    assert schedule.final_alpha_bar == (1.0 if ends_on_data else schedule.alpha_bar[0])
+    # A file holds the defaults too, so nothing changes by saving and loading.
+    scheduler.save_pretrained(tmp_path)
+    assert Schedule.from_scheduler(type(scheduler).from_pretrained(tmp_path), 10) == schedule
+
+
+@pytest.mark.parametrize(
+    "scheduler, message",
+    [
+        (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler, of flow-matching"),
+        (DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
+         "flow-matching"),
+        (EDMEulerScheduler(), "EDMEulerScheduler, of EDM models"),
+        (EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"), "EDM"),
+        (IPNDMScheduler(), "IPNDMScheduler, which has no alphas_cumprod"),
+    ],
+    ids=range(5),
+)  # fmt: skip
+def test_schedulers_of_other_models_are_refused_in_words(scheduler, message):
+    with pytest.raises(InputError, match=message):
+        Schedule.from_scheduler(scheduler, 4)
+
+
+@pytest.mark.parametrize("cls", [DDIMScheduler, EulerDiscreteScheduler])
+def test_epsilon_where_no_signal_is_left_is_the_schedule_s_fault(cls):
+    kwargs = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(InputError, match=r"scheduler.*t=999.*rescale_betas_zero_snr.*'epsilon'"):
+        Schedule.from_scheduler(cls(**kwargs), 4)
+    Schedule.from_scheduler(cls(prediction_type="v_prediction", **kwargs), 4)
+    # Steps that do not visit that level are run, as in diffusers.
+    kwargs["timestep_spacing"] = "leading"
+    assert Schedule.from_scheduler(cls(**kwargs), 4).timesteps[0] == 750
+
+
+def test_strength_leaves_the_last_steps():
+    schedule = Schedule.from_scheduler(DDIMScheduler(), 10)
+    assert schedule.last_part(1.0) == schedule
+    assert schedule.last_part(0.35).timesteps == (200, 100, 0)
+    for strength in (0.0, 0.09, 1.1, -1):
+        with pytest.raises(InputError, match="strength is"):
+            schedule.last_part(strength)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])

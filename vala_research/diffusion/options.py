@@ -95,9 +95,9 @@ def _device(device_map: Any) -> torch.device | None:
     if device_map is None:
         return None
     try:
-        return torch.device(device_map)
-    except (RuntimeError, TypeError, ValueError) as error:
+        return torch.empty(0, device=device_map).device
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise InputError(
-            f"device_map is {str(device_map)[:50]!r}: give one device, such as 'cuda', or call "
-            "pipe.enable_model_cpu_offload() after loading."
+            f"device_map is {str(device_map)[:50]!r}: give one device that is here, such as 'cpu', "
+            "or call pipe.enable_model_cpu_offload() after loading."
         ) from error

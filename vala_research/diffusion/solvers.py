@@ -18,7 +18,7 @@ def check_scheduler(scheduler: Any) -> None:
     if is_flow or is_edm:
         kind = "flow-matching" if is_flow else "EDM"
         raise InputError(
-            f"The scheduler is {name}, of a {kind} model: give a Stable Diffusion 1.x/2.x "
+            f"The scheduler is {name}, of {kind} models: give a Stable Diffusion 1.x/2.x "
             "checkpoint with its own scheduler, such as DDIMScheduler."
         )
     if not hasattr(scheduler, "alphas_cumprod"):
