@@ -8,8 +8,6 @@ import re
 import warnings
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from einops import rearrange
@@ -25,89 +23,6 @@ PIXELS_PER_CHUNK = 2**20
 # A tokenizer with fewer tokens knows a toy world only; unknown words then deserve a warning.
 SMALL_VOCABULARY = 4096
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-
-
-def as_frames(video: Any) -> Float[Tensor, "f 3 h w"]:
-    """Convert a clip in any accepted form to one float tensor in [0, 1].
-
-    video: one of
-        a tensor f c h w, or a numpy array f h w c or f c h w, of floats in [0, 1] or of uint8;
-        a list of PIL images;
-        a batch of one of these, such as the `.frames` of an edit;
-        an object with `.frames` of such a form.
-    Raises InputError for an empty clip, other channels than 3, other ranges.
-    """
-    # To a tensor f c h w.
-    video = _without_batch(getattr(video, "frames", video))
-    if isinstance(video, list | tuple):
-        video = _stack(video)
-    if isinstance(video, np.ndarray):
-        is_channels_last = video.ndim == 4 and video.shape[-1] in (1, 2, 3, 4)
-        video = torch.from_numpy(np.ascontiguousarray(video))
-        video = video.permute(0, 3, 1, 2) if is_channels_last else video
-    if not isinstance(video, Tensor):
-        raise InputError(
-            f"The video is a {type(video).__name__}: give a tensor or array of frames, a list of "
-            "PIL images, or a clip from read_clip."
-        )
-    _check_shape(video)
-
-    # To floats in [0, 1].
-    if video.dtype == torch.uint8:
-        return video.float() / 255
-    video = video if video.is_floating_point() else video.float()
-    low, high = video.min().item(), video.max().item()
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # a codec's rounding is forgiven; NaN is not
-        raise InputError(
-            f"The video's pixels run from {low:.3g} to {high:.3g}: give finite values in [0, 1] "
-            "(divide by 255), or uint8."
-        )
-    return video.clamp(0, 1)
-
-
-def _without_batch(video: Any) -> Any:
-    """The one clip of a batch; any other video as it is."""
-    if isinstance(video, list | tuple):
-        first = video[0] if video else None
-        is_batch = isinstance(first, list | tuple) or getattr(first, "ndim", 0) == 4
-    else:
-        is_batch = getattr(video, "ndim", 0) == 5
-    if is_batch and len(video) > 1:
-        raise InputError(
-            f"The video holds {len(video)} clips: a call edits one, give one at a time."
-        )
-    return video[0] if is_batch else video
-
-
-def _check_shape(video: Tensor) -> None:
-    """Refuse all but f 3 h w with at least one frame."""
-    if video.ndim != 4:
-        raise InputError(
-            f"The video has shape {tuple(video.shape)}: give one clip with axes frame, channel, "
-            "height, width."
-        )
-    if 0 in video.shape:
-        raise InputError(
-            f"The video of shape {tuple(video.shape)} is empty: give at least one frame."
-        )
-    if video.shape[1] != 3:
-        raise InputError(
-            f"The video has {video.shape[1]} channels: give 3 (repeat grey ones, drop or blend "
-            "alpha)."
-        )
-
-
-def _stack(images: list | tuple) -> np.ndarray:
-    """Stack PIL images to one uint8 array f h w c."""
-    if not images:
-        raise InputError("The video is an empty list: give at least one frame.")
-    if not all(isinstance(image, PIL.Image.Image) for image in images):
-        kinds = sorted({type(image).__name__ for image in images})
-        raise InputError(f"The video is a list of {', '.join(kinds)}: give a list of PIL images.")
-    if len({image.size for image in images}) > 1:
-        sizes = sorted({image.size for image in images})
-        raise InputError(f"The frames have different sizes {sizes[:3]}: resize them to one.")
-    return np.stack([np.asarray(image.convert("RGB")) for image in images])
 
 
 def check_size(frames: Tensor, vae: Any) -> None:
@@ -130,13 +45,34 @@ def chunks_of(n_frames: int, height: int, width: int, frames_per_chunk: int | No
 def encode_frames(
     vae: Any, frames: Float[Tensor, "f 3 h w"], frames_per_chunk: int | None = None
 ) -> Float[Tensor, "f c y x"]:
-    """Encode frames to scaled latents, in the frames' precision. The posterior's mode is taken."""
+    """Encode frames to scaled latents, in the frames' precision. The posterior's mode is taken.
+
+    An AutoencoderTiny has no posterior. Raises FloatingPointError where the VAE returns NaN or
+    infinity.
+    """
     shift, dtype = getattr(vae.config, "shift_factor", None) or 0.0, vae.dtype
     z = [
-        vae.encode((2 * frames[part] - 1).to(dtype)).latent_dist.mode().to(frames.dtype)
+        latents_of(vae.encode((2 * frames[part] - 1).to(dtype))).to(frames.dtype)
         for part in chunks_of(len(frames), *frames.shape[-2:], frames_per_chunk)
     ]
+    check_finite(torch.cat(z), "encoding", dtype)
     return (torch.cat(z) - shift) * vae.config.scaling_factor
+
+
+def latents_of(encoded: Any) -> Float[Tensor, "f c y x"]:
+    """The latents of a VAE's output: the posterior's mode, or what an AutoencoderTiny returns."""
+    return encoded.latents if "latents" in encoded else encoded.latent_dist.mode()
+
+
+def check_finite(made: Tensor, doing: str, dtype: torch.dtype) -> None:
+    """Raise FloatingPointError where the VAE returned NaN or infinity, as half precision may."""
+    if torch.isfinite(made).all():
+        return
+    overflows = ", whose numbers end at 65504" if dtype == torch.float16 else ""
+    raise FloatingPointError(
+        f"The VAE returned NaN or infinity when {doing} in {dtype}{overflows}: run it in "
+        "torch.float32 or torch.bfloat16, such as with pipe.vae.to(torch.float32)."
+    )
 
 
 def decode_latents(
@@ -154,11 +90,7 @@ def decode_latents(
             for part in chunks_of(len(z), k * z.shape[-2], k * z.shape[-1], frames_per_chunk)
         ]
     )
-    if not torch.isfinite(frames).all():
-        raise FloatingPointError(
-            f"The VAE returned NaN or infinity when decoding in {dtype}: "
-            "run it in torch.float32 or torch.bfloat16."
-        )
+    check_finite(frames, "decoding", dtype)
     return (frames / 2 + 0.5).clamp(0, 1)
 
 

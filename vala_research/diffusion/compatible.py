@@ -60,10 +60,15 @@ def _check_pair(vae: Any, text_encoder: Any, unet: Any) -> None:
             f"{vae.config.latent_channels}: inpainting and depth checkpoints are not "
             "supported, give a text-to-image one."
         )
+    check_text(text_encoder, unet, "The UNet")
+
+
+def check_text(text_encoder: Any, unet: Any, name: str) -> None:
+    """Check that a UNet reads text of the width that a text encoder makes; name: of the UNet."""
     width = unet.config.get("encoder_hid_dim") or unet.config.cross_attention_dim
     made = None if text_encoder is None else getattr(text_encoder.config, "hidden_size", None)
     if isinstance(width, int) and made is not None and made != width:
         raise InputError(
-            f"The UNet reads text of width {width} and the text encoder makes {made}: give the "
-            "text_encoder and tokenizer of the UNet's own checkpoint."
+            f"{name} reads text of width {width} and gets {made}: give it the tokenizer and "
+            "text_encoder of its own checkpoint."
         )

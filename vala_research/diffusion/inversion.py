@@ -29,7 +29,7 @@ from vala_research import InputError
 from vala_research.diffusion.bilateral_inversion import BilateralInversion, fractions
 from vala_research.diffusion.fixed_point import ExactSettings, Solution, fixed_point
 from vala_research.diffusion.null_text import NullText, NullTextSettings
-from vala_research.diffusion.schedule import Predict, Schedule, Step, carried
+from vala_research.diffusion.schedule import Predict, Schedule, Step, carried, ddim_step
 from vala_research.methods.anchors import Anchors
 
 
@@ -73,6 +73,7 @@ class Inversion:
     activation: Any = None
 
 
+NO_SIGNAL = 1e-6  # alpha_bar at zero terminal SNR: 0, or 2^-24 in some schedulers
 Past = deque[tuple[float, Tensor]]  # place and output of the last steps, oldest first
 
 
@@ -145,8 +146,12 @@ def ddim(
     predict: Predict, z_s: Tensor, schedule: Schedule, step: Step,
     settings: DdimSettings | NullTextSettings, past: Past,
 ) -> Solution:  # fmt: skip
-    """One iteration of the implicit step from the guess z_t = z_s: plain DDIM inversion."""
-    return Solution(schedule.renoise(z_s, z_s, predict(z_s, step.t), step), n_evaluations=1)
+    """Plain DDIM inversion: along the eps that is predicted at z_s, for every prediction type."""
+    prediction = predict(z_s, step.t)
+    if step.alpha_bar_t < NO_SIGNAL:  # eps is z_s itself there, and says nothing
+        return Solution(schedule.renoise(z_s, z_s, prediction, step), n_evaluations=1)
+    _, eps = schedule.split(z_s, prediction, step.alpha_bar_t)
+    return Solution(ddim_step(z_s, eps, step.alpha_bar_s, step.alpha_bar_t), n_evaluations=1)
 
 
 def bilateral(

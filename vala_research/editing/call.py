@@ -1,6 +1,7 @@
 """A call as it runs: what callbacks read and set, and how its clips are returned."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,11 @@ from torch import Tensor
 
 from vala_research import InputError, number_in
 from vala_research.diffusion import codec
+from vala_research.diffusion.schedule import Step
+from vala_research.editing.resolve import resolved
+from vala_research.editing.source import Source
+from vala_research.editing.stream import Stream
+from vala_research.editing.words import encoded_words
 
 CROSS_ATTENTION = ("scale", "ip_adapter_masks")
 
@@ -51,6 +57,38 @@ def check_guiding(guidance_rescale: float, cross_attention_kwargs: dict[str, Any
             f"cross_attention_kwargs holds {unknown[0]!r}, which no attention of an edit reads: "
             f"choose from {', '.join(CROSS_ATTENTION)}."
         )
+
+
+def restarted(
+    streams: Sequence[Stream], sources: Sequence[Source], call: Source | None, pipe: Any
+) -> list[Stream]:
+    """The streams of an inverted clip, again at its noisiest level.
+
+    call: has other words than the streams.
+    """
+    again = []
+    for stream, given in zip(streams, sources, strict=True):
+        text = stream.text
+        if call is not None:
+            text = encoded_words(resolved(given, call, pipe), pipe).to(text)
+        again.append(replace(stream, text=text))
+        again[-1].start(stream.inverted)
+    return again
+
+
+def call_back(
+    pipe: Any, callback: Callable, tensor_inputs: Sequence[str], lead: Stream, i: int, step: Step
+) -> None:
+    """Show a callback the tensors it asks for, and take over those it returns."""
+    state = {
+        "latents": lead.z, "prompt_embeds": lead.text[1:2], "negative_prompt_embeds": lead.text[:1],
+    }  # fmt: skip
+    asked = {name: state[name] for name in tensor_inputs}
+    state.update(callback(pipe, i, step.t, asked) or {})
+    lead.z = state["latents"]
+    lead.text = torch.cat(
+        [state["negative_prompt_embeds"], state["prompt_embeds"], lead.text[2:]]
+    )
 
 
 def as_batch(

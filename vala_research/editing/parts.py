@@ -18,10 +18,12 @@ from vala_research.diffusion.inversion import Inversion, InversionSettings, get_
 from vala_research.diffusion.patching import one_call_at_a_time
 from vala_research.diffusion.schedule import Schedule, Step
 from vala_research.diffusion.solvers import warn_of_solver
+from vala_research.diffusion.video import as_frames
 from vala_research.editing import checks
 from vala_research.editing.clip import KnownClip, clip_attention
 from vala_research.editing.fusion import Fusion, mix
-from vala_research.editing.source import Source, first_known
+from vala_research.editing.resolve import first_known
+from vala_research.editing.source import Source
 from vala_research.editing.stream import Stream, streams_of
 from vala_research.methods.anchors import AnchorSettings
 
@@ -122,7 +124,7 @@ class EditParts:
     @torch.no_grad()
     def encode(self, video: Any, frames_per_chunk: int | None = None) -> Float[Tensor, "f c h w"]:
         """Scaled latents of a clip: the mode of the VAE's posterior, float32 or more."""
-        frames = codec.as_frames(video)
+        frames = as_frames(video)
         codec.check_size(frames, self.vae)
         return self._encode(frames, frames_per_chunk)
 
@@ -187,7 +189,7 @@ class EditParts:
 
     def _known_clip(self, video: Any, latents: Tensor | Inversion | None) -> KnownClip:
         """The clip of a call, converted and checked; bare latents are an `Inversion` of nothing."""
-        frames = codec.as_frames(video) if video is not None or latents is None else None
+        frames = as_frames(video) if video is not None or latents is None else None
         if latents is not None:
             known = latents if isinstance(latents, Inversion) else Inversion(latents)
             known = replace(known, latents=self._check_latents(known.latents))

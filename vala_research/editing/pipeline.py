@@ -19,14 +19,14 @@ from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
 from vala_research.diffusion.patching import one_call_at_a_time
 from vala_research.editing import checks
-from vala_research.editing.call import CallState, as_batch, check_guiding
+from vala_research.editing.call import CallState, as_batch, call_back, check_guiding, restarted
 from vala_research.editing.clip import clip_attention
 from vala_research.editing.construction import StableDiffusionParts
 from vala_research.editing.estimate import estimate_edit
 from vala_research.editing.fusion import Fusion, begin
 from vala_research.editing.parts import GUIDANCE_SCALE, EditParts
 from vala_research.editing.source import Source
-from vala_research.editing.stream import call_back, restarted, streams_of
+from vala_research.editing.stream import streams_of
 from vala_research.editing.words import words_of
 
 

@@ -10,17 +10,14 @@ from diffusers import ControlNetModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vala_research import InputError
 from vala_research.adapter.activation import Activation
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.diffusion.attention import Attending
-from vala_research.diffusion.backbone import VIDEO_UNETS, Backbone
+from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.controlnet import control_residuals
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.patching import chunks
 from vala_research.diffusion.schedule import Schedule
-
-PROMPTS = ("prompt", "source_prompt", "negative_prompt")
 
 
 @dataclass
@@ -110,57 +107,6 @@ def shares_of(windows: Sequence[slice]) -> Float[Tensor, "windows f"]:
     inside = [torch.minimum(place - w.start, w.stop - place).clamp(min=0) for w in windows]
     weights = torch.stack(inside)
     return weights / weights.sum(0)
-
-
-def resolved(source: Source, call: Source, pipe: Any) -> Source:
-    """The source with everything filled in that it leaves open.
-
-    call: the prompts, guidance, attention and adapter arguments of the edit. The adapter arguments
-    are meant for the pipeline's own model, and no other source takes them.
-    Raises InputError for a tokenizer without a text encoder, and the reverse.
-    """
-    if (source.tokenizer is None) != (source.text_encoder is None):
-        raise InputError("A source has a tokenizer or a text_encoder alone: give both, or none.")
-    unet = first_known(source.unet, pipe.unet)
-    has_own_words = source.text_encoder is not None and source.text_encoder is not pipe.text_encoder
-    words: dict[str, Any] = {}
-    for name in PROMPTS:
-        text, embeds = getattr(source, name), getattr(source, f"{name}_embeds")
-        if text is None and embeds is None:
-            text, embeds = getattr(call, name), getattr(call, f"{name}_embeds")
-            embeds = None if has_own_words else embeds
-        words |= {name: text, f"{name}_embeds": embeds}
-    adapter, interval, scale = source.adapter, source.adapter_interval, source.adapter_scale
-    if unet is pipe.unet:
-        adapter = first_known(adapter, pipe.adapter)
-        interval = first_known(interval, call.adapter_interval)
-        scale = first_known(scale, call.adapter_scale)
-        words["cross_attention_kwargs"] = first_known(
-            source.cross_attention_kwargs, call.cross_attention_kwargs
-        )
-
-    # The frames of a video model meet in its motion modules, not in its spatial attention.
-    usual = "own" if isinstance(unet, VIDEO_UNETS) else call.attention
-    return replace(
-        source,
-        unet=unet,
-        scheduler=first_known(source.scheduler, pipe.scheduler),
-        tokenizer=first_known(source.tokenizer, pipe.tokenizer),
-        text_encoder=first_known(source.text_encoder, pipe.text_encoder),
-        guidance_scale=first_known(source.guidance_scale, call.guidance_scale),
-        guidance_rescale=first_known(source.guidance_rescale, call.guidance_rescale),
-        clip_skip=first_known(source.clip_skip, call.clip_skip),
-        attention=first_known(source.attention, usual),
-        adapter=adapter,
-        adapter_interval=interval,
-        adapter_scale=scale,
-        **words,
-    )
-
-
-def first_known(own: Any, other: Any) -> Any:
-    """The first value, or the second where the first is None."""
-    return other if own is None else own
 
 
 @dataclass

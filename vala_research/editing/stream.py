@@ -24,11 +24,11 @@ from vala_research.diffusion.patching import Patch
 from vala_research.diffusion.schedule import Schedule, Step
 from vala_research.editing.checks import check_source, check_steps
 from vala_research.editing.clip import KnownClip
+from vala_research.editing.resolve import resolved
 from vala_research.editing.source import (
     Source,
     SourceBackbone,
     own_schedule,
-    resolved,
     windows_of,
 )
 from vala_research.editing.words import encoded_words
@@ -166,12 +166,13 @@ def streams_of(
         source = resolved(given, call, pipe)
         check_guidance(source.guidance_scale)
         get_policy(source.attention)
-        check_source(source, index, pipe.vae, clip.shape)
+        is_own = source.unet is pipe.unet
+        name = "The pipeline's UNet" if is_own else f"Source {index} ({type(source.unet).__name__})"
+        check_source(source, name, pipe.vae, clip.shape)
         if source.latents is not None:
             check_steps(source.latents, schedule)
 
         # The source's own words and levels, on its own device.
-        is_own = source.unet is pipe.unet
         device = pipe._execution_device if is_own else source.unet.device
         text = encoded_words(source, pipe).to(device)
         own = own_schedule(schedule, source.scheduler)
@@ -198,23 +199,6 @@ def streams_of(
     return streams
 
 
-def restarted(
-    streams: Sequence[Stream], sources: Sequence[Source], call: Source | None, pipe: Any
-) -> list[Stream]:
-    """The streams of an inverted clip, again at its noisiest level.
-
-    call: has other words than the streams.
-    """
-    again = []
-    for stream, given in zip(streams, sources, strict=True):
-        text = stream.text
-        if call is not None:
-            text = encoded_words(resolved(given, call, pipe), pipe).to(text)
-        again.append(replace(stream, text=text))
-        again[-1].start(stream.inverted)
-    return again
-
-
 def activation_of(
     source: Source,
     pipe: Any,
@@ -232,18 +216,3 @@ def activation_of(
         source.adapter, own, source.adapter_interval, source.adapter_scale,
         image_tokens if has_pictures else None, None if inverted is None else inverted.activation,
     )  # fmt: skip
-
-
-def call_back(
-    pipe: Any, callback: Callable, tensor_inputs: Sequence[str], lead: Stream, i: int, step: Step
-) -> None:
-    """Show a callback the tensors it asks for, and take over those it returns."""
-    state = {
-        "latents": lead.z, "prompt_embeds": lead.text[1:2], "negative_prompt_embeds": lead.text[:1],
-    }  # fmt: skip
-    asked = {name: state[name] for name in tensor_inputs}
-    state.update(callback(pipe, i, step.t, asked) or {})
-    lead.z = state["latents"]
-    lead.text = torch.cat(
-        [state["negative_prompt_embeds"], state["prompt_embeds"], lead.text[2:]]
-    )
