@@ -115,7 +115,9 @@ def load_model(place: Place):
         library.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()
     dtype = getattr(torch, place.dtype)
-    pipe = VideoEditPipeline.from_pretrained(place.model, dtype=dtype).to(name)
+    weights = {"variant": place.variant, "revision": place.revision}
+    weights = {option: value for option, value in weights.items() if value is not None}
+    pipe = VideoEditPipeline.from_pretrained(place.model, dtype=dtype, **weights).to(name)
     if place.adapter is not None:
         pipe.load_adapter(place.adapter)
     return pipe, name

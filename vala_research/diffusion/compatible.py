@@ -6,6 +6,11 @@ from vala_research import InputError
 from vala_research.diffusion.solvers import check_scheduler
 
 STABLE_DIFFUSION = "give one of Stable Diffusion 1.x or 2.x."
+# What the configuration of each network must hold.
+NEEDED = {
+    "vae": "latent_channels", "text_encoder": "max_position_embeddings",
+    "unet": "cross_attention_dim",
+}  # fmt: skip
 
 
 def check_networks(
@@ -16,10 +21,10 @@ def check_networks(
     Raises InputError.
     """
     for name, part in (("vae", vae), ("text_encoder", text_encoder), ("unet", unet)):
-        if part is not None and not hasattr(part, "config"):
+        if part is not None and not hasattr(getattr(part, "config", None), NEEDED[name]):
             raise InputError(
-                f"The {name} is a {type(part).__name__}: give the network itself, such as one of "
-                "from_pretrained."
+                f"The {name} is a {type(part).__name__}: give the network itself, of the class "
+                "that Stable Diffusion 1.x/2.x has."
             )
     if tokenizer is not None and not callable(tokenizer):
         raise InputError(f"The tokenizer is a {type(tokenizer).__name__}: give a CLIPTokenizer.")

@@ -7,6 +7,7 @@ import torch
 
 from vala_research import InputError, number_in
 from vala_research.diffusion.checkpoint import PARTS, WITH_WEIGHTS, check_index
+from vala_research.diffusion.compatible import check_networks
 from vala_research.diffusion.loading import (
     FETCH,
     check_folder,
@@ -70,6 +71,7 @@ def load_parts(name: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
             raise
         except Exception as error:
             raise InputError(f"{what} cannot be loaded ({reason_of(error)}): {FETCH}") from error
+    check_networks(**{part: parts[part] for part in PARTS})
     check_parts(name, **{part: parts[part] for part in PARTS})
     return {**image_parts(name, folder, index, options), **parts}
 
