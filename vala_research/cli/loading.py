@@ -15,7 +15,7 @@ def check_names(call: Inverting, guidance_scale: float = 1.0, injection: float =
     """Refuse unknown names and numbers out of range, by the engine's own checks."""
     from vala_research.adapter.settings import checked_interval, checked_scale
     from vala_research.diffusion.attention import get_policy
-    from vala_research.diffusion.codec import check_guidance
+    from vala_research.diffusion.guidance import check_guidance
     from vala_research.diffusion.injection import Injection
     from vala_research.diffusion.inversion import get_inversion
 
@@ -115,7 +115,9 @@ def load_model(place: Place):
         library.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()
     dtype = getattr(torch, place.dtype)
-    pipe = VideoEditPipeline.from_pretrained(place.model, dtype=dtype).to(name)
+    weights = {"variant": place.variant, "revision": place.revision}
+    weights = {option: value for option, value in weights.items() if value is not None}
+    pipe = VideoEditPipeline.from_pretrained(place.model, dtype=dtype, **weights).to(name)
     if place.adapter is not None:
         pipe.load_adapter(place.adapter)
     return pipe, name
