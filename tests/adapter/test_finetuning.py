@@ -293,8 +293,8 @@ def test_training_writes_adapter_log_and_checkpoints(fresh, tmp_path):
     with_loss = [r for r in rows if r["temporal"]]
     assert with_loss and all(r["similarity"] for r in with_loss)
     assert {p.name for p in (tmp_path / "out").glob("step-*")} == {"step-000002", "step-000003"}
-    other, _ = fresh()
-    other.unet.unload_lora()
+    other, untrained = fresh()
+    untrained.detach()
     loaded = TemporalAdapter.load(tmp_path / "out", other.unet, is_trainable=True)
     pairs = zip(loaded.trainable(), adapter.trainable(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
