@@ -121,10 +121,8 @@ def test_loss_is_equation_19(scheduler, prediction_type):
             module = adapter.unet.get_submodule(name)
             hooks.append(module.register_forward_hook(
                 lambda m, i, out, k=name, f=features: f.__setitem__(k, out)))  # fmt: skip
-        if not noising.is_temporal:
-            adapter.unet.disable_adapters()
-        out = adapter.unet(noisy, t, batch.text.repeat_interleave(3, 0)).sample
-        adapter.unet.enable_adapters()
+        with adapter.active(noising.is_temporal):
+            out = adapter.unet(noisy, t, batch.text.repeat_interleave(3, 0)).sample
         [h.remove() for h in hooks]
         velocity = scheduler.get_velocity(z, eps, t)
         wanted = {"epsilon": eps, "v_prediction": velocity, "sample": z}[prediction_type]

@@ -47,6 +47,10 @@ AdapterInterval = option(
 AdapterScale = option(
     float | None, "Let the adapter act this strongly; 0 turns it off.", default="its own"
 )
+Lora = option(
+    list[str] | None, "Load a LoRA, FILE or FILE:SCALE; repeat it for several.", "--lora",
+    default="none",
+)  # fmt: skip
 Layout = option(str | None, "Read the data as msrvtt, loveu, davis or folder.", default="found")
 Split = option(str | None, "Use this split of the data set.", default="all")
 Strict = option(bool, "Fail on a clip that is missing or damaged.", "--strict")
@@ -54,12 +58,13 @@ Strict = option(bool, "Fail on a clip that is missing or damaged.", "--strict")
 
 @dataclass(frozen=True)
 class Place:
-    """A model and its adapter, and the device and dtype they run in."""
+    """A model, its adapter and its LoRAs (file, scale), and the device and dtype they run in."""
 
     model: str = "miniature"
     device: str = "auto"
     dtype: str = "float32"
     adapter: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

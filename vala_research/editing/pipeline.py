@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from vala_research.editing import checks
 from vala_research.editing.clip import clip_attention
 from vala_research.editing.estimate import estimate_edit
 from vala_research.editing.fusion import Fusion, begin
+from vala_research.editing.loaders import LoraMixin, TextualInversionMixin
 from vala_research.editing.parts import GUIDANCE_SCALE, EditParts
 from vala_research.editing.source import Source
 from vala_research.editing.stream import call_back, streams_of
@@ -43,7 +45,10 @@ class VideoEditOutput(BaseOutput):
     frames: Any
 
 
-class VideoEditPipeline(EditParts, AdapterMixin, DiffusionPipeline):
+class VideoEditPipeline(
+    EditParts, AdapterMixin, LoraMixin, TextualInversionMixin, StableDiffusionMixin,
+    DiffusionPipeline,
+):  # fmt: skip
     """Edits a clip with an image diffusion model of the Stable Diffusion 1.x/2.x class.
 
     vae, text_encoder, tokenizer, unet, scheduler: as in StableDiffusionPipeline. The scheduler
