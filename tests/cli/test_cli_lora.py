@@ -1,7 +1,12 @@
-"""`vala edit --lora`; a tiny model, about 5 s."""
+"""`vala edit --lora` and `--model FILE`; a tiny model, about 8 s."""
+
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from original_layout import save_single_file
 from safetensors.torch import save_file
 from test_cli import PROMPTS, QUICK, clip, model, refused, vala  # noqa: F401 - fixtures
 
@@ -53,4 +58,21 @@ def test_a_wrong_file_is_refused_before_any_work(tmp_path, clip, model, name, me
     refused(
         tmp_path, "edit", clip, *PROMPTS, "-o", tmp_path / "out.mp4", "--model", model,
         "--lora", tmp_path / name, naming=message,
+    )  # fmt: skip
+
+
+def test_a_model_in_one_file(tmp_path, clip, model):  # noqa: F811
+    """The same edit as by the folder."""
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+    file = save_single_file(pipe, folder / "one.safetensors")
+    outs = [tmp_path / "by_folder", tmp_path / "by_file"]
+    for out, given in zip(outs, (model, file), strict=True):
+        status, _, err = vala("edit", clip, *PROMPTS, "-o", out, "--model", given, *QUICK)
+        assert status == 0, err
+    assert torch.equal(*(read_clip(out).frames for out in outs))
+    (tmp_path / "a.ckpt").write_bytes(b"abc")
+    refused(
+        tmp_path, "edit", clip, *PROMPTS, "-o", tmp_path / "out.mp4", "--model",
+        tmp_path / "a.ckpt", naming="is a pickle",
     )  # fmt: skip

@@ -131,7 +131,9 @@ def load_model(place: Place):
         library.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()
     dtype = getattr(torch, place.dtype)
-    pipe = VideoEditPipeline.from_pretrained(place.model, dtype=dtype).to(name)
+    is_file = Path(place.model).is_file()
+    load = VideoEditPipeline.from_single_file if is_file else VideoEditPipeline.from_pretrained
+    pipe = load(place.model, dtype=dtype).to(name)
     if place.loras:
         load_loras(pipe, place.loras)
     if place.adapter is not None:

@@ -27,7 +27,7 @@ ClipPath = Annotated[
     Path, typer.Argument(metavar="CLIP", help="Read this video, gif or folder of frames.")
 ]
 SourcePrompt = option(str, "Describe the clip as it is.")
-Model = option(str, "Use 'miniature', a local folder or a hub id.")
+Model = option(str, "Use 'miniature', a folder, a .safetensors file or a hub id.")
 Attention = option(str, "Let frames attend by own, first, sparse_causal, extended or anchors.")
 Inversion = option(str, "Invert by ddim, exact, bilateral or null_text.")
 Injection = option(float, "Inject the source's attention in this first share of the steps.")

@@ -34,6 +34,7 @@ from vala_research.editing.estimate import estimate_edit
 from vala_research.editing.fusion import Fusion, begin
 from vala_research.editing.loaders import LoraMixin, TextualInversionMixin
 from vala_research.editing.parts import GUIDANCE_SCALE, EditParts
+from vala_research.editing.single_file import SingleFileMixin
 from vala_research.editing.source import Source
 from vala_research.editing.stream import call_back, streams_of
 
@@ -46,7 +47,8 @@ class VideoEditOutput(BaseOutput):
 
 
 class VideoEditPipeline(
-    EditParts, AdapterMixin, LoraMixin, TextualInversionMixin, StableDiffusionMixin,
+    EditParts, AdapterMixin, LoraMixin, TextualInversionMixin, SingleFileMixin,
+    StableDiffusionMixin,
     DiffusionPipeline,
 ):  # fmt: skip
     """Edits a clip with an image diffusion model of the Stable Diffusion 1.x/2.x class.
