@@ -19,9 +19,9 @@ from vala_research.diffusion.schedule import Schedule, ddim_step, sample
 TIGHT = ExactSettings(tolerance=1e-13, max_iterations=200)
 
 
-def mixture(n_steps: int, kind: str = "epsilon", set_alpha_to_one: bool = False):
+def mixture(n_steps: int, kind: str = "epsilon", set_alpha_to_one: bool = False, **more):
     scheduler = DDIMScheduler(
-        prediction_type=kind, set_alpha_to_one=set_alpha_to_one, **SD_SCHEDULE
+        prediction_type=kind, set_alpha_to_one=set_alpha_to_one, **SD_SCHEDULE, **more
     )
     schedule = Schedule.from_scheduler(scheduler, n_steps)
     return GaussianMixture(schedule.alpha_bar, kind), schedule
@@ -50,6 +50,26 @@ def test_exact_inverts_to_rounding_where_ddim_does_not(kind, n_steps):
     exact, plain = (round_trip_error(n_steps, method, kind) for method in ("exact", "ddim"))
     assert exact < 1e-10
     assert plain > 1e-4  # what a "solver" that stopped after one iteration would leave
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
+@pytest.mark.parametrize("n_steps", [2, 5, 50])
+def test_exact_inverts_where_no_signal_is_left(kind, set_alpha_to_one, n_steps):
+    """At zero terminal SNR eps is z_t itself, so holding eps would call every z_t exact."""
+    zero_snr = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    predict, schedule = mixture(n_steps, kind, set_alpha_to_one, **zero_snr)
+    assert schedule.alpha_bar[schedule.timesteps[0]] < 1e-12
+    x = predict.draw(12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        latents = invert(predict, x, schedule, TIGHT).latents
+    assert (sample(predict, latents, schedule) - x).abs().max() < 1e-10
+    # The clean latents are still in z_T, and a wrong z_T does not lead back to them.
+    assert (sample(predict, latents + 0.1, schedule) - x).abs().max() > 1e-3
+    # The start extrapolates the output: a step costs hardly more than plain DDIM's.
+    if n_steps == 50:
+        assert invert(predict, x, schedule, QUICK).n_evaluations <= 1.2 * n_steps
 
 
 def test_exact_survives_a_last_step_onto_the_data():

@@ -1,17 +1,24 @@
 """The schedule: parity with diffusers, and one step that undoes itself."""
 
+import math
+
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 from tiny_models import SD_SCHEDULE
 
 from vala_research import InputError
-from vala_research.diffusion.schedule import Schedule, ddim_step, sample
+from vala_research.diffusion.schedule import Schedule, Step, ddim_step, sample
 
 BETAS = {k: v for k, v in SD_SCHEDULE.items() if k != "clip_sample"}
 KINDS = ("epsilon", "v_prediction", "sample")
@@ -53,24 +60,72 @@ def test_sampling_equals_diffusers_ddim(prediction_type, set_alpha_to_one, offse
     assert (shifted - theirs).abs().max() > 1e-3
 
 
+SHIPPED = [
+    (PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, **BETAS), False),
+    (PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=True, **BETAS), True),
+    (EulerDiscreteScheduler(**BETAS), True),
+    (EulerDiscreteScheduler(timestep_spacing="leading", **BETAS), True),
+    (DPMSolverMultistepScheduler(prediction_type="v_prediction"), True),
+    (DPMSolverMultistepScheduler(timestep_spacing="leading", steps_offset=1), True),
+    (DPMSolverMultistepScheduler(final_sigmas_type="sigma_min"), False),
+    (DPMSolverSinglestepScheduler(), True),
+    (UniPCMultistepScheduler(timestep_spacing="trailing"), True),
+]
+
+
 @pytest.mark.parametrize(
-    "scheduler",
-    [
-        PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, **BETAS),
-        EulerDiscreteScheduler(**BETAS),
-        DPMSolverMultistepScheduler(prediction_type="v_prediction"),
-    ],
-    ids=lambda s: type(s).__name__,
+    "scheduler, ends_on_data", SHIPPED, ids=[type(s).__name__ for s, _ in SHIPPED]
 )
 @pytest.mark.filterwarnings("ignore")
-def test_reads_the_schedulers_checkpoints_ship(scheduler):
+def test_reads_the_schedulers_checkpoints_ship(scheduler, ends_on_data, tmp_path):
+    """Their own timesteps and final level, also where they were made with defaults."""
     schedule = Schedule.from_scheduler(scheduler, 10)
-    ddim = DDIMScheduler.from_config(scheduler.config)
-    ddim.set_timesteps(10)
-    assert list(schedule.timesteps) == ddim.timesteps.tolist()
-    assert schedule.prediction_type == ddim.config.prediction_type
-    assert schedule.final_alpha_bar == ddim.final_alpha_cumprod.double().item()
-    assert torch.tensor(schedule.alpha_bar).float().equal(ddim.alphas_cumprod)
+    scheduler.set_timesteps(10)
+    own = {round(t) for t in scheduler.timesteps.tolist()}  # PNDM and others visit some twice
+    assert list(schedule.timesteps) == sorted(own, reverse=True)
+    assert schedule.prediction_type == scheduler.config.prediction_type
+    assert torch.tensor(schedule.alpha_bar).float().equal(scheduler.alphas_cumprod)
+    assert schedule.final_alpha_bar == (1.0 if ends_on_data else schedule.alpha_bar[0])
+    # A file holds the defaults too, so nothing changes by saving and loading.
+    scheduler.save_pretrained(tmp_path)
+    assert Schedule.from_scheduler(type(scheduler).from_pretrained(tmp_path), 10) == schedule
+
+
+@pytest.mark.parametrize(
+    "scheduler, message",
+    [
+        (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler, of flow-matching"),
+        (DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
+         "flow-matching"),
+        (EDMEulerScheduler(), "EDMEulerScheduler, of EDM models"),
+        (EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"), "EDM"),
+        (IPNDMScheduler(), "IPNDMScheduler, which has no alphas_cumprod"),
+    ],
+    ids=range(5),
+)  # fmt: skip
+def test_schedulers_of_other_models_are_refused_in_words(scheduler, message):
+    with pytest.raises(InputError, match=message):
+        Schedule.from_scheduler(scheduler, 4)
+
+
+@pytest.mark.parametrize("cls", [DDIMScheduler, EulerDiscreteScheduler])
+def test_epsilon_where_no_signal_is_left_is_the_schedule_s_fault(cls):
+    kwargs = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(InputError, match=r"scheduler.*t=999.*rescale_betas_zero_snr.*'epsilon'"):
+        Schedule.from_scheduler(cls(**kwargs), 4)
+    Schedule.from_scheduler(cls(prediction_type="v_prediction", **kwargs), 4)
+    # Steps that do not visit that level are run, as in diffusers.
+    kwargs["timestep_spacing"] = "leading"
+    assert Schedule.from_scheduler(cls(**kwargs), 4).timesteps[0] == 750
+
+
+def test_strength_leaves_the_last_steps():
+    schedule = Schedule.from_scheduler(DDIMScheduler(), 10)
+    assert schedule.last_part(1.0) == schedule
+    assert schedule.last_part(0.35).timesteps == (200, 100, 0)
+    for strength in (0.0, 0.09, 1.1, -1):
+        with pytest.raises(InputError, match="strength is"):
+            schedule.last_part(strength)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -114,6 +169,25 @@ def test_renoise_undoes_denoise_at_its_own_answer(kind):
         z_s = schedule.denoise(z, prediction, step)
         # The guess is the answer, so the implicit equation must hold to round-off (x 15, above).
         assert (schedule.renoise(z_s, z, prediction, step) - z).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("alpha_bar_t", [0.0, 0.2, 0.4])
+def test_renoise_holds_the_network_s_own_output(alpha_bar_t):
+    z_s, z_t, output = torch.randn(
+        3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4)
+    )[:, None]
+    step, a_t, a_s = Step(9, 5, alpha_bar_t, 0.6), alpha_bar_t**0.5, 0.6**0.5
+    b_t, b_s = (1 - alpha_bar_t) ** 0.5, 0.4**0.5
+    d = math.acos(a_t) - math.acos(a_s)
+    held = {
+        "v_prediction": (z_s + math.sin(d) * output) / math.cos(d),
+        "sample": b_t / b_s * z_s + (a_t - a_s * b_t / b_s) * output,
+        "epsilon": a_t / a_s * z_s + (b_t - a_t / a_s * b_s) * output,
+    }
+    for kind, expected in held.items():
+        schedule = Schedule((0.9, alpha_bar_t), 1.0, kind, (1,))
+        found = schedule.renoise(z_s, z_t, output, step)
+        assert torch.allclose(found, expected, atol=1e-14), kind
 
 
 def test_zero_terminal_snr_samples_without_dividing_by_zero():

@@ -32,12 +32,14 @@ from vala_research.cli.options import (
     Lora,
     Model,
     Place,
+    Revision,
     Sampling,
     Seed,
     Size,
     SourcePrompt,
     Steps,
     Stride,
+    Variant,
     option,
 )
 from vala_research.cli.report import announce, report, write_record
@@ -83,6 +85,8 @@ def edit(
     prompt: Prompt,
     output: Output,
     model: Model = "miniature",
+    variant: Variant = None,
+    revision: Revision = None,
     attention: Attention = "anchors",
     inversion: Inversion = "ddim",
     injection: Injection = 0.0,
@@ -113,7 +117,8 @@ def edit(
         attention=attention, injection=injection, adapter_interval=adapter_interval,
         adapter_scale=adapter_scale,
     )  # fmt: skip
-    place = Place(model, device, dtype, adapter, checked_loras(lora or []))
+    loras = checked_loras(lora or [])
+    place = Place(model, device, dtype, adapter, variant, revision, loras)
     fusing = None if motion is None else Fusing(motion, video_weight, fusion_schedule, tau)
     outputs, sampling = Outputs(output, strip, json_path), Sampling(frames, stride, size)
     run_edit(clip, outputs, call, place, sampling, fusing, seed)

@@ -7,11 +7,13 @@ import os
 import typer
 
 from vala_research.cli.loading import load_model, model_side
-from vala_research.cli.options import Model, Place
+from vala_research.cli.options import Model, Place, Revision, Variant
 from vala_research.cli.report import size_text
 
 
-def info(model: Model = "miniature") -> None:
+def info(
+    model: Model = "miniature", variant: Variant = None, revision: Revision = None
+) -> None:
     """Print versions, devices, memory, and the parts of the model."""
     import psutil
     import torch
@@ -28,7 +30,7 @@ def info(model: Model = "miniature") -> None:
         rows["mps"] = "available"
     for key, value in rows.items():
         typer.echo(f"{key:<24} {value}")
-    pipe, _ = load_model(Place(model, device="cpu"))
+    pipe, _ = load_model(Place(model, device="cpu", variant=variant, revision=revision))
     parts = {k: m for k, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
     counts = {k: sum(p.numel() for p in m.parameters()) / 1e6 for k, m in parts.items()}
     typer.echo(f"{'model':<24} {model}: {model_side(pipe)} px, " + ", ".join(

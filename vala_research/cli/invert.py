@@ -29,11 +29,13 @@ from vala_research.cli.options import (
     Inverting,
     Model,
     Place,
+    Revision,
     Sampling,
     Size,
     SourcePrompt,
     Steps,
     Stride,
+    Variant,
     option,
 )
 from vala_research.cli.report import announce, report, write_record
@@ -46,6 +48,8 @@ def invert(
     source_prompt: SourcePrompt,
     output: Output,
     model: Model = "miniature",
+    variant: Variant = None,
+    revision: Revision = None,
     attention: Attention = "extended",
     inversion: Inversion = "ddim",
     steps: Steps = 50,
@@ -63,7 +67,8 @@ def invert(
         source_prompt=source_prompt, num_inference_steps=steps, attention=attention,
         inversion=inversion, adapter_interval=adapter_interval, adapter_scale=adapter_scale,
     )  # fmt: skip
-    place, sampling = Place(model, device, dtype, adapter), Sampling(frames, stride, size)
+    place = Place(model, device, dtype, adapter, variant, revision)
+    sampling = Sampling(frames, stride, size)
     run_inversion(clip, output, call, place, sampling)
 
 

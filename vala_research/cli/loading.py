@@ -15,7 +15,7 @@ def check_names(call: Inverting, guidance_scale: float = 1.0, injection: float =
     """Refuse unknown names and numbers out of range, by the engine's own checks."""
     from vala_research.adapter.settings import checked_interval, checked_scale
     from vala_research.diffusion.attention import get_policy
-    from vala_research.diffusion.codec import check_guidance
+    from vala_research.diffusion.guidance import check_guidance
     from vala_research.diffusion.injection import Injection
     from vala_research.diffusion.inversion import get_inversion
 
@@ -131,9 +131,11 @@ def load_model(place: Place):
         library.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()
     dtype = getattr(torch, place.dtype)
+    weights = {"variant": place.variant, "revision": place.revision}
+    weights = {option: value for option, value in weights.items() if value is not None}
     is_file = Path(place.model).is_file()
     load = VideoEditPipeline.from_single_file if is_file else VideoEditPipeline.from_pretrained
-    pipe = load(place.model, dtype=dtype).to(name)
+    pipe = load(place.model, dtype=dtype, **weights).to(name)
     if place.loras:
         load_loras(pipe, place.loras)
     if place.adapter is not None:

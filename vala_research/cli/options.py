@@ -28,6 +28,8 @@ ClipPath = Annotated[
 ]
 SourcePrompt = option(str, "Describe the clip as it is.")
 Model = option(str, "Use 'miniature', a folder, a .safetensors file or a hub id.")
+Variant = option(str | None, "Load weights of this variant, such as fp16.", default="found")
+Revision = option(str | None, "Use this branch, tag or commit of a hub id.", default="main")
 Attention = option(str, "Let frames attend by own, first, sparse_causal, extended or anchors.")
 Inversion = option(str, "Invert by ddim, exact, bilateral or null_text.")
 Injection = option(float, "Inject the source's attention in this first share of the steps.")
@@ -58,12 +60,17 @@ Strict = option(bool, "Fail on a clip that is missing or damaged.", "--strict")
 
 @dataclass(frozen=True)
 class Place:
-    """A model, its adapter and its LoRAs (file, scale), and the device and dtype they run in."""
+    """A model, which weights of it, its adapter and LoRAs, and the device and dtype they run in.
+
+    loras: file and scale of each.
+    """
 
     model: str = "miniature"
     device: str = "auto"
     dtype: str = "float32"
     adapter: str | None = None
+    variant: str | None = None
+    revision: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
 
 

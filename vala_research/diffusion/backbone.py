@@ -11,15 +11,21 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    UNet2DConditionModel,
+    UNet3DConditionModel,
+    UNetMotionModel,
+)
 from einops import rearrange, repeat
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vala_research import InputError
 from vala_research.diffusion.patching import Patch, chunking, patched
 
-UNet = UNet2DConditionModel | UNetMotionModel | UNet3DConditionModel
+UNet = UNet2DConditionModel | UNetMotionModel | UNet3DConditionModel | nn.Module  # compiled
 VIDEO_UNETS = (UNetMotionModel, UNet3DConditionModel)
 
 # Latent sites (images x height x width) that one call of a per-frame module may see. The
@@ -113,6 +119,6 @@ class Backbone:
         return min(n_frames, max(1, SITES_PER_CHUNK // (n_branches * height * width)))
 
 
-def vae_factor(vae: AutoencoderKL) -> int:
+def vae_factor(vae: AutoencoderKL | AutoencoderTiny | nn.Module) -> int:
     """Side of a latent site in pixels: 8 for Stable Diffusion."""
     return 2 ** (len(vae.config.block_out_channels) - 1)

@@ -1,7 +1,7 @@
 """Find a checkpoint and check it before any weight is read. Safetensors only."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from vala_research.diffusion.loading import read_json, reason_of
 # The only classes that are loaded, whatever model_index.json says: part -> library, classes.
 SCHEDULERS = (*(kind.name for kind in KarrasDiffusionSchedulers), "LCMScheduler", "TCDScheduler")
 PARTS = {
-    "vae": ("diffusers", ("AutoencoderKL",)),
+    "vae": ("diffusers", ("AutoencoderKL", "AutoencoderTiny")),
     "text_encoder": ("transformers", ("CLIPTextModel",)),
     "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
     "unet": ("diffusers", ("UNet2DConditionModel",)),
@@ -26,9 +26,10 @@ WITH_WEIGHTS = ("vae", "text_encoder", "unet")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
-def resolve_checkpoint(name_or_path: str, **hub: Any) -> str:
+def resolve_checkpoint(name_or_path: str, given: Collection[str] = (), **hub: Any) -> str:
     """The local folder of a checkpoint: "miniature", a folder, or a hub id, which is downloaded.
 
+    given: parts that come from elsewhere, which the checkpoint need not hold.
     hub: `revision`, `cache_dir`, `token`, `variant`, `local_files_only`, as in diffusers.
     Raises InputError when it is not a complete Stable Diffusion 1.x/2.x checkpoint in safetensors.
     """
@@ -50,27 +51,25 @@ def resolve_checkpoint(name_or_path: str, **hub: Any) -> str:
                 "model_index.json, or a hub id such as "
                 "'stable-diffusion-v1-5/stable-diffusion-v1-5'."
             )
-        folder = Path(_download(name, **hub))
-    check_index(folder / "model_index.json", name)
+        folder = Path(_download(name, given, **hub))
+    check_index(folder / "model_index.json", name, given)
     for part in PARTS:
-        _check_part(folder / part, name)
+        if part not in given:
+            _check_part(folder / part, name)
     return str(folder)
 
 
-def _download(name: str, **hub: Any) -> str:
+def _download(name: str, given: Collection[str], **hub: Any) -> str:
     """Download a checkpoint, after its index has shown that its class is right."""
     from diffusers import StableDiffusionPipeline
     from huggingface_hub import errors as e
     from huggingface_hub import hf_hub_download
 
-    few = {
-        k: v for k, v in hub.items() if k in ("revision", "cache_dir", "token", "local_files_only")
-    }
+    few = {k: v for k, v in hub.items() if k not in ("variant", "proxies")}
+    left_out = dict.fromkeys(("safety_checker", "feature_extractor", *given))
     try:
-        check_index(Path(hf_hub_download(name, "model_index.json", **few)), name)
-        return StableDiffusionPipeline.download(
-            name, safety_checker=None, feature_extractor=None, use_safetensors=True, **hub
-        )
+        check_index(Path(hf_hub_download(name, "model_index.json", **few)), name, given)
+        return StableDiffusionPipeline.download(name, use_safetensors=True, **left_out, **hub)
     except InputError:
         raise
     except (
@@ -94,12 +93,15 @@ def _download(name: str, **hub: Any) -> str:
             f"The model {name!r} cannot be downloaded as a Stable Diffusion checkpoint in "
             "safetensors "
             f"({reason_of(error)}): choose one whose repository holds "
-            "model_index.json and .safetensors weights."
+            "model_index.json and .safetensors weights, and give `variant` if it has one alone."
         ) from error
 
 
-def check_index(index: Path, name: str) -> dict[str, Any]:
-    """Refuse other classes of checkpoints by their index, before any weight is read."""
+def check_index(index: Path, name: str, given: Collection[str] = ()) -> dict[str, Any]:
+    """Refuse other classes of checkpoints by their index, before any weight is read.
+
+    given: parts that come from elsewhere.
+    """
     if not index.exists():
         raise InputError(
             f"The folder {name!r} holds no model_index.json: give a folder in the diffusers layout."
@@ -115,10 +117,15 @@ def check_index(index: Path, name: str) -> dict[str, Any]:
                 f"({str(entry)[:80]}), which is never run: give one of plain diffusers."
             )
 
+    if (parts.get("text_encoder_2") or [None, None])[1] is not None:
+        raise InputError(
+            f"The checkpoint {name!r} is a {found} and has a second text encoder (text_encoder_2), "
+            "as Stable Diffusion XL and 3 have: give one of Stable Diffusion 1.x or 2.x."
+        )
     for part, (library, classes) in PARTS.items():
         entry = parts.get(part)
         cls = entry[1] if isinstance(entry, list) and entry[0] == library else None
-        if cls not in classes or parts.get("text_encoder_2"):
+        if part not in given and cls not in classes:
             raise InputError(
                 f"The checkpoint {name!r} is a {found}, whose {part} is {cls or 'missing'}: "
                 "give one of Stable Diffusion 1.x or 2.x (StableDiffusionPipeline)."

@@ -8,8 +8,6 @@ import re
 import warnings
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import TextualInversionLoaderMixin
@@ -17,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, number_in
 from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.patching import chunks
 
@@ -25,76 +23,7 @@ from vala_research.diffusion.patching import chunks
 PIXELS_PER_CHUNK = 2**20
 # A tokenizer with fewer tokens knows a toy world only; unknown words then deserve a warning.
 SMALL_VOCABULARY = 4096
-MOST_GUIDANCE = 1000
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-
-
-def as_frames(video: Any) -> Float[Tensor, "f 3 h w"]:
-    """Convert a clip in any accepted form to one float tensor in [0, 1].
-
-    video: one of
-        a tensor f c h w, or a numpy array f h w c or f c h w, of floats in [0, 1] or of uint8;
-        a list of PIL images;
-        an object with `.frames` of such a form.
-    Raises InputError for an empty clip, other channels than 3, other ranges.
-    """
-    # To a tensor f c h w.
-    video = getattr(video, "frames", video)
-    if isinstance(video, list | tuple):
-        video = _stack(video)
-    if isinstance(video, np.ndarray):
-        is_channels_last = video.ndim == 4 and video.shape[-1] in (1, 2, 3, 4)
-        video = torch.from_numpy(np.ascontiguousarray(video))
-        video = video.permute(0, 3, 1, 2) if is_channels_last else video
-    if not isinstance(video, Tensor):
-        raise InputError(
-            f"The video is a {type(video).__name__}: give a tensor or array of frames, a list of "
-            "PIL images, or a clip from read_clip."
-        )
-    _check_shape(video)
-
-    # To floats in [0, 1].
-    if video.dtype == torch.uint8:
-        return video.float() / 255
-    video = video if video.is_floating_point() else video.float()
-    low, high = video.min().item(), video.max().item()
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # a codec's rounding is forgiven; NaN is not
-        raise InputError(
-            f"The video's pixels run from {low:.3g} to {high:.3g}: give finite values in [0, 1] "
-            "(divide by 255), or uint8."
-        )
-    return video.clamp(0, 1)
-
-
-def _check_shape(video: Tensor) -> None:
-    """Refuse all but f 3 h w with at least one frame."""
-    if video.ndim != 4:
-        raise InputError(
-            f"The video has shape {tuple(video.shape)}: give one clip with axes frame, channel, "
-            "height, width."
-        )
-    if 0 in video.shape:
-        raise InputError(
-            f"The video of shape {tuple(video.shape)} is empty: give at least one frame."
-        )
-    if video.shape[1] != 3:
-        raise InputError(
-            f"The video has {video.shape[1]} channels: give 3 (repeat grey ones, drop or blend "
-            "alpha)."
-        )
-
-
-def _stack(images: list | tuple) -> np.ndarray:
-    """Stack PIL images to one uint8 array f h w c."""
-    if not images:
-        raise InputError("The video is an empty list: give at least one frame.")
-    if not all(isinstance(image, PIL.Image.Image) for image in images):
-        kinds = sorted({type(image).__name__ for image in images})
-        raise InputError(f"The video is a list of {', '.join(kinds)}: give a list of PIL images.")
-    if len({image.size for image in images}) > 1:
-        sizes = sorted({image.size for image in images})
-        raise InputError(f"The frames have different sizes {sizes[:3]}: resize them to one.")
-    return np.stack([np.asarray(image.convert("RGB")) for image in images])
 
 
 def check_size(frames: Tensor, vae: Any) -> None:
@@ -117,13 +46,34 @@ def chunks_of(n_frames: int, height: int, width: int, frames_per_chunk: int | No
 def encode_frames(
     vae: Any, frames: Float[Tensor, "f 3 h w"], frames_per_chunk: int | None = None
 ) -> Float[Tensor, "f c y x"]:
-    """Encode frames to scaled latents, in the frames' precision. The posterior's mode is taken."""
+    """Encode frames to scaled latents, in the frames' precision. The posterior's mode is taken.
+
+    An AutoencoderTiny has no posterior. Raises FloatingPointError where the VAE returns NaN or
+    infinity.
+    """
     shift, dtype = getattr(vae.config, "shift_factor", None) or 0.0, vae.dtype
     z = [
-        vae.encode((2 * frames[part] - 1).to(dtype)).latent_dist.mode().to(frames.dtype)
+        latents_of(vae.encode((2 * frames[part] - 1).to(dtype))).to(frames.dtype)
         for part in chunks_of(len(frames), *frames.shape[-2:], frames_per_chunk)
     ]
+    check_finite(torch.cat(z), "encoding", dtype)
     return (torch.cat(z) - shift) * vae.config.scaling_factor
+
+
+def latents_of(encoded: Any) -> Float[Tensor, "f c y x"]:
+    """The latents of a VAE's output: the posterior's mode, or what an AutoencoderTiny returns."""
+    return encoded.latents if "latents" in encoded else encoded.latent_dist.mode()
+
+
+def check_finite(made: Tensor, doing: str, dtype: torch.dtype) -> None:
+    """Raise FloatingPointError where the VAE returned NaN or infinity, as half precision may."""
+    if torch.isfinite(made).all():
+        return
+    overflows = ", whose numbers end at 65504" if dtype == torch.float16 else ""
+    raise FloatingPointError(
+        f"The VAE returned NaN or infinity when {doing} in {dtype}{overflows}: run it in "
+        "torch.float32 or torch.bfloat16, such as with pipe.vae.to(torch.float32)."
+    )
 
 
 def decode_latents(
@@ -141,11 +91,7 @@ def decode_latents(
             for part in chunks_of(len(z), k * z.shape[-2], k * z.shape[-1], frames_per_chunk)
         ]
     )
-    if not torch.isfinite(frames).all():
-        raise FloatingPointError(
-            f"The VAE returned NaN or infinity when decoding in {dtype}: "
-            "run it in torch.float32 or torch.bfloat16."
-        )
+    check_finite(frames, "decoding", dtype)
     return (frames / 2 + 0.5).clamp(0, 1)
 
 
@@ -158,7 +104,8 @@ def as_output(frames: Float[Tensor, "f c h w"], output_type: str) -> Any:
 
 
 def encode_prompts(
-    tokenizer: Any, text_encoder: Any, prompts: list[str], device: torch.device
+    tokenizer: Any, text_encoder: Any, prompts: list[str], device: torch.device,
+    clip_skip: int | None = None,
 ) -> Float[Tensor, "g n d"]:
     """Encode prompts to one text embedding each; equal prompts are encoded once.
 
@@ -186,8 +133,21 @@ def encode_prompts(
         )
     uses_mask = getattr(text_encoder.config, "use_attention_mask", False)  # as diffusers does
     mask = inputs.attention_mask.to(device) if uses_mask else None
-    hidden = text_encoder(inputs.input_ids.to(device), attention_mask=mask)[0]
+    hidden = hidden_text(text_encoder, inputs.input_ids.to(device), mask, clip_skip)
     return hidden[[distinct.index(prompt) for prompt in prompts]]
+
+
+def hidden_text(
+    text_encoder: Any, ids: Tensor, mask: Tensor | None, clip_skip: int | None
+) -> Float[Tensor, "g n d"]:
+    """The text encoder's output, or its output without the last `clip_skip` layers."""
+    if clip_skip is None:
+        return text_encoder(ids, attention_mask=mask)[0]
+    n_layers = text_encoder.config.num_hidden_layers
+    number_in("clip_skip", clip_skip, 0, n_layers, whole=True)
+    states = text_encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    norm = getattr(text_encoder, "text_model", text_encoder).final_layer_norm
+    return norm(states[n_layers - clip_skip])
 
 
 def _warn_of_losses(tokenizer: Any, prompt: str, limit: int) -> None:
@@ -221,12 +181,3 @@ def _is_known(tokenizer: Any, word: str) -> bool:
     """Whether the word is one token. A word in pieces was never seen in training."""
     ids = tokenizer(word, add_special_tokens=False).input_ids
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
-
-
-def check_guidance(guidance_scale: float) -> None:
-    """Refuse a guidance scale that is negative, not finite or huge."""
-    if not 0 <= guidance_scale <= MOST_GUIDANCE:
-        raise InputError(
-            f"guidance_scale is {guidance_scale!r}: give a finite number of at least 0 (1 turns it "
-            f"off) and at most {MOST_GUIDANCE}."
-        )

@@ -2,12 +2,13 @@
 
 * `ddim` (Song et al. 2021, section 4.3) walks the step backwards with the noise predicted at its
   start. It takes one network evaluation per step; its error is of first order in the step size.
-* `exact` solves the implicit equation `z_t = A z_s + B eps(z_t, t)`, so that sampling from z_t
-  lands on z_s (Pan et al. 2023, Effective real image editing with accelerated iterative diffusion
-  inversion). Fixed-point iteration contracts when `(lambda_t - lambda_s) sqrt(alpha_bar_t) L_eps <
-  1`, where `lambda = sqrt(1/alpha_bar - 1)` and L_eps is the network's Lipschitz constant. Anderson
-  acceleration (Walker and Ni 2011) speeds it up, and often converges where it does not contract.
-  It is cheap because the start extrapolates the noise of the solved steps, and because the stop
+* `exact` solves the implicit equation `z_s = A z_t + B f(z_t, t)` of the network's output f, so
+  that sampling from z_t lands on z_s (Pan et al. 2023, Effective real image editing with
+  accelerated iterative diffusion inversion). For f = eps, fixed-point iteration contracts when
+  `(lambda_t - lambda_s) sqrt(alpha_bar_t) L_eps < 1`, where `lambda = sqrt(1/alpha_bar - 1)` and
+  L_eps is the network's Lipschitz constant. Anderson acceleration (Walker and Ni 2011) speeds it
+  up, and often converges where it does not contract.
+  It is cheap because the start extrapolates the output of the solved steps, and because the stop
   predicts the residual of the next iterate instead of measuring it.
 * `bilateral` is `ddim` from smoothed latents, see `bilateral_inversion`.
 * `null_text` is `ddim`; see `null_text`.
@@ -17,7 +18,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import log, sqrt
+from math import acos, log, sqrt
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from vala_research import InputError
 from vala_research.diffusion.bilateral_inversion import BilateralInversion, fractions
 from vala_research.diffusion.fixed_point import ExactSettings, Solution, fixed_point
 from vala_research.diffusion.null_text import NullText, NullTextSettings
-from vala_research.diffusion.schedule import Predict, Schedule, Step, ddim_step
+from vala_research.diffusion.schedule import Predict, Schedule, Step, carried, ddim_step
 from vala_research.methods.anchors import Anchors
 
 
@@ -72,7 +73,8 @@ class Inversion:
     activation: Any = None
 
 
-Past = deque[tuple[float, Tensor]]  # log-SNR and eps of the last steps, oldest first
+NO_SIGNAL = 1e-6  # alpha_bar at zero terminal SNR: 0, or 2^-24 in some schedulers
+Past = deque[tuple[float, Tensor]]  # place and output of the last steps, oldest first
 
 
 def get_inversion(inversion: object) -> InversionSettings:
@@ -118,7 +120,8 @@ def invert(
     trajectory, residuals, n_evaluations = deque([z]), deque(), 0
     for step in progress(list(reversed(list(schedule)))):
         solution = solve(predict, z, schedule, step, settings, past)
-        past.append((log_snr(step.alpha_bar_t), direction(z, solution.z, step)))
+        output = direction(z, solution.z, step, schedule.prediction_type)
+        past.append((place(schedule.prediction_type, step), output))
         z = solution.z
         n_evaluations += solution.n_evaluations
         if keep_trajectory:
@@ -143,8 +146,12 @@ def ddim(
     predict: Predict, z_s: Tensor, schedule: Schedule, step: Step,
     settings: DdimSettings | NullTextSettings, past: Past,
 ) -> Solution:  # fmt: skip
-    """One iteration of the implicit step from the guess z_t = z_s: plain DDIM inversion."""
-    return Solution(schedule.renoise(z_s, z_s, predict(z_s, step.t), step), n_evaluations=1)
+    """Plain DDIM inversion: along the eps that is predicted at z_s, for every prediction type."""
+    prediction = predict(z_s, step.t)
+    if step.alpha_bar_t < NO_SIGNAL:  # eps is z_s itself there, and says nothing
+        return Solution(schedule.renoise(z_s, z_s, prediction, step), n_evaluations=1)
+    _, eps = schedule.split(z_s, prediction, step.alpha_bar_t)
+    return Solution(ddim_step(z_s, eps, step.alpha_bar_s, step.alpha_bar_t), n_evaluations=1)
 
 
 def bilateral(
@@ -163,7 +170,7 @@ def exact(
     """The z_t whose sampling step is z_s, to the tolerance."""
     return fixed_point(
         lambda z: schedule.renoise(z_s, z, predict(z, step.t), step),
-        extrapolated(z_s, step, past),
+        extrapolated(z_s, step, past, schedule.prediction_type),
         settings,
     )
 
@@ -173,26 +180,37 @@ STEPS: dict[type, Callable[..., Solution]] = {
 }  # fmt: skip
 
 
-def extrapolated(z_s: Tensor, step: Step, past: Past) -> Tensor:
-    """A guess of z_t: along a trajectory eps is nearly linear in the log-SNR (Lu et al. 2022).
+def extrapolated(z_s: Tensor, step: Step, past: Past, prediction_type: str = "epsilon") -> Tensor:
+    """A guess of z_t: the network's output is nearly linear along a trajectory (Lu et al. 2022).
 
     The step next to the data is unlike the others. So a line needs three known steps and uses the
-    last two. Before that eps is taken as constant, and the first guess is z_s.
+    last two. Before that the output is taken as constant, and the first guess is z_s.
     """
-    if not past:
+    a, b = carried(prediction_type, step)
+    if not past or a < 0.1:
         return z_s
-    x, eps = past[-1]
+    x, output = past[-1]
     if len(past) == 3:
-        before, eps_before = past[-2]
-        slope = (eps - eps_before) / (x - before)
-        eps = eps + (log_snr(step.alpha_bar_t) - x) * slope
-    return ddim_step(z_s, eps, step.alpha_bar_s, step.alpha_bar_t)
+        before, output_before = past[-2]
+        slope = (output - output_before) / (x - before)
+        output = output + (place(prediction_type, step) - x) * slope
+    return (z_s - b * output) / a
 
 
-def direction(z_s: Tensor, z_t: Tensor, step: Step) -> Tensor:
-    """The eps along which DDIM leads from z_s to z_t: `ddim_step` solved for it."""
-    scale = sqrt(step.alpha_bar_t / step.alpha_bar_s)
-    return (z_t - scale * z_s) / (sqrt(1 - step.alpha_bar_t) - scale * sqrt(1 - step.alpha_bar_s))
+def direction(z_s: Tensor, z_t: Tensor, step: Step, prediction_type: str = "epsilon") -> Tensor:
+    """The network's output with which DDIM leads from z_t to z_s."""
+    a, b = carried(prediction_type, step)
+    return (z_s - a * z_t) / b
+
+
+def place(prediction_type: str, step: Step) -> float:
+    """Where a step lies on the axis along which the network's output is nearly linear.
+
+    The log-SNR for eps. It has no end where no signal is left, so else the angle of the level.
+    """
+    if prediction_type == "epsilon":
+        return log_snr(step.alpha_bar_t)
+    return acos(sqrt(step.alpha_bar_t))
 
 
 def log_snr(alpha_bar: float) -> float:

@@ -7,6 +7,7 @@ import torch
 
 from vala_research import InputError, number_in
 from vala_research.diffusion.checkpoint import PARTS, WITH_WEIGHTS, check_index
+from vala_research.diffusion.compatible import check_networks
 from vala_research.diffusion.loading import (
     FETCH,
     check_folder,
@@ -15,7 +16,10 @@ from vala_research.diffusion.loading import (
     read_json,
     reason_of,
 )
+from vala_research.diffusion.options import LoadOptions
 from vala_research.diffusion.schedule import Schedule
+from vala_research.diffusion.solvers import check_scheduler
+from vala_research.diffusion.variants import variant_of
 
 MOST_TIMESTEPS = 100_000
 # Calls that each network must understand; on the meta device nothing is computed.
@@ -30,28 +34,32 @@ PROBES = {
 }
 
 
-def load_parts(
-    name: str, folder: Path, dtype: torch.dtype, variant: str | None = None
-) -> dict[str, Any]:
-    """Load the five parts of a checkpoint that `resolve_checkpoint` found, each by its own class.
+def load_parts(name: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
+    """Load the parts of a checkpoint that `resolve_checkpoint` found, each by its own class.
 
-    variant: of the weights, where a part has it. Raises InputError, also for values out of range.
+    Parts that the options give are taken as they are. Raises InputError, also for values out of
+    range.
     """
     import diffusers
     import transformers
 
-    homes, parts = {"diffusers": diffusers, "transformers": transformers}, {}
-    index = check_index(folder / "model_index.json", name)
+    homes = {"diffusers": diffusers, "transformers": transformers}
+    parts, variant = dict(options.parts), options.hub.get("variant")
+    index = check_index(folder / "model_index.json", name, parts)
     if variant and not any(folder.glob(f"*/*.{variant}*safetensors")):
-        raise InputError(f"The checkpoint {name!r} has no weights of the variant {variant!r}.")
+        raise InputError(
+            f"The checkpoint {name!r} has no weights of the variant {variant!r}: leave it out."
+        )
     for part, (library, _) in PARTS.items():
+        if part in parts:
+            continue
         cls, what = getattr(homes[library], index[part][1]), f"The {part} of {name!r}"
         if part in WITH_WEIGHTS:
-            has_variant = variant and any((folder / part).glob(f"*.{variant}*safetensors"))
-            given = {"variant": variant} if has_variant else {}
+            chosen = variant_of(folder / part, variant, what)
             parts[part] = load_network(
-                cls, folder / part, what, dtype=dtype, probe=PROBES[part], **given
-            )
+                cls, folder / part, what, dtype=options.dtype(part), probe=PROBES[part],
+                **({} if chosen is None else {"variant": chosen}),
+            )  # fmt: skip
             continue
         try:
             check_folder(folder / part)
@@ -63,23 +71,56 @@ def load_parts(
             raise
         except Exception as error:
             raise InputError(f"{what} cannot be loaded ({reason_of(error)}): {FETCH}") from error
-    check_parts(name, **parts)
-    return parts
+    check_networks(**{part: parts[part] for part in PARTS})
+    check_parts(name, **{part: parts[part] for part in PARTS})
+    return {**image_parts(name, folder, index, options), **parts}
+
+
+def image_parts(
+    name: str, folder: Path, index: dict[str, Any], options: LoadOptions
+) -> dict[str, Any]:
+    """Load what an IP-Adapter reads pictures with, where a pipeline was saved with it."""
+    import transformers
+
+    cls = transformers.CLIPVisionModelWithProjection
+    asked = {"image_encoder", "feature_extractor"} - set(options.parts)
+    is_there = index.get("image_encoder") == ["transformers", cls.__name__]
+    if not is_there or not (folder / "image_encoder").is_dir():
+        return {}
+    loaded: dict[str, Any] = {}
+    if "image_encoder" in asked:
+        place, what = folder / "image_encoder", f"The image_encoder of {name!r}"
+        chosen = variant_of(place, options.hub.get("variant"), what)
+        given = {} if chosen is None else {"variant": chosen}
+        loaded["image_encoder"] = load_network(
+            cls, place, what, dtype=options.dtype("image_encoder"), **given
+        )
+    if "feature_extractor" in asked and (folder / "feature_extractor").is_dir():
+        check_folder(folder / "feature_extractor")
+        loaded["feature_extractor"] = transformers.CLIPImageProcessor.from_pretrained(
+            folder / "feature_extractor", local_files_only=True
+        )
+    return loaded
 
 
 def check_parts(name: str, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any):
     """Check the numbers by which the parts work. Raises InputError."""
     of = f"of {name!r}"
-    number_in(f"The VAE's scaling_factor {of}", vae.config.scaling_factor, 1e-3, 1e3)
-    number_in(f"The VAE's shift_factor {of}", vae.config.shift_factor or 0, -1e3, 1e3)
-    number_in(f"The tokenizer's length {of}", tokenizer.model_max_length, 3, float("inf"))
-    size = unet.config.sample_size
+    if vae is not None:
+        number_in(f"The VAE's scaling_factor {of}", vae.config.scaling_factor, 1e-3, 1e3)
+        number_in(f"The VAE's shift_factor {of}", vae.config.shift_factor or 0, -1e3, 1e3)
+    if tokenizer is not None:
+        number_in(f"The tokenizer's length {of}", tokenizer.model_max_length, 3, float("inf"))
+    size = None if unet is None else unet.config.sample_size
     if size is not None:
         sides = size if isinstance(size, list | tuple) else (size,)
         for side in sides:
             number_in(f"The UNet's sample_size {of}", side, 1, 1024, whole=True)
 
     # Noise grows along the levels, and the first can be undone.
+    if scheduler is None:
+        return
+    check_scheduler(scheduler)
     try:
         levels = scheduler.alphas_cumprod
         is_right = bool(1 > levels[0] > 0 <= levels[-1] and (levels[1:] < levels[:-1]).all())

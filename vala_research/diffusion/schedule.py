@@ -5,7 +5,7 @@ cumulative product of the schedule, and z_t = sqrt(alpha_bar_t) x0 + sqrt(1 - al
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError
+from vala_research import InputError, number_in
+from vala_research.diffusion.solvers import check_scheduler, final_is_data, spacing_of
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 Predict = Callable[[Tensor, int], Tensor]  # (z_t, t) -> the prediction of the network
@@ -75,24 +76,44 @@ class Schedule:
     def from_scheduler(cls, scheduler: Any, num_inference_steps: int) -> "Schedule":
         """Read any diffusers scheduler of Stable Diffusion (DDIM, PNDM, Euler, DPM-Solver, ...).
 
-        The levels are those of `DDIMScheduler.from_config(scheduler.config)`. x0 is not clipped,
-        since no inversion could undo that.
+        The levels, their spacing and the final level are the scheduler's own, also where it was
+        made with defaults. x0 is not clipped, since no inversion could undo that.
         Differs from diffusers: a step always ends where the next step begins. diffusers steps by
         T // n, which misses that level for `linspace` spacing, and for `trailing` spacing when n
         does not divide T.
         """
-        # Keys that the checkpoint left out hold defaults of its scheduler: take those of DDIM.
-        defaulted = set(scheduler.config.get("_use_default_values", ()))
-        config = {k: v for k, v in scheduler.config.items() if k not in defaulted}
+        check_scheduler(scheduler)
+        config = scheduler.config
         alpha_bar = tuple(scheduler.alphas_cumprod.double().tolist())
+        spacing, takes_one_more = spacing_of(config)
         timesteps = inference_timesteps(
-            len(alpha_bar),
-            num_inference_steps,
-            config.get("timestep_spacing", "leading"),
-            config.get("steps_offset", 0),
-        )
-        final = 1.0 if config.get("set_alpha_to_one", True) else alpha_bar[0]
-        return cls(alpha_bar, final, config.get("prediction_type", "epsilon"), timesteps)
+            len(alpha_bar), num_inference_steps, spacing, config.get("steps_offset", 0),
+            takes_one_more,
+        )  # fmt: skip
+
+        # Without signal eps is z_t itself, whatever the network has seen: x0 = (z_t - eps) / 0.
+        kind, least = config.get("prediction_type", "epsilon"), alpha_bar[timesteps[0]]
+        is_rescaled = config.get("rescale_betas_zero_snr", False)
+        if kind == "epsilon" and (least < 1e-12 or is_rescaled and least < 1e-6):
+            raise InputError(
+                f"The scheduler's level at t={timesteps[0]} holds no signal "
+                f"(rescale_betas_zero_snr={is_rescaled}), and a prediction of type 'epsilon' says "
+                "nothing there: set rescale_betas_zero_snr to False, or prediction_type to what "
+                "the network was trained for."
+            )
+        final = 1.0 if final_is_data(config) else alpha_bar[0]
+        return cls(alpha_bar, final, kind, timesteps)
+
+    def last_part(self, strength: float) -> "Schedule":
+        """The last share of the steps, as `strength` of diffusers' image-to-image pipelines."""
+        number_in("strength", strength, 0, 1)
+        n_kept = int(len(self) * strength)
+        if n_kept == 0:
+            raise InputError(
+                f"strength is {strength}: no one of {len(self)} steps is left, give at least "
+                f"{1 / len(self):g}."
+            )
+        return replace(self, timesteps=self.timesteps[len(self) - n_kept :])
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -134,10 +155,36 @@ class Schedule:
     ) -> Float[Tensor, "*shape"]:
         """Take one inversion step s -> t, with a prediction made at (z_t, t) for a guess z_t.
 
-        A guess z_t that this map returns unchanged is the exact preimage of z_s under `denoise`.
+        The step z_s = A z_t + B prediction is solved for z_t. The network's own output is held, not
+        its eps: where no signal is left (alpha_bar_t = 0), eps is z_t itself, and holding it would
+        call every guess exact. A guess z_t that this map returns unchanged is the exact preimage of
+        z_s under `denoise`.
         """
-        _, eps = self.split(z_t, prediction, step.alpha_bar_t)
-        return ddim_step(z_s, eps, step.alpha_bar_s, step.alpha_bar_t)
+        if self.prediction_type == "epsilon":
+            return ddim_step(z_s, prediction, step.alpha_bar_s, step.alpha_bar_t)
+        a, b = carried(self.prediction_type, step)
+
+        # A step onto the data forgets z_t (A is small), and dividing by A would amplify errors of
+        # the prediction. The guess is then moved by what its own step misses.
+        is_near_data = self.prediction_type == "sample" and step.alpha_bar_t > 0.5
+        if is_near_data or a < 0.5:
+            return z_t + (z_s - self.denoise(z_t, prediction, step))
+        return (z_s - b * prediction) / a
+
+
+def carried(prediction_type: str, step: Step) -> tuple[float, float]:
+    """A and B of the sampling step z_s = A z_t + B prediction.
+
+    The angle phi of a level has cos(phi) = sqrt(alpha_bar). For "v_prediction" A = cos(d) and
+    B = -sin(d), d the angle between the levels.
+    """
+    a_t, a_s = sqrt(step.alpha_bar_t), sqrt(step.alpha_bar_s)
+    b_t, b_s = sqrt(1 - step.alpha_bar_t), sqrt(1 - step.alpha_bar_s)
+    if prediction_type == "epsilon":
+        return a_s / a_t, b_s - b_t * a_s / a_t
+    if prediction_type == "sample":
+        return b_s / b_t, a_s - a_t * b_s / b_t
+    return a_t * a_s + b_t * b_s, a_t * b_s - b_t * a_s
 
 
 def sample(
@@ -155,8 +202,13 @@ def sample(
     return z
 
 
-def inference_timesteps(n_train: int, n_steps: int, spacing: str, offset: int) -> tuple[int, ...]:
-    """Space `n_steps` timesteps, noisiest first; Lin et al. 2024 (arXiv 2305.08891), Table 2."""
+def inference_timesteps(
+    n_train: int, n_steps: int, spacing: str, offset: int, takes_one_more: bool = False
+) -> tuple[int, ...]:
+    """Space `n_steps` timesteps, noisiest first; Lin et al. 2024 (arXiv 2305.08891), Table 2.
+
+    takes_one_more: space one more, and leave out the least noisy one.
+    """
     if not isinstance(n_steps, int) or isinstance(n_steps, bool) or not 1 <= n_steps <= n_train:
         raise InputError(
             f"num_inference_steps is {n_steps!r}: choose a whole number from 1 to {n_train}, "
@@ -164,6 +216,8 @@ def inference_timesteps(n_train: int, n_steps: int, spacing: str, offset: int) -
         )
 
     # Spacing as the scheduler says.
+    if takes_one_more and n_steps < n_train and spacing in ("leading", "linspace"):
+        return inference_timesteps(n_train, n_steps + 1, spacing, offset)[:-1]
     if spacing == "leading":
         timesteps = [i * (n_train // n_steps) + offset for i in reversed(range(n_steps))]
     elif spacing == "trailing":

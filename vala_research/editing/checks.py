@@ -9,7 +9,9 @@ from torch import Tensor
 from vala_research import InputError, chosen_from
 from vala_research.diffusion.attention import depends_on_clip
 from vala_research.diffusion.backbone import vae_factor
-from vala_research.diffusion.codec import OUTPUT_TYPES, check_guidance
+from vala_research.diffusion.codec import OUTPUT_TYPES
+from vala_research.diffusion.compatible import check_text, check_unet
+from vala_research.diffusion.guidance import check_guidance
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.motion import max_frames
 from vala_research.diffusion.schedule import Schedule
@@ -61,13 +63,15 @@ def check_steps(latents: Inversion, schedule: Schedule) -> None:
         )
 
 
-def check_source(source: Source, index: int, vae: Any, shape: Sequence[int]) -> None:
+def check_source(source: Source, name: str, vae: Any, shape: Sequence[int]) -> None:
     """Check that a source can share latents of this shape, f c h w. Raises InputError.
 
-    vae: of the pipeline; the source's own VAE, if it has one, is compared with it.
+    name: of the source in a sentence. vae: of the pipeline; the source's own VAE, if it has one,
+    is compared with it.
     """
     # Its network reads and makes these latents, and reads its text.
-    name, unet = f"Source {index} ({type(source.unet).__name__})", source.unet
+    unet = source.unet
+    check_unet(unet)
     n_frames, n_channels, h, w = shape
     config = unet.config
     for what, found in (("reads", config.in_channels), ("makes", config.out_channels)):
@@ -78,12 +82,7 @@ def check_source(source: Source, index: int, vae: Any, shape: Sequence[int]) -> 
             )
     if source.vae is not None:
         _check_vae(source.vae, vae, name)
-    text_width = source.text_encoder.config.hidden_size
-    if config.cross_attention_dim != text_width:
-        raise InputError(
-            f"{name} reads text of width {config.cross_attention_dim} and gets {text_width}: give "
-            "the source its own tokenizer and text_encoder."
-        )
+    check_text(source.text_encoder, unet, name)
 
     # Its windows, its inversion and its control pictures fit the clip.
     _check_windows(source, name, n_frames)

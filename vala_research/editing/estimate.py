@@ -79,14 +79,16 @@ def estimate_edit(
     frames_per_chunk: int | None = None,
     has_latents: bool = False,
     fusion: Fusion | None = None,
+    strength: float = 1.0,
 ) -> Estimate:
     """What an edit by this pipeline costs, before it starts. The arguments are those of the edit.
 
     has_latents: the clip is inverted already. Every source of a fusion counts as much as the
     pipeline's own model, its weights once.
     """
-    n_steps = len(Schedule.from_scheduler(pipe.scheduler, num_inference_steps))
-    n_branches = 1 if guidance_scale in (0, 1) else 2
+    schedule = Schedule.from_scheduler(pipe.scheduler, num_inference_steps)
+    n_steps = len(schedule.last_part(strength))
+    n_branches = 2 if guidance_scale > 1 else 1
     n_injected = max(Injection.of(injection).n_steps(n_steps))
     n_inverted = 0 if has_latents else n_steps * evaluations_per_step(inversion, guidance_scale)
     n_evaluations = n_frames * (n_inverted + n_steps * n_branches + n_injected)
@@ -112,6 +114,6 @@ def evaluations_per_step(inversion: str | InversionSettings, guidance_scale: flo
     settings = get_inversion(inversion)
     if isinstance(settings, ExactSettings):
         return settings.max_iterations
-    if isinstance(settings, NullTextSettings) and guidance_scale != 1:
+    if isinstance(settings, NullTextSettings) and guidance_scale > 1:
         return 1 + settings.n_iterations + 2
     return 1

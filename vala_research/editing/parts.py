@@ -13,13 +13,17 @@ from torch import Tensor
 from vala_research.diffusion import codec
 from vala_research.diffusion.attention import Attending, Keyframes
 from vala_research.diffusion.bilateral_inversion import BilateralInversion
+from vala_research.diffusion.guidance import check_guidance
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
 from vala_research.diffusion.patching import one_call_at_a_time
 from vala_research.diffusion.schedule import Schedule, Step
+from vala_research.diffusion.solvers import warn_of_solver
+from vala_research.diffusion.video import as_frames
 from vala_research.editing import checks
 from vala_research.editing.clip import KnownClip, clip_attention
 from vala_research.editing.fusion import Fusion, mix
-from vala_research.editing.source import Source, first_known
+from vala_research.editing.resolve import first_known
+from vala_research.editing.source import Source
 from vala_research.editing.stream import Stream, streams_of
 from vala_research.methods.anchors import AnchorSettings
 
@@ -45,18 +49,20 @@ class EditParts:
         adapter_interval: Sequence[float] | None = None,
         adapter_scale: float | None = None,
         generator: torch.Generator | None = None,
+        strength: float = 1.0,
     ) -> Float[Tensor, "f c h w"] | Inversion:
         """Invert a clip, without editing it. The arguments are those of an edit.
 
         attention: the default depends on nothing but the latents, unlike an edit's, so they alone
             are enough to reconstruct the clip.
         negative_prompt, guidance_scale: those of the edit to come; only "null_text" reads them.
+        strength: of the edit to come.
         Returns the latents at the noisiest level, from which `reconstruct` returns to the clip at
         guidance 1; or with return_inversion the whole `Inversion`: trajectory, residuals,
         evaluations, attention, anchors, null text. Bare latents of "null_text" are those of "ddim".
         """
-        codec.check_guidance(guidance_scale)
-        schedule = self._schedule(num_inference_steps, Source(), inversion)
+        check_guidance(guidance_scale)
+        schedule = self._schedule(num_inference_steps, Source(), inversion, strength)
         clip = self._known_clip(video, None)
         call = Source(
             prompt=source_prompt, source_prompt=source_prompt, negative_prompt=negative_prompt,
@@ -84,6 +90,7 @@ class EditParts:
         frames_per_chunk: int | None = None,
         adapter_interval: Sequence[float] | None = None,
         adapter_scale: float | None = None,
+        strength: float = 1.0,
     ) -> Float[Tensor, "f c h w"]:
         """Sample and decode: the way back of `invert`. Returns frames in [0, 1].
 
@@ -94,7 +101,7 @@ class EditParts:
         """
         clip = self._known_clip(None, latents)
         inverted = clip.latents
-        schedule = Schedule.from_scheduler(self.scheduler, num_inference_steps)
+        schedule = self._schedule(num_inference_steps, Source(), "ddim", strength)
         checks.check_steps(inverted, schedule)
         scale = 1.0 if inverted.null_text is None else inverted.null_text.guidance_scale
         call = Source(
@@ -107,7 +114,7 @@ class EditParts:
         )
         stream.attention = clip_attention(stream.attention, clip, None)
         stream.start(inverted)
-        self._sample(streams, schedule, [None] * len(schedule))
+        self._sample(streams, schedule, [None] * len(schedule), scale)
         frames = self.decode(stream.z, frames_per_chunk)
         self.maybe_free_model_hooks()
         return frames
@@ -117,7 +124,7 @@ class EditParts:
     @torch.no_grad()
     def encode(self, video: Any, frames_per_chunk: int | None = None) -> Float[Tensor, "f c h w"]:
         """Scaled latents of a clip: the mode of the VAE's posterior, float32 or more."""
-        frames = codec.as_frames(video)
+        frames = as_frames(video)
         codec.check_size(frames, self.vae)
         return self._encode(frames, frames_per_chunk)
 
@@ -146,14 +153,18 @@ class EditParts:
         streams: Sequence[Stream],
         schedule: Schedule,
         weights: Sequence[Sequence[float] | None],
+        guidance_scale: float,
         fusion: Fusion | None = None,
         on_step_end: Callable[[Stream, int, Step], None] | None = None,
     ) -> None:
         """Walk all streams from the noisiest level to the final one, mixing them where weights say.
 
+        guidance_scale: of the call, which on_step_end may change in the pipeline.
         on_step_end: called with stream 0, which it may change.
         """
-        self._interrupt, lead = False, streams[0]
+        self._interrupt, lead, self._num_timesteps = False, streams[0], len(schedule)
+        self._guidance_scale = guidance_scale
+        guided_by_call = [s for s in streams if s.guidance_scale == guidance_scale]
         with self.progress_bar(total=len(schedule)) as bar:
             for i, step in enumerate(schedule):
                 if self._interrupt:
@@ -163,6 +174,8 @@ class EditParts:
                 mix(streams, weights[i], fusion)
                 if on_step_end is not None:
                     on_step_end(lead, i, step)
+                    for stream in guided_by_call:
+                        stream.guidance_scale = self._guidance_scale
                     for stream in streams if weights[i] is not None else ():
                         stream.z = lead.z
                 bar.update()
@@ -176,7 +189,7 @@ class EditParts:
 
     def _known_clip(self, video: Any, latents: Tensor | Inversion | None) -> KnownClip:
         """The clip of a call, converted and checked; bare latents are an `Inversion` of nothing."""
-        frames = codec.as_frames(video) if video is not None or latents is None else None
+        frames = as_frames(video) if video is not None or latents is None else None
         if latents is not None:
             known = latents if isinstance(latents, Inversion) else Inversion(latents)
             known = replace(known, latents=self._check_latents(known.latents))
@@ -196,11 +209,13 @@ class EditParts:
         return None
 
     def _schedule(
-        self, num_inference_steps: int, source: Source, inversion: str | InversionSettings
-    ) -> Schedule:
+        self, num_inference_steps: int, source: Source, inversion: str | InversionSettings,
+        strength: float = 1.0,
+    ) -> Schedule:  # fmt: skip
         """The levels of an edit, which are those of source 0; checked against the inversion."""
         scheduler = first_known(source.scheduler, self.scheduler)
-        schedule = Schedule.from_scheduler(scheduler, num_inference_steps)
+        schedule = Schedule.from_scheduler(scheduler, num_inference_steps).last_part(strength)
+        warn_of_solver(scheduler, self._first_scheduler)
         settings = get_inversion(inversion)
         if isinstance(settings, BilateralInversion):
             settings.check(schedule)

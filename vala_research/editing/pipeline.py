@@ -3,99 +3,62 @@
 The composition of the parts: schedule x inversion x attention policy x injection x guidance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from vala_research import InputError
 from vala_research.adapter.activation import AdapterMixin
-from vala_research.diffusion import codec
 from vala_research.diffusion.attention import Attending, get_policy
-from vala_research.diffusion.backbone import vae_factor
-from vala_research.diffusion.checkpoint import resolve_checkpoint
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
-from vala_research.diffusion.parts import load_parts
 from vala_research.diffusion.patching import one_call_at_a_time
 from vala_research.editing import checks
+from vala_research.editing.call import CallState, as_batch, call_back, check_guiding, restarted
 from vala_research.editing.clip import clip_attention
+from vala_research.editing.construction import StableDiffusionParts
 from vala_research.editing.estimate import estimate_edit
 from vala_research.editing.fusion import Fusion, begin
 from vala_research.editing.loaders import LoraMixin, TextualInversionMixin
 from vala_research.editing.parts import GUIDANCE_SCALE, EditParts
 from vala_research.editing.single_file import SingleFileMixin
 from vala_research.editing.source import Source
-from vala_research.editing.stream import call_back, streams_of
+from vala_research.editing.stream import streams_of
+from vala_research.editing.words import words_of
 
 
 @dataclass
 class VideoEditOutput(BaseOutput):
-    """frames: a batch of one clip: PIL lists, or an array in [0, 1], or latents 1 f c h w."""
+    """frames: a batch of clips: PIL lists, or an array in [0, 1], or latents b f c h w."""
 
     frames: Any
 
 
 class VideoEditPipeline(
-    EditParts, AdapterMixin, LoraMixin, TextualInversionMixin, SingleFileMixin,
-    StableDiffusionMixin,
-    DiffusionPipeline,
+    EditParts, CallState, AdapterMixin, LoraMixin, TextualInversionMixin, SingleFileMixin,
+    StableDiffusionMixin, StableDiffusionParts,
 ):  # fmt: skip
     """Edits a clip with an image diffusion model of the Stable Diffusion 1.x/2.x class.
 
-    vae, text_encoder, tokenizer, unet, scheduler: as in StableDiffusionPipeline. The scheduler
-    gives its noise schedule and timesteps; the steps themselves are deterministic DDIM.
+    The scheduler gives its noise schedule and timesteps; the steps are deterministic DDIM.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
-
-    def __init__(self, vae, text_encoder, tokenizer, unet, scheduler):
-        super().__init__()
-        if unet.config.in_channels != vae.config.latent_channels:
-            raise InputError(
-                f"The UNet reads {unet.config.in_channels} channels and the VAE makes "
-                f"{vae.config.latent_channels}: inpainting and depth checkpoints are not "
-                "supported, give a text-to-image one."
-            )
-        self.register_modules(
-            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
-        )
-        self.vae_scale_factor = vae_factor(vae)
-
-    @classmethod
-    def from_pretrained(cls, name_or_path, dtype: torch.dtype | None = None, **hub):
-        """Load "miniature", a local folder, or a hub id of Stable Diffusion 1.x/2.x.
-
-        dtype: of the networks (default float32); the solver works in float32 whatever it is. Only
-        safetensors are read.
-        hub: `revision`, `variant`, `cache_dir`, `token`, `local_files_only`. Raises InputError.
-        """
-        name = str(name_or_path)
-        folder = resolve_checkpoint(name, **hub)
-        parts = load_parts(name, Path(folder), dtype or torch.float32, hub.get("variant"))
-        pipe = cls(**parts)
-        pipe.register_to_config(_name_or_path=name)
-        return pipe
 
     @torch.no_grad()
     @one_call_at_a_time
     def __call__(
         self,
         video: Any,
-        prompt: str,
-        source_prompt: str = "",
-        negative_prompt: str | None = None,
+        prompt: str | list[str] | None = None,
+        source_prompt: str | list[str] = "",
+        negative_prompt: str | list[str] | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = GUIDANCE_SCALE,
         inversion: str | InversionSettings = "ddim",
@@ -107,6 +70,13 @@ class VideoEditPipeline(
         adapter_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | Inversion | None = None,
+        strength: float = 1.0,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        source_prompt_embeds: Tensor | None = None,
+        clip_skip: int | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -115,13 +85,15 @@ class VideoEditPipeline(
         """Edit a clip: invert it under one prompt, sample it under another.
 
         video: f c h w tensor or f h w c array, in [0, 1] or uint8; a list of PIL images; or a Clip.
-            None when `latents` are given.
-        prompt: describes the edited clip. source_prompt: describes the clip as it is.
+            Or a batch of one, such as the `.frames` of an edit. None when `latents` are given.
+        prompt: describes the edited clip. A list asks for one edit per prompt, of a clip that is
+            inverted once. source_prompt: describes the clip as it is.
         negative_prompt: the branch that guidance moves away from. None is the empty prompt, classic
             classifier-free guidance. The source prompt here is negative-prompt inversion (Miyake et
             al. 2023, arXiv 2305.16807): guidance then holds only the difference of the prompts, and
             prompt == source_prompt reconstructs at any scale.
-        guidance_scale: eps = eps_neg + guidance_scale (eps_prompt - eps_neg); 1 turns it off.
+        guidance_scale: eps = eps_neg + guidance_scale (eps_prompt - eps_neg); 1 or less turns it
+            off.
         inversion: "ddim"; "exact" (slower, reconstructs to rounding error); "null_text" (slowest,
             mends what guidance breaks of "ddim"); "bilateral" (smooths the latents at every step,
             so it reconstructs less); or the settings of one of them.
@@ -140,10 +112,17 @@ class VideoEditPipeline(
         generator: of what is drawn: sources that start from noise, random key frames. Deterministic
             DDIM from the mode of the VAE draws nothing.
         latents: f c h w at the noisiest level, or an `Inversion`, to skip inverting.
+        strength: last share of the steps that inversion and edit walk: less changes less.
+        prompt_embeds, negative_prompt_embeds, source_prompt_embeds: prompts x tokens x width, in
+            place of the prompts.
+        clip_skip: leaves so many last layers of the text encoder out, in all prompts.
+        cross_attention_kwargs: `{"scale": 0.5}` scales a LoRA, in inversion and edit.
+        guidance_rescale: share of Lin et al. 2024 (arXiv 2305.08891, 3.4), see `rescaled_guidance`.
         output_type: "pil", "np", "pt" or "latent".
         callback_on_step_end: `(pipe, i, t, tensors) -> dict`, whose tensors replace the given ones.
-            It may set `pipe._interrupt = True` to stop.
-        Returns `.frames`, a batch of one clip. Raises InputError, FloatingPointError (NaN).
+            It may set `pipe._interrupt = True` to stop, and `pipe._guidance_scale`.
+        Returns `.frames`, a batch of one clip per prompt. Raises InputError, and
+            FloatingPointError for NaN.
         """
         # Refuse bad arguments before any network runs.
         tensor_inputs = getattr(
@@ -152,8 +131,13 @@ class VideoEditPipeline(
         checks.check_call(
             guidance_scale, output_type, generator, tensor_inputs, self._callback_tensor_inputs
         )
+        check_guiding(guidance_rescale, cross_attention_kwargs)
+        words = words_of(
+            prompt, source_prompt, negative_prompt, prompt_embeds, negative_prompt_embeds,
+            source_prompt_embeds,
+        )  # fmt: skip
         sources = [Source()] if fusion is None else fusion.sources
-        schedule = self._schedule(num_inference_steps, sources[0], inversion)
+        schedule = self._schedule(num_inference_steps, sources[0], inversion, strength)
         weights = [None] * len(schedule) if fusion is None else fusion.weights(len(schedule))
         if all(w is None for w in weights):
             sources = sources[:1]  # nothing is ever fused
@@ -164,27 +148,30 @@ class VideoEditPipeline(
 
         # One stream per source; the streams of one clip share its anchors and key frames.
         call = Source(
-            prompt=prompt, source_prompt=source_prompt, negative_prompt=negative_prompt,
-            guidance_scale=guidance_scale, attention=attention, adapter_interval=adapter_interval,
-            adapter_scale=adapter_scale,
+            guidance_scale=guidance_scale, guidance_rescale=guidance_rescale, attention=attention,
+            adapter_interval=adapter_interval, adapter_scale=adapter_scale, clip_skip=clip_skip,
+            cross_attention_kwargs=cross_attention_kwargs,
         )  # fmt: skip
+        calls = [replace(call, **edit) for edit in words]
         injection = Injection.of(injection)
-        streams = streams_of(sources, call, self, schedule, clip, injection, frames_per_chunk)
+        streams = streams_of(sources, calls[0], self, schedule, clip, injection, frames_per_chunk)
         z_0 = self._clean_latents(clip, streams, frames_per_chunk)
         clip = replace(clip, frames=None)  # encoded: nothing below needs the pictures
         for stream in streams:
             stream.attention = clip_attention(stream.attention, clip, z_0, generator)
 
-        # Invert, sample, decode.
+        # Invert once, sample per prompt, decode.
         settings = get_inversion(inversion)
         begin(streams, fusion, z_0, clip.latents, settings, generator, self.progress_bar)
         on_step_end = None
         if callback_on_step_end is not None:
             on_step_end = partial(call_back, self, callback_on_step_end, tensor_inputs)
-        self._sample(streams, schedule, weights, fusion, on_step_end)
-        frames = streams[0].z[None]
-        if output_type != "latent":
-            frames = codec.as_output(self.decode(streams[0].z, frames_per_chunk), output_type)
+        edited = []
+        for i, call in enumerate(calls):
+            running = restarted(streams, sources, call if i else None, self)
+            self._sample(running, schedule, weights, guidance_scale, fusion, on_step_end)
+            edited.append(running[0].z)
+        frames = as_batch(self, edited, output_type, frames_per_chunk)
         self.maybe_free_model_hooks()
         return VideoEditOutput(frames=frames) if return_dict else (frames,)
 

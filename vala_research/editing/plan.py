@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vala_research import InputError, chosen_from
-from vala_research.diffusion.codec import as_frames
 from vala_research.diffusion.inversion import InversionSettings, get_inversion
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.diffusion.schedule import Schedule
+from vala_research.diffusion.video import as_frames
 from vala_research.editing.clip import KnownClip, clip_attention
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.source import Source

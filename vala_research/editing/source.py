@@ -10,11 +10,10 @@ from diffusers import ControlNetModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vala_research import InputError
 from vala_research.adapter.activation import Activation
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.diffusion.attention import Attending
-from vala_research.diffusion.backbone import VIDEO_UNETS, Backbone
+from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.controlnet import control_residuals
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.patching import chunks
@@ -28,7 +27,7 @@ class Source:
     unet: UNet2DConditionModel, UNetMotionModel or UNet3DConditionModel, on any device.
     scheduler: its noise schedule and prediction type. tokenizer, text_encoder: its words.
     vae: compared with the pipeline's, to check that they share a latent space.
-    prompt, source_prompt, negative_prompt, guidance_scale: as in an edit.
+    prompt, source_prompt, negative_prompt, guidance_scale, and what follows them: as in an edit.
     attention: as in an edit; None is the call's for an image model and "own" for a video model.
     adapter, adapter_interval, adapter_scale: a temporal adapter attached to `unet`.
     controlnet, control, control_scale: a ControlNet, one picture per frame (f 3 h w in [0, 1]),
@@ -47,6 +46,12 @@ class Source:
     source_prompt: str | None = None
     negative_prompt: str | None = None
     guidance_scale: float | None = None
+    prompt_embeds: Float[Tensor, "n d"] | None = None
+    source_prompt_embeds: Float[Tensor, "n d"] | None = None
+    negative_prompt_embeds: Float[Tensor, "n d"] | None = None
+    guidance_rescale: float | None = None
+    clip_skip: int | None = None
+    cross_attention_kwargs: dict[str, Any] | None = None
     attention: Attending | None = None
     adapter: TemporalAdapter | None = None
     adapter_interval: Sequence[float] | None = None
@@ -104,46 +109,6 @@ def shares_of(windows: Sequence[slice]) -> Float[Tensor, "windows f"]:
     return weights / weights.sum(0)
 
 
-def resolved(source: Source, call: Source, pipe: Any) -> Source:
-    """The source with everything filled in that it leaves open.
-
-    call: the prompts, guidance, attention and adapter arguments of the edit. The adapter arguments
-    are meant for the pipeline's own model, and no other source takes them.
-    Raises InputError for a tokenizer without a text encoder, and the reverse.
-    """
-    if (source.tokenizer is None) != (source.text_encoder is None):
-        raise InputError("A source has a tokenizer or a text_encoder alone: give both, or none.")
-    unet = first_known(source.unet, pipe.unet)
-    adapter, interval, scale = source.adapter, source.adapter_interval, source.adapter_scale
-    if unet is pipe.unet:
-        adapter = first_known(adapter, pipe.adapter)
-        interval = first_known(interval, call.adapter_interval)
-        scale = first_known(scale, call.adapter_scale)
-
-    # The frames of a video model meet in its motion modules, not in its spatial attention.
-    usual = "own" if isinstance(unet, VIDEO_UNETS) else call.attention
-    return replace(
-        source,
-        unet=unet,
-        scheduler=first_known(source.scheduler, pipe.scheduler),
-        tokenizer=first_known(source.tokenizer, pipe.tokenizer),
-        text_encoder=first_known(source.text_encoder, pipe.text_encoder),
-        prompt=first_known(source.prompt, call.prompt),
-        source_prompt=first_known(source.source_prompt, call.source_prompt),
-        negative_prompt=first_known(source.negative_prompt, call.negative_prompt),
-        guidance_scale=first_known(source.guidance_scale, call.guidance_scale),
-        attention=first_known(source.attention, usual),
-        adapter=adapter,
-        adapter_interval=interval,
-        adapter_scale=scale,
-    )
-
-
-def first_known(own: Any, other: Any) -> Any:
-    """The first value, or the second where the first is None."""
-    return other if own is None else own
-
-
 @dataclass
 class SourceBackbone(Backbone):
     """A Backbone called as its source asks: timesteps, device, windows, adapter, ControlNet.
@@ -159,6 +124,7 @@ class SourceBackbone(Backbone):
     controlnet: ControlNetModel | None = None
     control: Tensor | None = None
     control_scale: float = 1.0
+    cross_attention_kwargs: dict[str, Any] | None = None
 
     @cached_property
     def shares(self) -> Float[Tensor, "windows f"]:
@@ -182,10 +148,12 @@ class SourceBackbone(Backbone):
 
     def _adapted(self, x, t, text, patches, added, frames: slice) -> Tensor:
         """The prediction for frames that the network sees together, with its adapter on or off."""
-        residuals = None
+        residuals: dict[str, Any] = {}
         if self.controlnet is not None:
             control = self.control[frames].to(x)
             residuals = control_residuals(self.controlnet, x, t, text, control, self.control_scale)
+        if self.cross_attention_kwargs:  # a UNet takes entries out of the dictionary
+            residuals = {**residuals, "cross_attention_kwargs": dict(self.cross_attention_kwargs)}
         a = self.activation
         if a is None:
             return super().__call__(x, t, text, patches, added, residuals)

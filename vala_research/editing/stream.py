@@ -15,8 +15,8 @@ from vala_research.diffusion.attention import (
     get_policy,
 )
 from vala_research.diffusion.bilateral_inversion import inversion_patches
-from vala_research.diffusion.codec import check_guidance, encode_prompts
 from vala_research.diffusion.fixed_point import ExactSettings
+from vala_research.diffusion.guidance import check_guidance, rescaled_guidance
 from vala_research.diffusion.injection import Injection, attention_patches
 from vala_research.diffusion.inversion import Inversion, InversionSettings, invert
 from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
@@ -24,13 +24,14 @@ from vala_research.diffusion.patching import Patch
 from vala_research.diffusion.schedule import Schedule, Step
 from vala_research.editing.checks import check_source, check_steps
 from vala_research.editing.clip import KnownClip
+from vala_research.editing.resolve import resolved
 from vala_research.editing.source import (
     Source,
     SourceBackbone,
     own_schedule,
-    resolved,
     windows_of,
 )
+from vala_research.editing.words import encoded_words
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Stream:
     schedule: the levels of the edit, with the prediction type of this network.
     text: embeddings of the negative prompt, the prompt and the source prompt.
     inverted: where sampling starts. z: the edit's latent. source: the clip's own latent, while its
-    features are injected.
+    features are injected. guidance_rescale: see `rescaled_guidance`.
     """
 
     backbone: SourceBackbone
@@ -49,6 +50,7 @@ class Stream:
     guidance_scale: float
     attention: Attending
     injection: Injection = Injection(0, 0)
+    guidance_rescale: float = 0.0
     inverted: Inversion | None = None
     z: Tensor | None = None
     source: Tensor | None = None
@@ -69,11 +71,11 @@ class Stream:
         self.z, self.source = self._steps(i, step)
 
     def _steps(self, i: int, step: Step) -> tuple[Tensor, Tensor]:
-        """Branches g: negative and prompt (one of them at guidance 0 or 1), then the source."""
+        """Branches g: negative (at guidance above 1) and prompt, then the source."""
         z, source, schedule, backbone = self.z, self.source, self.schedule, self.backbone
         n_attention, n_feature = self.injection.n_steps(len(schedule))
         is_injecting = i < max(n_attention, n_feature)
-        edits = {0: [0], 1: [1]}.get(self.guidance_scale, [0, 1])
+        edits = [0, 1] if self.guidance_scale > 1 else [1]
         branches = [*edits, 2] if is_injecting else edits
         x = torch.stack([source if g == 2 else z for g in branches])  # g f c h w
         patches = attention_patches(
@@ -84,6 +86,7 @@ class Stream:
         guided = prediction[0]
         if len(edits) == 2:
             guided = guided + self.guidance_scale * (prediction[1] - guided)
+            guided = rescaled_guidance(guided, prediction[1], self.guidance_rescale)
         if is_injecting:
             source = schedule.denoise(source, prediction[-1], step)
         return schedule.denoise(z, guided, step), source
@@ -110,8 +113,8 @@ class Stream:
             # A network in half precision cannot answer more precisely than its own rounding.
             floor = torch.finfo(unet.dtype).eps
             inversion = replace(inversion, tolerance=max(inversion.tolerance, floor))
-        # At guidance 1 the unconditional branch is not asked: there is nothing to mend.
-        mends_guidance = isinstance(inversion, NullTextSettings) and self.guidance_scale != 1
+        # Without guidance the unconditional branch is not asked: there is nothing to mend.
+        mends_guidance = isinstance(inversion, NullTextSettings) and self.guidance_scale > 1
 
         patches = partial(inversion_patches, unet, inversion, schedule)
         inverted = invert(
@@ -163,14 +166,15 @@ def streams_of(
         source = resolved(given, call, pipe)
         check_guidance(source.guidance_scale)
         get_policy(source.attention)
-        check_source(source, index, pipe.vae, clip.shape)
+        is_own = source.unet is pipe.unet
+        name = "The pipeline's UNet" if is_own else f"Source {index} ({type(source.unet).__name__})"
+        check_source(source, name, pipe.vae, clip.shape)
         if source.latents is not None:
             check_steps(source.latents, schedule)
 
         # The source's own words and levels, on its own device.
-        is_own = source.unet is pipe.unet
         device = pipe._execution_device if is_own else source.unet.device
-        text = encoded_prompts(source, pipe).to(device)
+        text = encoded_words(source, pipe).to(device)
         own = own_schedule(schedule, source.scheduler)
         inverted = source.latents or (clip.latents if index == 0 else None)
         backbone = SourceBackbone(
@@ -183,19 +187,16 @@ def streams_of(
             controlnet=source.controlnet,
             control=source.control,
             control_scale=source.control_scale,
+            cross_attention_kwargs=source.cross_attention_kwargs,
         )
         levels = replace(schedule, prediction_type=own.prediction_type)
-        scale, attention = source.guidance_scale, source.attention
-        streams.append(Stream(backbone, levels, text, scale, attention, injection, source.latents))
+        streams.append(
+            Stream(
+                backbone, levels, text, source.guidance_scale, source.attention, injection,
+                source.guidance_rescale or 0.0, source.latents,
+            )
+        )  # fmt: skip
     return streams
-
-
-def encoded_prompts(source: Source, pipe: Any) -> Float[Tensor, "g n d"]:
-    """Negative prompt, prompt and source prompt in the source's words."""
-    is_own = source.text_encoder is pipe.text_encoder
-    device = pipe._execution_device if is_own else source.text_encoder.device
-    prompts = [source.negative_prompt or "", source.prompt, source.source_prompt or ""]
-    return encode_prompts(source.tokenizer, source.text_encoder, prompts, device)
 
 
 def activation_of(
@@ -215,18 +216,3 @@ def activation_of(
         source.adapter, own, source.adapter_interval, source.adapter_scale,
         image_tokens if has_pictures else None, None if inverted is None else inverted.activation,
     )  # fmt: skip
-
-
-def call_back(
-    pipe: Any, callback: Callable, tensor_inputs: Sequence[str], lead: Stream, i: int, step: Step
-) -> None:
-    """Show a callback the tensors it asks for, and take over those it returns."""
-    state = {
-        "latents": lead.z, "prompt_embeds": lead.text[1:2], "negative_prompt_embeds": lead.text[:1],
-    }  # fmt: skip
-    asked = {name: state[name] for name in tensor_inputs}
-    state.update(callback(pipe, i, step.t, asked) or {})
-    lead.z = state["latents"]
-    lead.text = torch.cat(
-        [state["negative_prompt_embeds"], state["prompt_embeds"], lead.text[2:]]
-    )

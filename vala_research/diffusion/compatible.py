@@ -1,0 +1,79 @@
+"""Which networks a pipeline can be made of, by their configurations."""
+
+from typing import Any
+
+from vala_research import InputError
+from vala_research.diffusion.solvers import check_scheduler
+
+STABLE_DIFFUSION = "give one of Stable Diffusion 1.x or 2.x."
+# What the configuration of each network must hold.
+NEEDED = {
+    "vae": "latent_channels", "text_encoder": "max_position_embeddings",
+    "unet": "cross_attention_dim",
+}  # fmt: skip
+
+
+def check_networks(
+    vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any, *_optional: Any
+) -> None:
+    """Check that the parts of a pipeline can work together. None is a part that is left out.
+
+    Raises InputError.
+    """
+    for name, part in (("vae", vae), ("text_encoder", text_encoder), ("unet", unet)):
+        if part is not None and not hasattr(getattr(part, "config", None), NEEDED[name]):
+            raise InputError(
+                f"The {name} is a {type(part).__name__}: give the network itself, of the class "
+                "that Stable Diffusion 1.x/2.x has."
+            )
+    if tokenizer is not None and not callable(tokenizer):
+        raise InputError(f"The tokenizer is a {type(tokenizer).__name__}: give a CLIPTokenizer.")
+    if scheduler is not None:
+        check_scheduler(scheduler)
+    if unet is not None:
+        check_unet(unet)
+        _check_pair(vae, text_encoder, unet)
+
+
+def check_unet(unet: Any) -> None:
+    """Refuse UNets that read more than latents, a timestep and text. Raises InputError."""
+    config = unet.config
+    added, hidden = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
+    reason = None
+    if config.get("time_cond_proj_dim") is not None:
+        reason = (
+            "a latent consistency model, which reads the guidance scale (time_cond_proj_dim): load "
+            "an LCM-LoRA into Stable Diffusion instead, or"
+        )
+    elif added == "text_time":
+        reason = "Stable Diffusion XL, which reads pooled text and sizes (addition_embed_type):"
+    elif added is not None:
+        reason = f"a model that reads more than text (addition_embed_type {added!r}):"
+    elif hidden not in (None, "text_proj", "ip_image_proj"):
+        reason = f"a model that reads pictures (encoder_hid_dim_type {hidden!r}):"
+    elif config.get("class_embed_type") or config.get("num_class_embeds"):
+        reason = "a model that reads classes or noise levels (class_embed_type):"
+    if reason is not None:
+        raise InputError(f"The UNet is that of {reason} {STABLE_DIFFUSION}")
+
+
+def _check_pair(vae: Any, text_encoder: Any, unet: Any) -> None:
+    """Check the widths in which a UNet meets the VAE and the text encoder."""
+    if vae is not None and unet.config.in_channels != vae.config.latent_channels:
+        raise InputError(
+            f"The UNet reads {unet.config.in_channels} channels and the VAE makes "
+            f"{vae.config.latent_channels}: inpainting and depth checkpoints are not "
+            "supported, give a text-to-image one."
+        )
+    check_text(text_encoder, unet, "The UNet")
+
+
+def check_text(text_encoder: Any, unet: Any, name: str) -> None:
+    """Check that a UNet reads text of the width that a text encoder makes; name: of the UNet."""
+    width = unet.config.get("encoder_hid_dim") or unet.config.cross_attention_dim
+    made = None if text_encoder is None else getattr(text_encoder.config, "hidden_size", None)
+    if isinstance(width, int) and made is not None and made != width:
+        raise InputError(
+            f"{name} reads text of width {width} and gets {made}: give it the tokenizer and "
+            "text_encoder of its own checkpoint."
+        )

@@ -1,0 +1,97 @@
+"""How a pipeline is made of its parts, loaded, and saved so that diffusers opens it."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from torch import nn
+from transformers import (
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    ImageProcessingMixin,
+)
+
+from vala_research.diffusion.backbone import vae_factor
+from vala_research.diffusion.checkpoint import resolve_checkpoint
+from vala_research.diffusion.compatible import check_networks
+from vala_research.diffusion.options import load_options
+from vala_research.diffusion.parts import load_parts
+from vala_research.files import write_text
+
+ENTRY = '''"""Open this folder by diffusers, with vala_research installed:
+
+    DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)
+"""
+
+from vala_research import VideoEditPipeline  # noqa: F401
+'''
+
+
+class StableDiffusionParts(DiffusionPipeline):
+    """A pipeline of the parts of Stable Diffusion 1.x/2.x; None is a part that is left out.
+
+    nn.Module: a network compiled by torch. feature_extractor, image_encoder: of an IP-Adapter.
+    safety_checker: is kept, and never called.
+    """
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
+    _optional_components = ["safety_checker", "feature_extractor", "image_encoder"]
+    _exclude_from_cpu_offload = ["safety_checker"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderTiny | nn.Module | None,
+        text_encoder: CLIPTextModel | nn.Module | None,
+        tokenizer: CLIPTokenizer | None,
+        unet: UNet2DConditionModel | nn.Module | None,
+        scheduler: SchedulerMixin | None,
+        safety_checker: StableDiffusionSafetyChecker | None = None,
+        feature_extractor: ImageProcessingMixin | None = None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+    ):
+        super().__init__()
+        check_networks(vae, text_encoder, tokenizer, unet, scheduler)
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+            safety_checker=safety_checker, feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+        )  # fmt: skip
+        self.vae_scale_factor = 8 if vae is None else vae_factor(vae)
+        self._first_scheduler = scheduler
+
+    @classmethod
+    def from_pretrained(cls, name_or_path, dtype=None, **options):
+        """Load "miniature", a local folder, or a hub id of Stable Diffusion 1.x/2.x.
+
+        dtype, torch_dtype: of the networks (default float32), or a dictionary by their names; the
+            solver works in float32 whatever it is.
+        options: as in diffusers, or refused:
+            vae, text_encoder, tokenizer, unet, scheduler, ... in place of the checkpoint's;
+            variant (one that is alone is found), revision, cache_dir, token, local_files_only;
+            device_map: one device.
+        Only safetensors are read. Raises InputError.
+        """
+        name, parts = str(name_or_path), tuple(cls._get_signature_types())
+        asked = load_options(dtype, options, parts)
+        folder = resolve_checkpoint(name, tuple(asked.parts), **asked.hub)
+        pipe = cls(**load_parts(name, Path(folder), asked))
+        pipe.register_to_config(_name_or_path=name)
+        return pipe if asked.device is None else pipe.to(asked.device)
+
+    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save like every pipeline, with a `pipeline.py` by which plain diffusers opens it.
+
+        DiffusionPipeline.from_pretrained(F, custom_pipeline=F, trust_remote_code=True) makes this
+        class of the folder F, and StableDiffusionPipeline.from_pretrained(F) makes that one.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_text(Path(save_directory) / "pipeline.py", ENTRY)

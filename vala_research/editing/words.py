@@ -1,0 +1,99 @@
+"""The words of a call: prompts or their embeddings. A list of prompts asks for one edit each."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vala_research import InputError
+from vala_research.diffusion.codec import encode_prompts
+
+Words = dict[str, Any]  # fields of a `Source`: prompts, or embeddings in their place
+
+
+def words_of(
+    prompt: Any, source_prompt: Any, negative_prompt: Any, prompt_embeds: Any = None,
+    negative_prompt_embeds: Any = None, source_prompt_embeds: Any = None,
+) -> list[Words]:  # fmt: skip
+    """The words of every edit that a call asks for, one per prompt.
+
+    Each of the three is a string, a list of strings, or embeddings with one row per prompt. One
+    negative prompt serves all; the source prompt is one, since the clip is inverted once.
+    Raises InputError.
+    """
+    edits = _rows("prompt", prompt, prompt_embeds)
+    negative = _rows("negative_prompt", negative_prompt, negative_prompt_embeds)
+    source = _rows("source_prompt", source_prompt, source_prompt_embeds)
+    if edits == [None]:
+        raise InputError("There is no prompt: give prompt or prompt_embeds.")
+    for name, rows, allowed in (("negative", negative, {1, len(edits)}), ("source", source, {1})):
+        if len(rows) not in allowed:
+            raise InputError(
+                f"There are {len(edits)} prompts and {len(rows)} {name} prompts: give "
+                f"{' or '.join(map(str, sorted(allowed)))}."
+            )
+    names = ("prompt", "negative_prompt", "source_prompt")
+    words = []
+    for i, edit in enumerate(edits):
+        given = dict(zip(names, (edit, negative[i % len(negative)], source[0]), strict=True))
+        words.append(
+            {n: None if isinstance(row, Tensor) else row for n, row in given.items()}
+            | {f"{n}_embeds": row for n, row in given.items() if isinstance(row, Tensor)}
+        )
+    return words
+
+
+def _rows(name: str, text: Any, embeds: Tensor | None) -> list[Any]:
+    """One string or embedding (n d) per prompt; [None] where nothing is given."""
+    if embeds is not None:
+        if text not in (None, ""):
+            raise InputError(f"{name} and {name}_embeds are both given: give one of them.")
+        if embeds.ndim != 3 or 0 in embeds.shape:
+            raise InputError(
+                f"{name}_embeds has shape {tuple(embeds.shape)}: give prompts x tokens x width."
+            )
+        return list(embeds)
+    rows = list(text) if isinstance(text, list | tuple) else [text]
+    if not rows:
+        raise InputError(f"{name} is an empty list: give at least one string.")
+    for row in rows:
+        if not isinstance(row, str) and (row is not None or len(rows) > 1):
+            raise InputError(f"A prompt is a {type(row).__name__}: give one string.")
+    return rows
+
+
+def encoded_words(source: Any, pipe: Any) -> Float[Tensor, "g n d"]:
+    """Embeddings of negative prompt, prompt and source prompt, in a resolved source's words.
+
+    Raises InputError: no text encoder, or embeddings of other shapes.
+    """
+    names = ("negative_prompt", "prompt", "source_prompt")
+    texts = {n: getattr(source, n) or "" for n in names if embeds_of(source, n) is None}
+    known = {n: embeds_of(source, n) for n in names if n not in texts}
+    if texts:
+        if source.text_encoder is None:
+            raise InputError(
+                f"There is no text encoder for {', '.join(texts)}: give the pipeline one, or give "
+                f"{', '.join(f'{n}_embeds' for n in texts)}."
+            )
+        is_own = source.text_encoder is pipe.text_encoder
+        device = pipe._execution_device if is_own else source.text_encoder.device
+        rows = encode_prompts(
+            source.tokenizer, source.text_encoder, list(texts.values()), device, source.clip_skip
+        )
+        known |= dict(zip(texts, rows, strict=True))
+
+    shapes = {n: tuple(row.shape) for n, row in known.items()}
+    width = source.unet.config.cross_attention_dim
+    if len(set(shapes.values())) > 1 or known["prompt"].shape[1] != width:
+        raise InputError(
+            f"The embeddings have shapes {shapes}: give tokens x {width}, as many tokens in all."
+        )
+    like = known["prompt"]
+    return torch.stack([known[n].to(like) for n in names])
+
+
+def embeds_of(source: Any, name: str) -> Tensor | None:
+    """The embeddings that stand in place of this prompt."""
+    return getattr(source, f"{name}_embeds")
