@@ -82,7 +82,8 @@ class Stream:
             backbone.unet, self.attention, len(x), backbone.frames_seen(x),
             injects_attention=i < n_attention, injects_feature=i < n_feature,
         )  # fmt: skip
-        prediction = backbone(x, step.t, self.text[branches], patches)
+        shown = [int(g == 1) for g in branches]
+        prediction = backbone(x, step.t, self.text[branches], patches, shown=shown)
         guided = prediction[0]
         if len(edits) == 2:
             guided = guided + self.guidance_scale * (prediction[1] - guided)
@@ -188,6 +189,7 @@ def streams_of(
             control=source.control,
             control_scale=source.control_scale,
             cross_attention_kwargs=source.cross_attention_kwargs,
+            pictures=source.pictures,
         )
         levels = replace(schedule, prediction_type=own.prediction_type)
         streams.append(
