@@ -217,6 +217,8 @@ def test_a_wrong_lora_is_one_sentence_and_changes_nothing(plain, tmp_path, monke
         assert "\n" not in str(caught.value)
         assert torch.equal(predicted(plain.unet), before), given
         assert plain.get_list_adapters() == {"unet": ["good"]}
+    plain.load_lora_weights({"lora_foo": torch.ones(2)})  # nothing that diffusers knows
+    assert torch.equal(predicted(plain.unet), before)
     part = in_diffusers(style(plain.unet, 10) | deeper, tmp_path / "part.safetensors")
     with pytest.warns(UserWarning, match="leaves 2 of its weights unused"):
         plain.load_lora_weights(part, adapter_name="part")

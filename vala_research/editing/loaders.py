@@ -20,6 +20,7 @@ from vala_research.diffusion.loading import reason_of, silenced
 from vala_research.diffusion.patching import one_call_at_a_time
 
 LORA = "give a LoRA of Stable Diffusion 1.x or 2.x that fits this model."
+USUAL = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
 EMBEDDING = "give a textual inversion for this model's text encoder."
 
 
@@ -46,8 +47,9 @@ class LoraMixin(StableDiffusionLoraLoaderMixin):
             raise InputError(f"A LoRA named {adapter_name!r} is loaded: choose another name.")
         try:
             with explained(what, LORA):
-                tensors, *_ = self.lora_state_dict(given, **kwargs)
-                check_lora(tensors, self.unet, what)
+                if isinstance(given, str):  # of tensors in memory, diffusers takes what it knows
+                    tensors, *_ = self.lora_state_dict(given, **kwargs)
+                    check_lora(tensors, self.unet, what)
                 super().load_lora_weights(given, adapter_name, hotswap, **kwargs)
         except InputError:
             if added := sorted(self._lora_names() - known):
@@ -136,9 +138,11 @@ def checked_source(given: Any, kind: str, kwargs: dict[str, Any]) -> tuple[Any, 
 
 
 def _only_file(folder: Path, name: str | None, what: str) -> Path:
-    """The file of this name in a folder, or its only .safetensors file."""
-    files = [folder / name] if name else sorted(folder.glob("*.safetensors"))
+    """The file of this name in a folder, or that of a usual name, or its only .safetensors file."""
+    files = [folder / name] if name else [folder / usual for usual in USUAL]
     files = [file for file in files if file.is_file()]
+    if not files and not name:
+        files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         holds = "several .safetensors files" if files else f"no {name or '.safetensors file'}"
         raise InputError(f"{what} is a folder that holds {holds}: give the file itself.")
