@@ -63,11 +63,9 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 def watched(pipe):
     """Every call of the UNet: (t, tokens a frame, scale of the LoRA)."""
     calls, forward = [], pipe.unet.forward
-    lora = next((m for m in pipe.unet.modules() if hasattr(m, "base_layer")), None)
 
     def watch(z, t, encoder_hidden_states, **kwargs):
-        is_on = lora is not None and "forward" not in lora.__dict__
-        scale = lora.scaling["temporal"] if is_on else 0.0
+        scale = 0.0 if pipe.adapter is None else pipe.adapter.lora.strength
         calls.append((int(t), encoder_hidden_states.shape[1], scale))
         return forward(z, t, encoder_hidden_states=encoder_hidden_states, **kwargs)
 
@@ -255,12 +253,12 @@ def test_one_of_another_backbone_is_refused(pipe, folders):
 
 
 def test_a_lora_of_someone_else_is_not_overwritten(host, folders):
-    trained(host.unet)  # attached behind the pipeline's back
+    other = trained(host.unet)  # attached behind the pipeline's back
     try:
         with pytest.raises(InputError, match="has a LoRA already"):
             host.load_adapter(folders["lora"])
     finally:
-        host.unet.unload_lora()
+        other.detach()
 
 
 # The name of a vision encoder in an adapter's file is someone else's word.

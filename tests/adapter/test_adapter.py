@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from tiny_models import D_TEXT, N_TOKENS, tiny_motion_unet, tiny_sdxl_unet, tiny_unet, tiny_unet3d
 from torch import nn
@@ -137,10 +136,9 @@ def test_active_scales_switches_off_and_always_restores():
         raise KeyError
     assert torch.equal(call(), full)
     assert not any("forward" in m.__dict__ for m in unet.modules())
-    for module in unet.modules():  # W + 0.5 (alpha / rank) B A, by hand
-        if isinstance(module, LoraLayer):
-            a, b = module.lora_A["temporal"].weight, module.lora_B["temporal"].weight
-            module.base_layer.weight.data += 0.5 * 8 / 4 * (b @ a).detach()
+    for layer in adapter.lora.layers.values():  # W + 0.5 (alpha / rank) B A, by hand
+        a, b = layer.lora_A["temporal"].weight, layer.lora_B["temporal"].weight
+        layer.weight.data += 0.5 * 8 / 4 * (b @ a).detach()
     with adapter.active(False):
         torch.testing.assert_close(call(), half.detach(), rtol=0, atol=1e-11)
 
@@ -357,8 +355,9 @@ def test_plain_diffusers_loads_and_fuses_the_lora(checkpoint, tmp_path, alpha, b
 
 def test_a_save_that_fails_leaves_the_adapter_that_was_there(tmp_path, monkeypatch):
     unet = tiny_unet()
-    trained(unet).save_pretrained(tmp_path)
-    unet.unload_lora()
+    adapter = trained(unet)
+    adapter.save_pretrained(tmp_path)
+    adapter.detach()
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
     def fails(tensors, path, metadata=None):
@@ -414,12 +413,13 @@ def breaks(folder, part: str) -> None:
 )
 def test_a_damaged_folder_is_refused(tmp_path, part, message):
     unet = tiny_unet()
-    trained(unet, AdapterSettings()).save_pretrained(tmp_path)
-    unet.unload_lora()
+    adapter = trained(unet, AdapterSettings())
+    adapter.save_pretrained(tmp_path)
+    adapter.detach()
     breaks(tmp_path, part)
     with pytest.raises(InputError, match=message):
         TemporalAdapter.load(tmp_path, unet)
-    assert not any(isinstance(m, LoraLayer) for m in unet.modules())
+    assert not any("lora" in name for name, _ in unet.named_modules())
 
 
 @pytest.mark.parametrize(

@@ -121,10 +121,8 @@ def test_loss_is_equation_19(scheduler, prediction_type):
             module = adapter.unet.get_submodule(name)
             hooks.append(module.register_forward_hook(
                 lambda m, i, out, k=name, f=features: f.__setitem__(k, out)))  # fmt: skip
-        if not noising.is_temporal:
-            adapter.unet.disable_adapters()
-        out = adapter.unet(noisy, t, batch.text.repeat_interleave(3, 0)).sample
-        adapter.unet.enable_adapters()
+        with adapter.active(noising.is_temporal):
+            out = adapter.unet(noisy, t, batch.text.repeat_interleave(3, 0)).sample
         [h.remove() for h in hooks]
         velocity = scheduler.get_velocity(z, eps, t)
         wanted = {"epsilon": eps, "v_prediction": velocity, "sample": z}[prediction_type]
@@ -293,8 +291,8 @@ def test_training_writes_adapter_log_and_checkpoints(fresh, tmp_path):
     with_loss = [r for r in rows if r["temporal"]]
     assert with_loss and all(r["similarity"] for r in with_loss)
     assert {p.name for p in (tmp_path / "out").glob("step-*")} == {"step-000002", "step-000003"}
-    other, _ = fresh()
-    other.unet.unload_lora()
+    other, untrained = fresh()
+    untrained.detach()
     loaded = TemporalAdapter.load(tmp_path / "out", other.unet, is_trainable=True)
     pairs = zip(loaded.trainable(), adapter.trainable(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

@@ -8,21 +8,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property
 
 import torch
 from jaxtyping import Float
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from vala_research import InputError
-from vala_research.adapter.settings import AdapterSettings, lora_config, signature
+from vala_research.adapter.lora import NAME, ProjectionLora, home_of
+from vala_research.adapter.settings import AdapterSettings, signature
 from vala_research.adapter.storage import StoredAdapter, read_adapter, write_adapter
 from vala_research.diffusion.backbone import UNet
-from vala_research.diffusion.patching import Patch, decoder_self_attentions, lock_of, patched
+from vala_research.diffusion.patching import Patch, decoder_self_attentions, patched
 from vala_research.methods.prompt_tokens import PromptTokens
-
-NAME = "temporal"  # of the LoRA inside the UNet, for peft
 
 
 class TemporalAdapter:
@@ -36,9 +33,10 @@ class TemporalAdapter:
         unet: UNet,
         settings: AdapterSettings,
         tokens: PromptTokens | None,
+        lora: ProjectionLora,
         vision_encoder: str | None = None,
     ):
-        self.unet, self.settings, self.tokens = unet, settings, tokens
+        self.unet, self.settings, self.tokens, self.lora = unet, settings, tokens, lora
         self.vision_encoder = vision_encoder
         self._asked: list[nn.Parameter] = []  # UNet weights that had gradients before `attach`
 
@@ -56,48 +54,33 @@ class TemporalAdapter:
         A ~ N(0, 1/rank) and B = 0, in float32 or better: the LoRA changes nothing yet. Afterwards
         only the LoRA and the tokens require gradients; the UNet is frozen.
         d_vision: width of the image encoder's hidden states.
-        Raises InputError when the UNet has a LoRA already, or d_vision is missing.
+        Raises InputError when the UNet has a temporal adapter already, or d_vision is missing.
         """
-        if any(isinstance(m, LoraLayer) for m in unet.modules()):
-            raise InputError("The UNet has a LoRA already: fuse and unload it, or detach it.")
         if settings.uses_frame_tokens and d_vision is None:
             raise InputError(
                 "The width of the image tokens is missing: give d_vision, or settings with "
                 "uses_frame_tokens=False."
             )
 
-        asked = [p for p in unet.parameters() if p.requires_grad]
-        unet.requires_grad_(False)
-        with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
-            unet.add_adapter(lora_config(unet, settings), adapter_name=NAME)
-
         tokens = None
         if settings.has_tokens:
             width = d_vision if settings.uses_frame_tokens else None
             d_text = unet.config.cross_attention_dim
             tokens = PromptTokens(settings.n_shared, width, d_text, settings.pooling, generator)
-            tokens.to(unet.device)
-        adapter = cls(unet, settings, tokens, vision_encoder)
+            tokens.to(home_of(unet.conv_in))
+
+        asked = [p for p in unet.parameters() if p.requires_grad]
+        lora = ProjectionLora(unet, settings, generator)
+        ours = {id(p) for _, p in lora.parameters()}
+        for p in unet.parameters():
+            p.requires_grad_(id(p) in ours)
+        adapter = cls(unet, settings, tokens, lora, vision_encoder)
         adapter._asked = asked
-
-        # Draw A again from the given generator, at least in float32.
-        device = "cpu" if generator is None else generator.device
-        for name, p in adapter.lora_parameters():
-            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
-            if ".lora_A." in name:
-                noise = torch.randn(p.shape, generator=generator, device=device, dtype=p.dtype)
-                p.data.copy_(noise / settings.rank)
         return adapter
-
-    @cached_property
-    def layers(self) -> list[LoraLayer]:
-        """The layers that `attach` put a LoRA into."""
-        modules = (m for m in self.unet.modules() if isinstance(m, LoraLayer))
-        return [m for m in modules if NAME in m.scaling]
 
     def lora_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names in the UNet and parameters of the LoRA."""
-        return [(n, p) for n, p in self.unet.named_parameters() if f".{NAME}." in n]
+        return self.lora.parameters()
 
     def trainable(self) -> list[nn.Parameter]:
         """What training changes: the LoRA, then the tokens."""
@@ -134,28 +117,12 @@ class TemporalAdapter:
         Nested blocks: an outer False wins, and scales multiply. Leaving restores everything. Other
         threads wait until then.
         """
-        if not is_active:
-            layers = set(map(id, self.layers))
-            bare = Patch(
-                lambda _, module: id(module) in layers,
-                forward=lambda _, module, __: module.base_layer.forward,
-            )
-            with patched(self.unet, bare):
-                yield
-            return
-        with lock_of(self.unet):
-            before = [m.scaling[NAME] for m in self.layers]
-            try:
-                for module, value in zip(self.layers, before, strict=True):
-                    module.scaling[NAME] = value * scale
-                yield
-            finally:
-                for module, value in zip(self.layers, before, strict=True):
-                    module.scaling[NAME] = value
+        with self.lora.scaled(scale if is_active else 0.0):
+            yield
 
     def detach(self) -> None:
         """Take the LoRA out of the UNet, and unfreeze what `attach` froze."""
-        self.unet.unload_lora()
+        self.lora.remove()
         for p in self._asked:
             p.requires_grad_(True)
 
@@ -164,11 +131,10 @@ class TemporalAdapter:
 
         Raises FloatingPointError for weights that are not finite; then nothing is written.
         """
-        config = self.unet.peft_config[NAME]
         peft = {
-            "r": config.r,
-            "lora_alpha": config.lora_alpha,
-            "target_modules": sorted(config.target_modules),
+            "r": self.settings.rank,
+            "lora_alpha": self.settings.alpha,
+            "target_modules": sorted(self.lora.layers),
         }
         description = {
             "settings": asdict(self.settings),

@@ -1,5 +1,6 @@
 """Where the committed weights and the demo clip lie; imports nothing heavy."""
 
+import gzip
 from pathlib import Path
 
 from vala_research import InputError
@@ -30,3 +31,14 @@ def miniature_path(part: str = "pipeline") -> str:
 def demo_clip() -> str:
     """The sprite clip (mp4, H.264) that the quickstart edits."""
     return str(ASSETS / "demo.mp4")
+
+
+def clip_merges() -> list[tuple[str, str]]:
+    """The merges of CLIP's tokenizer, oldest first: its vocabulary follows from them.
+
+    All of Stable Diffusion 1.x and 2.x read prompts by them (Radford et al. 2021; OpenAI's CLIP,
+    MIT licence in clip_merges_LICENSE.txt).
+    """
+    with gzip.open(ASSETS / "clip_merges.txt.gz", "rt", encoding="utf-8") as file:
+        pairs = (line.split() for line in file)
+        return [(first, second) for first, second in pairs]

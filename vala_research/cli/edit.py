@@ -12,6 +12,7 @@ from vala_research.cli.loading import (
     check_names,
     check_outputs,
     check_unnamed,
+    checked_loras,
     load_clip_and_model,
     try_clip,
 )
@@ -28,6 +29,7 @@ from vala_research.cli.options import (
     Guidance,
     Injection,
     Inversion,
+    Lora,
     Model,
     Place,
     Revision,
@@ -94,6 +96,7 @@ def edit(
     adapter: Adapter = None,
     adapter_interval: AdapterInterval = None,
     adapter_scale: AdapterScale = None,
+    lora: Lora = None,
     motion: Motion = None,
     video_weight: VideoWeight = 0.7,
     fusion_schedule: Schedule = "decay_image",
@@ -114,7 +117,8 @@ def edit(
         attention=attention, injection=injection, adapter_interval=adapter_interval,
         adapter_scale=adapter_scale,
     )  # fmt: skip
-    place = Place(model, device, dtype, adapter, variant, revision)
+    loras = checked_loras(lora or [])
+    place = Place(model, device, dtype, adapter, variant, revision, loras)
     fusing = None if motion is None else Fusing(motion, video_weight, fusion_schedule, tau)
     outputs, sampling = Outputs(output, strip, json_path), Sampling(frames, stride, size)
     run_edit(clip, outputs, call, place, sampling, fusing, seed)

@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from vala_research import InputError, chosen_from
+from vala_research import InputError, chosen_from, number_in
 from vala_research.cli.options import DTYPES, Inverting, Place, Sampling, sides
 from vala_research.files import check_output
 
@@ -34,6 +34,22 @@ def check_adapter(place: Place, call: Inverting) -> None:
         raise InputError(
             "--adapter-interval and --adapter-scale belong to an adapter: give --adapter."
         )
+
+
+def checked_loras(given: list[str]) -> tuple[tuple[str, float], ...]:
+    """The files and scales of --lora, which are FILE or FILE:SCALE. Raises InputError."""
+    from vala_research.editing.loaders import checked_source
+
+    loras = []
+    for text in given:
+        file, scale = text, 1.0
+        head, _, tail = text.rpartition(":")
+        if head and not Path(text).exists():
+            with suppress(ValueError):
+                file, scale = head, float(tail)
+        number_in(f"The scale of --lora {text}", scale, -1e3, 1e3)
+        loras.append((checked_source(file, "LoRA", {})[0], scale))
+    return tuple(loras)
 
 
 def check_outputs(source: Path, *files: Path | None, folder: Path | None = None) -> None:
@@ -117,10 +133,24 @@ def load_model(place: Place):
     dtype = getattr(torch, place.dtype)
     weights = {"variant": place.variant, "revision": place.revision}
     weights = {option: value for option, value in weights.items() if value is not None}
-    pipe = VideoEditPipeline.from_pretrained(place.model, dtype=dtype, **weights).to(name)
+    is_file = Path(place.model).is_file()
+    load = VideoEditPipeline.from_single_file if is_file else VideoEditPipeline.from_pretrained
+    pipe = load(place.model, dtype=dtype, **weights).to(name)
+    if place.loras:
+        load_loras(pipe, place.loras)
     if place.adapter is not None:
         pipe.load_adapter(place.adapter)
     return pipe, name
+
+
+def load_loras(pipe, loras: tuple[tuple[str, float], ...]) -> None:
+    """Add LoRAs to the weights themselves, so that motion modules are built on them too."""
+    names = [f"lora_{i}" for i in range(len(loras))]
+    for name, (file, _) in zip(names, loras, strict=True):
+        pipe.load_lora_weights(file, adapter_name=name)
+    pipe.set_adapters(names, [scale for _, scale in loras])
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
 
 
 def model_side(pipe) -> int:

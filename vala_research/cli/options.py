@@ -27,7 +27,7 @@ ClipPath = Annotated[
     Path, typer.Argument(metavar="CLIP", help="Read this video, gif or folder of frames.")
 ]
 SourcePrompt = option(str, "Describe the clip as it is.")
-Model = option(str, "Use 'miniature', a local folder or a hub id.")
+Model = option(str, "Use 'miniature', a folder, a .safetensors file or a hub id.")
 Variant = option(str | None, "Load weights of this variant, such as fp16.", default="found")
 Revision = option(str | None, "Use this branch, tag or commit of a hub id.", default="main")
 Attention = option(str, "Let frames attend by own, first, sparse_causal, extended or anchors.")
@@ -49,6 +49,10 @@ AdapterInterval = option(
 AdapterScale = option(
     float | None, "Let the adapter act this strongly; 0 turns it off.", default="its own"
 )
+Lora = option(
+    list[str] | None, "Load a LoRA, FILE or FILE:SCALE; repeat it for several.", "--lora",
+    default="none",
+)  # fmt: skip
 Layout = option(str | None, "Read the data as msrvtt, loveu, davis or folder.", default="found")
 Split = option(str | None, "Use this split of the data set.", default="all")
 Strict = option(bool, "Fail on a clip that is missing or damaged.", "--strict")
@@ -56,7 +60,10 @@ Strict = option(bool, "Fail on a clip that is missing or damaged.", "--strict")
 
 @dataclass(frozen=True)
 class Place:
-    """A model, which weights of it, its adapter, and the device and dtype they run in."""
+    """A model, which weights of it, its adapter and LoRAs, and the device and dtype they run in.
+
+    loras: file and scale of each.
+    """
 
     model: str = "miniature"
     device: str = "auto"
@@ -64,6 +71,7 @@ class Place:
     adapter: str | None = None
     variant: str | None = None
     revision: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

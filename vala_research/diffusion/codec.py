@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import TextualInversionLoaderMixin
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -107,12 +108,14 @@ def encode_prompts(
 ) -> Float[Tensor, "g n d"]:
     """Encode prompts to one text embedding each; equal prompts are encoded once.
 
+    A word of a textual inversion is read with all of its vectors.
     Warns of the end of a prompt that is beyond the tokenizer's limit. Warns of words that a small
     vocabulary does not hold. Raises InputError for a prompt that is not a string.
     """
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise InputError(f"A prompt is a {type(prompt).__name__}: give one string.")
+    prompts = TextualInversionLoaderMixin().maybe_convert_prompt(prompts, tokenizer)
     distinct = list(dict.fromkeys(prompts))
     limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
     for prompt in distinct:
@@ -161,6 +164,8 @@ def _warn_of_losses(tokenizer: Any, prompt: str, limit: int) -> None:
     # Words of the prompt outside a small vocabulary.
     if len(tokenizer) >= SMALL_VOCABULARY:
         return
+    for word in sorted(tokenizer.added_tokens_encoder, key=len, reverse=True):
+        prompt = prompt.replace(word, " ")
     words = dict.fromkeys(re.findall(r"[^\W_]+", prompt.lower()))
     unknown = [word for word in words if not _is_known(tokenizer, word)]
     if unknown:

@@ -159,6 +159,8 @@ def chunking(n_branches: int, frames_per_chunk: int) -> Patch:
             n_frames, out = len(x) // n_branches, None
 
             def part(value: Any, frames: slice) -> Any:
+                if isinstance(value, list | tuple):  # text and the pictures of IP-Adapters
+                    return type(value)(part(v, frames) for v in value)
                 if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(x):
                     return value
                 return value.unflatten(0, (n_branches, n_frames))[:, frames].flatten(0, 1)

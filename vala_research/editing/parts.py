@@ -22,6 +22,7 @@ from vala_research.diffusion.video import as_frames
 from vala_research.editing import checks
 from vala_research.editing.clip import KnownClip, clip_attention
 from vala_research.editing.fusion import Fusion, mix
+from vala_research.editing.ip_adapter import picture_embeds
 from vala_research.editing.resolve import first_known
 from vala_research.editing.source import Source
 from vala_research.editing.stream import Stream, streams_of
@@ -68,6 +69,7 @@ class EditParts:
             prompt=source_prompt, source_prompt=source_prompt, negative_prompt=negative_prompt,
             guidance_scale=guidance_scale, attention=attention, adapter_interval=adapter_interval,
             adapter_scale=adapter_scale,
+            pictures=picture_embeds(self, None, None, clip.shape[0], guidance_scale),
         )  # fmt: skip
         (stream,) = streams = streams_of(
             [Source()], call, self, schedule, clip, frames_per_chunk=frames_per_chunk
@@ -110,6 +112,7 @@ class EditParts:
             prompt=source_prompt, source_prompt=source_prompt, negative_prompt=source_prompt,
             guidance_scale=scale, attention=first_known(attention, inverted.attention),
             adapter_interval=adapter_interval, adapter_scale=adapter_scale,
+            pictures=picture_embeds(self, None, None, clip.shape[0], scale),
         )  # fmt: skip
         (stream,) = streams = streams_of(
             [Source()], call, self, schedule, clip, frames_per_chunk=frames_per_chunk

@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any
 
 import torch
+from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
@@ -24,7 +25,10 @@ from vala_research.editing.clip import clip_attention
 from vala_research.editing.construction import StableDiffusionParts
 from vala_research.editing.estimate import estimate_edit
 from vala_research.editing.fusion import Fusion, begin
+from vala_research.editing.ip_adapter import PictureMixin, picture_embeds
+from vala_research.editing.loaders import LoraMixin, TextualInversionMixin
 from vala_research.editing.parts import GUIDANCE_SCALE, EditParts
+from vala_research.editing.single_file import SingleFileMixin
 from vala_research.editing.source import Source
 from vala_research.editing.stream import streams_of
 from vala_research.editing.words import words_of
@@ -37,7 +41,10 @@ class VideoEditOutput(BaseOutput):
     frames: Any
 
 
-class VideoEditPipeline(EditParts, CallState, AdapterMixin, StableDiffusionParts):
+class VideoEditPipeline(
+    EditParts, CallState, AdapterMixin, LoraMixin, TextualInversionMixin, PictureMixin,
+    SingleFileMixin, StableDiffusionMixin, StableDiffusionParts,
+):  # fmt: skip
     """Edits a clip with an image diffusion model of the Stable Diffusion 1.x/2.x class.
 
     The scheduler gives its noise schedule and timesteps; the steps are deterministic DDIM.
@@ -71,6 +78,8 @@ class VideoEditPipeline(EditParts, CallState, AdapterMixin, StableDiffusionParts
         clip_skip: int | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         guidance_rescale: float = 0.0,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -112,6 +121,8 @@ class VideoEditPipeline(EditParts, CallState, AdapterMixin, StableDiffusionParts
         clip_skip: leaves so many last layers of the text encoder out, in all prompts.
         cross_attention_kwargs: `{"scale": 0.5}` scales a LoRA, in inversion and edit.
         guidance_rescale: share of Lin et al. 2024 (arXiv 2305.08891, 3.4), see `rescaled_guidance`.
+        ip_adapter_image, ip_adapter_image_embeds: what the edit, and not the inversion, sees by
+            IP-Adapters, see `picture_embeds`.
         output_type: "pil", "np", "pt" or "latent".
         callback_on_step_end: `(pipe, i, t, tensors) -> dict`, whose tensors replace the given ones.
             It may set `pipe._interrupt = True` to stop, and `pipe._guidance_scale`.
@@ -145,6 +156,9 @@ class VideoEditPipeline(EditParts, CallState, AdapterMixin, StableDiffusionParts
             guidance_scale=guidance_scale, guidance_rescale=guidance_rescale, attention=attention,
             adapter_interval=adapter_interval, adapter_scale=adapter_scale, clip_skip=clip_skip,
             cross_attention_kwargs=cross_attention_kwargs,
+            pictures=picture_embeds(
+                self, ip_adapter_image, ip_adapter_image_embeds, clip.shape[0], guidance_scale
+            ),
         )  # fmt: skip
         calls = [replace(call, **edit) for edit in words]
         injection = Injection.of(injection)

@@ -18,6 +18,7 @@ from vala_research.diffusion.schedule import Schedule
 from vala_research.diffusion.video import as_frames
 from vala_research.editing.clip import KnownClip, clip_attention
 from vala_research.editing.fusion import Fusion
+from vala_research.editing.ip_adapter import picture_embeds
 from vala_research.editing.source import Source
 from vala_research.editing.stream import streams_of
 from vala_research.methods.fusion import FusionSchedule
@@ -114,6 +115,7 @@ def inverted_sources(
     schedule = Schedule.from_scheduler(sources[0].scheduler or pipe.scheduler, num_inference_steps)
     z_0 = pipe.encode(frames)
     call = Source(prompt="", source_prompt=source_prompt, guidance_scale=1.0, attention="anchors")
+    call.pictures = picture_embeds(pipe, None, None, len(z_0), 1.0)
     clip = KnownClip(as_frames(frames), None, tuple(z_0.shape))
     streams = streams_of(sources, call, pipe, schedule, clip)
     clip = replace(clip, frames=None)  # encoded: nothing below needs the pictures

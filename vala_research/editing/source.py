@@ -54,6 +54,7 @@ class Source:
     guidance_rescale: float | None = None
     clip_skip: int | None = None
     cross_attention_kwargs: dict[str, Any] | None = None
+    pictures: list[Float[Tensor, "2 f ..."]] | None = None
     attention: Attending | None = None
     adapter: TemporalAdapter | None = None
     adapter_interval: Sequence[float] | None = None
@@ -116,7 +117,7 @@ class SourceBackbone(Backbone):
     """A Backbone called as its source asks: timesteps, device, windows, adapter, ControlNet.
 
     timesteps: timestep of the edit -> timestep of this network. activation: where an adapter acts;
-    it is off at all other timesteps.
+    it is off at all other timesteps. pictures: what IP-Adapters read, without and with a picture.
     """
 
     timesteps: dict[int, int] = field(default_factory=dict)
@@ -127,6 +128,7 @@ class SourceBackbone(Backbone):
     control: Tensor | None = None
     control_scale: float = 1.0
     cross_attention_kwargs: dict[str, Any] | None = None
+    pictures: list[Float[Tensor, "2 f ..."]] | None = None
 
     @cached_property
     def shares(self) -> Float[Tensor, "windows f"]:
@@ -138,20 +140,25 @@ class SourceBackbone(Backbone):
         return super().frames_seen(x[:, self.windows[0]] if self.windows else x)
 
     def __call__(
-        self, z, t, text, patches=(), added=None, frames: Frames = slice(None)
-    ) -> Float[Tensor, "g f c h w"]:
-        """As `Backbone`. frames: which frames of the clip z holds; all, where there are windows."""
+        self, z, t, text, patches=(), added=None, shown: Sequence[int] = (),
+        frames: Frames = slice(None),
+    ) -> Float[Tensor, "g f c h w"]:  # fmt: skip
+        """As `Backbone`.
+
+        shown: for each branch, 1 where it sees the pictures; () is nowhere. frames: which frames of
+        the clip z holds; all, where there are windows.
+        """
         t, device = self.timesteps.get(t, t), self.device or z.device
         x, text = z.to(device), text.to(device)
         if not self.windows:
-            return self._adapted(x, t, text, patches, added, frames).to(z.device)
+            return self._adapted(x, t, text, patches, added, frames, shown).to(z.device)
         mean = torch.zeros_like(x)
         for frames, share in zip(self.windows, self.shares.to(x), strict=True):
-            seen = self._adapted(x[:, frames], t, text, patches, added, frames)
+            seen = self._adapted(x[:, frames], t, text, patches, added, frames, shown)
             mean[:, frames] += share[frames, None, None, None] * seen
         return mean.to(z.device)
 
-    def _adapted(self, x, t, text, patches, added, frames: Frames) -> Tensor:
+    def _adapted(self, x, t, text, patches, added, frames: Frames, shown=()) -> Tensor:
         """The prediction for frames that the network sees together, with its adapter on or off."""
         residuals: dict[str, Any] = {}
         if self.controlnet is not None:
@@ -159,6 +166,10 @@ class SourceBackbone(Backbone):
             residuals = control_residuals(self.controlnet, x, t, text, control, self.control_scale)
         if self.cross_attention_kwargs:  # a UNet takes entries out of the dictionary
             residuals = {**residuals, "cross_attention_kwargs": dict(self.cross_attention_kwargs)}
+        if self.pictures is not None:
+            rows = [p[list(shown) or [0] * len(x)][:, frames].flatten(0, 1) for p in self.pictures]
+            rows = [row.to(x.device, self.dtype) for row in rows]
+            residuals = {**residuals, "added_cond_kwargs": {"image_embeds": rows}}
         a = self.activation
         if a is None:
             return super().__call__(x, t, text, patches, added, residuals)

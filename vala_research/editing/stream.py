@@ -78,6 +78,7 @@ class Stream:
         x = torch.stack([source if g == 2 else z for g in branches])  # g f c h w
         prediction = predicted(
             self.backbone, self.attention, x, step.t, self.text[branches],
+            shown=[int(g == 1) for g in branches],
             injects_attention=i < n_attention, injects_feature=i < n_feature,
         )  # fmt: skip
         guided = prediction[0]
@@ -183,6 +184,7 @@ def streams_of(
             control=source.control,
             control_scale=source.control_scale,
             cross_attention_kwargs=source.cross_attention_kwargs,
+            pictures=source.pictures,
         )
         levels = replace(schedule, prediction_type=own.prediction_type)
         streams.append(

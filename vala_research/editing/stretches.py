@@ -7,7 +7,7 @@ its anchors over the context alone once a clip is longer than FRAMES_AT_ONCE. Ot
 all frames at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,11 +40,13 @@ def predicted(
     t: int,
     text: Float[Tensor, "g n d"],
     more: tuple[Patch, ...] = (),
+    shown: Sequence[int] = (),
     **injects: bool,
 ) -> Float[Tensor, "g f c h w"]:
     """The prediction of a network for a clip, stretch by stretch where the clip is long.
 
-    more: patches beside those of the attention. injects: as in `attention_patches`.
+    more: patches beside those of the attention. shown: as in `SourceBackbone`. injects: as in
+    `attention_patches`.
     """
     # Windows are short anyway. A video model or a filter along frames looks at neighbours.
     looks_along_frames = more or backbone.windows or isinstance(backbone.unet, VIDEO_UNETS)
@@ -55,7 +57,8 @@ def predicted(
         patches = attention_patches(
             backbone.unet, part.policy, len(x), backbone.frames_seen(seen), **injects
         )
-        kept.append(backbone(seen, t, text, [*patches, *more], frames=part.seen)[:, part.kept])
+        answer = backbone(seen, t, text, [*patches, *more], shown=shown, frames=part.seen)
+        kept.append(answer[:, part.kept])
     return torch.cat(kept, dim=1)
 
 
