@@ -76,7 +76,8 @@ class TemporalAdapter:
             width = d_vision if settings.uses_frame_tokens else None
             d_text = unet.config.cross_attention_dim
             tokens = PromptTokens(settings.n_shared, width, d_text, settings.pooling, generator)
-            tokens.to(unet.device)
+            if unet.device.type != "meta":  # nor under offload; `condition` moves the tokens
+                tokens.to(unet.device)
         adapter = cls(unet, settings, tokens, vision_encoder)
         adapter._asked = asked
 

@@ -56,7 +56,7 @@ def as_frames(video: Any) -> Float[Tensor, "f 3 h w"]:
     if video.dtype == torch.uint8:
         return video.float() / 255
     video = video if video.is_floating_point() else video.float()
-    low, high = video.min().item(), video.max().item()
+    low, high = torch.stack(video.aminmax()).tolist()  # one question, whatever the device
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # a codec's rounding is forgiven; NaN is not
         raise InputError(
             f"The video's pixels run from {low:.3g} to {high:.3g}: give finite values in [0, 1] "
@@ -114,14 +114,22 @@ def chunks_of(n_frames: int, height: int, width: int, frames_per_chunk: int | No
 
 
 def encode_frames(
-    vae: Any, frames: Float[Tensor, "f 3 h w"], frames_per_chunk: int | None = None
+    vae: Any,
+    frames: Float[Tensor, "f 3 h w"],
+    frames_per_chunk: int | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "f c y x"]:
-    """Encode frames to scaled latents, in the frames' precision. The posterior's mode is taken."""
-    shift, dtype = getattr(vae.config, "shift_factor", None) or 0.0, vae.dtype
-    z = [
-        vae.encode((2 * frames[part] - 1).to(dtype)).latent_dist.mode().to(frames.dtype)
-        for part in chunks_of(len(frames), *frames.shape[-2:], frames_per_chunk)
-    ]
+    """Encode frames to scaled latents. The posterior's mode is taken.
+
+    device, dtype: of the latents; None is that of the frames. Frames of another device are moved
+    chunk by chunk, so that no whole clip lies there.
+    """
+    shift, dtype = getattr(vae.config, "shift_factor", None) or 0.0, dtype or frames.dtype
+    z = []
+    for part in chunks_of(len(frames), *frames.shape[-2:], frames_per_chunk):
+        pixels = (2 * frames[part].to(device or frames.device, dtype) - 1).to(vae.dtype)
+        z.append(vae.encode(pixels).latent_dist.mode().to(dtype))
     return (torch.cat(z) - shift) * vae.config.scaling_factor
 
 

@@ -84,7 +84,7 @@ class Schedule:
         # Keys that the checkpoint left out hold defaults of its scheduler: take those of DDIM.
         defaulted = set(scheduler.config.get("_use_default_values", ()))
         config = {k: v for k, v in scheduler.config.items() if k not in defaulted}
-        alpha_bar = tuple(scheduler.alphas_cumprod.double().tolist())
+        alpha_bar = tuple(scheduler.alphas_cumprod.cpu().double().tolist())
         timesteps = inference_timesteps(
             len(alpha_bar),
             num_inference_steps,

@@ -14,6 +14,7 @@ from vala_research.diffusion.attention import (
     Attending,
     get_policy,
 )
+from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.bilateral_inversion import inversion_patches
 from vala_research.diffusion.codec import check_guidance, encode_prompts
 from vala_research.diffusion.fixed_point import ExactSettings
@@ -27,10 +28,12 @@ from vala_research.editing.clip import KnownClip
 from vala_research.editing.source import (
     Source,
     SourceBackbone,
+    confirm_finite,
     own_schedule,
     resolved,
     windows_of,
 )
+from vala_research.methods.prompt_tokens import refuse_nan
 
 
 @dataclass
@@ -113,13 +116,20 @@ class Stream:
         # At guidance 1 the unconditional branch is not asked: there is nothing to mend.
         mends_guidance = isinstance(inversion, NullTextSettings) and self.guidance_scale != 1
 
+        def confirmed(steps: Iterable) -> Iterable:
+            for step in progress(steps):
+                yield step
+                confirm_finite([self.backbone])
+
+        # The exact solve runs on the CPU: then each prediction is fetched, and nothing else.
+        start = z_0.cpu() if isinstance(inversion, ExactSettings) else z_0
         patches = partial(inversion_patches, unet, inversion, schedule)
         inverted = invert(
-            lambda z, t: self.predict(z, t, self.text[2], patches(t)), z_0, schedule, inversion,
-            keep_trajectory or mends_guidance, progress,
-        )  # fmt: skip
+            lambda z, t: self.predict(z, t, self.text[2], patches(t)), start, schedule, inversion,
+            keep_trajectory or mends_guidance, confirmed,
+        ).to(z_0.device)  # fmt: skip
         if mends_guidance:
-            inverted = self._with_null_text(inverted, inversion, progress)
+            inverted = self._with_null_text(inverted, inversion, confirmed)
         return replace(
             inverted,
             attention=self.attention,
@@ -169,7 +179,7 @@ def streams_of(
 
         # The source's own words and levels, on its own device.
         is_own = source.unet is pipe.unet
-        device = pipe._execution_device if is_own else source.unet.device
+        device = pipe._execution_device if is_own else device_of(source.unet)
         text = encoded_prompts(source, pipe).to(device)
         own = own_schedule(schedule, source.scheduler)
         inverted = source.latents or (clip.latents if index == 0 else None)
@@ -193,7 +203,7 @@ def streams_of(
 def encoded_prompts(source: Source, pipe: Any) -> Float[Tensor, "g n d"]:
     """Negative prompt, prompt and source prompt in the source's words."""
     is_own = source.text_encoder is pipe.text_encoder
-    device = pipe._execution_device if is_own else source.text_encoder.device
+    device = pipe._execution_device if is_own else device_of(source.text_encoder)
     prompts = [source.negative_prompt or "", source.prompt, source.source_prompt or ""]
     return encode_prompts(source.tokenizer, source.text_encoder, prompts, device)
 
@@ -208,7 +218,13 @@ def activation_of(
     """Where the source's adapter acts; own: its levels; inverted: where sampling starts."""
 
     def image_tokens() -> Tensor:
-        return pipe.vision_encoder.tokens(frames.to(pipe._execution_device))
+        # Under offload the encoder goes back to where it was, as other networks do.
+        encoder, device = pipe.vision_encoder, pipe._execution_device
+        home = encoder.model.device if hasattr(pipe.unet, "_hf_hook") else device
+        tokens = encoder.tokens(frames, device)
+        encoder.model.to(home)
+        refuse_nan(tokens, "image")
+        return tokens
 
     has_pictures = frames is not None and pipe.vision_encoder is not None
     return activate(
