@@ -19,8 +19,8 @@ from vala_research.methods.anchors import AnchorSettings
 from vala_research.methods.fusion import FusionSchedule
 
 STEPS = 2
-# Waits of every edit: the clip's range (asked on the CPU, so 0), the anchors, the steps of inversion
-# and sampling, and whether the decoded frames are finite.
+# Waits of every edit: one per step of inversion and sampling, and whether the decoded frames are
+# finite.
 PLAIN = 2 * STEPS + 1
 MODES = {
     "own": (dict(attention="own"), PLAIN),
@@ -74,7 +74,7 @@ def agreed(tiny, on_device, arguments: dict, tolerance: float = 1e-5) -> FakeGpu
     with FakeGpu() as gpu:
         found = on_device(**arguments | dict(generator=torch.Generator().manual_seed(0))).frames
     assert isinstance(found, GpuTensor)
-    # The same operations, run by the same processor; only the filter divides by its deviation first.
+    # The same operations by the same processor; only the filter divides by its deviation first.
     torch.testing.assert_close(found.inner, expected, atol=tolerance, rtol=0)
     return gpu
 
