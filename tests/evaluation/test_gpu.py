@@ -1,5 +1,6 @@
 """The parts of `make gpu` at a tiny size on the CPU; about 15 seconds of one processor."""
 
+import copy
 import json
 import time
 from dataclasses import replace
@@ -48,7 +49,11 @@ def test_correctness_compares_with_the_cpu_and_twice():
     assert twice["right"] and twice["difference"] == 0
 
 
-def test_correctness_on_a_pretended_device():
+def test_correctness_on_a_pretended_device(tiny, monkeypatch):
+    def small(dtype=torch.float32):
+        return type(tiny)(**copy.deepcopy(tiny.components))
+
+    monkeypatch.setattr("vala_research.evaluation.gpu.correctness.miniature", small)
     with FakeGpu():
         row, *_ = correctness(Machine(GPU, CPU.scale), ("anchors",), (torch.float32,))
     assert row["right"] and row["difference"] < 1e-5, row
