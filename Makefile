@@ -8,6 +8,7 @@ help:
 	@echo "make quickstart   edit the demo clip; results in runs/quickstart/"
 	@echo "make test         ruff, import-linter and pytest, notebooks included"
 	@echo "make lint         ruff and import-linter only"
+	@echo "make gpu          check and time this machine's graphics card; report in runs/gpu/"
 	@echo "make lab          JupyterLab on notebooks/"
 	@echo "make miniature    train the miniature again (hours; resumes where it stopped)"
 	@echo "make constraints  pin what a fresh environment resolves to"
@@ -23,6 +24,10 @@ test: lint
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
+
+# ARGS, for example: make gpu ARGS="--budget 120 --only correctness"
+gpu: .venv/core.stamp
+	@$(BIN)/python -m vala_research.evaluation.gpu -o runs/gpu $(ARGS)
 
 lab: .venv/notebooks.stamp
 	$(BIN)/jupyter lab notebooks
@@ -54,4 +59,4 @@ clean:
 .venv/test.stamp .venv/notebooks.stamp: .venv/%.stamp: $(PINS) | .venv/bin/python
 	@$(INSTALL) '.[$*]' && touch $@ .venv/core.stamp
 
-.PHONY: help quickstart test lint lab miniature constraints clean
+.PHONY: help quickstart test lint gpu lab miniature constraints clean

@@ -216,15 +216,15 @@ def _update(
             losses = adapter_loss(
                 adapter, encoders.pipe.scheduler, batch, noising, settings.loss, controlnet
             )
-        if not torch.isfinite(losses["loss"]):
+        values = dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True))
+        if not abs(values["loss"]) < float("inf"):
             raise FloatingPointError(
                 f"The loss is not finite at step {step} in {settings.mixed_precision!r} precision: "
                 "train in bf16 or without mixed precision, or at a lower learning rate."
             )
         accelerator.backward(losses["loss"] / settings.accumulation)
-        for name, value in losses.items():
-            sums[name] += value.item()
-            counts[name] += 1
+        for name, value in values.items():
+            sums[name], counts[name] = sums[name] + value, counts[name] + 1
 
     # Average over the processes. Each has every gradient, also where no batch had the LoRA on.
     for p in parameters:

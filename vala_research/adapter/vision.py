@@ -38,18 +38,21 @@ class VisionEncoder:
         return self.model.config.hidden_size
 
     @torch.no_grad()
-    def tokens(self, frames: Float[Tensor, "f 3 h w"]) -> Float[Tensor, "f n d"]:
-        """Last hidden states, class token first; frames in [0, 1], on whose device it happens.
+    def tokens(
+        self, frames: Float[Tensor, "f 3 h w"], device: torch.device | None = None
+    ) -> Float[Tensor, "f n d"]:
+        """Last hidden states, class token first; frames in [0, 1].
 
         A frame is scaled to cover the encoder's square and cropped at the centre.
+        device: where it happens; None is that of the frames. Frames of another device are moved
+        chunk by chunk; the encoder is moved and stays.
         """
-        model = self.model.to(frames.device)
-        side = model.config.image_size
-        pixels = fit_to_size(frames.to(model.dtype), (side, side))
-        mean, std = (torch.tensor(v).to(pixels)[:, None, None] for v in (OPENAI_MEAN, OPENAI_STD))
-        return torch.cat(
-            [
-                model(pixel_values=(pixels[part] - mean) / std).last_hidden_state
-                for part in chunks(len(frames), FRAMES_PER_CALL)
-            ]
-        )
+        model = self.model.to(device or frames.device)
+        side, tokens = model.config.image_size, []
+        for part in chunks(len(frames), FRAMES_PER_CALL):
+            pixels = fit_to_size(frames[part].to(model.device, model.dtype), (side, side))
+            mean, std = (
+                torch.tensor(v).to(pixels)[:, None, None] for v in (OPENAI_MEAN, OPENAI_STD)
+            )
+            tokens.append(model(pixel_values=(pixels - mean) / std).last_hidden_state)
+        return torch.cat(tokens)

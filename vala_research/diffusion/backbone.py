@@ -94,14 +94,22 @@ class Backbone:
         with patched(self.unet, *patches):
             out = self.unet(x.to(dtype), t, return_dict=False, **kwargs)[0].to(z.dtype)
         self.n_frame_forwards += g * f
-        if not torch.isfinite(out).all():
-            raise FloatingPointError(
-                f"The network returned NaN or infinity at diffusion step t={t} in {dtype}: "
-                "run it in torch.float32 or torch.bfloat16, or check the checkpoint's weights."
-            )
+        self.check_overflow(out, t)
         if has_time_axis:
             return rearrange(out, "g c f h w -> g f c h w")
         return rearrange(out, "(g f) c h w -> g f c h w", f=f)
+
+    def check_overflow(self, out: Tensor, t: int) -> None:
+        """Refuse a prediction at timestep t that is not finite."""
+        if not torch.isfinite(out).all():
+            self.refuse_overflow(t)
+
+    def refuse_overflow(self, t: int) -> None:
+        """Say that the network overflowed at timestep t."""
+        raise FloatingPointError(
+            f"The network returned NaN or infinity at diffusion step t={t} in {self.dtype}: "
+            "run it in torch.float32 or torch.bfloat16, or check the checkpoint's weights."
+        )
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -122,3 +130,12 @@ class Backbone:
 def vae_factor(vae: AutoencoderKL | AutoencoderTiny | nn.Module) -> int:
     """Side of a latent site in pixels: 8 for Stable Diffusion."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def device_of(network: Any) -> torch.device:
+    """Where a network computes: under offload its weights lie elsewhere, or nowhere ("meta")."""
+    for module in network.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    return network.device

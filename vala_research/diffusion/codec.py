@@ -44,19 +44,25 @@ def chunks_of(n_frames: int, height: int, width: int, frames_per_chunk: int | No
 
 
 def encode_frames(
-    vae: Any, frames: Float[Tensor, "f 3 h w"], frames_per_chunk: int | None = None
+    vae: Any,
+    frames: Float[Tensor, "f 3 h w"],
+    frames_per_chunk: int | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "f c y x"]:
-    """Encode frames to scaled latents, in the frames' precision. The posterior's mode is taken.
+    """Encode frames to scaled latents. The posterior's mode is taken.
 
-    An AutoencoderTiny has no posterior. Raises FloatingPointError where the VAE returns NaN or
-    infinity.
+    An AutoencoderTiny has no posterior.
+    device, dtype: of the latents; None is that of the frames. Frames of another device are moved
+    chunk by chunk, so that no whole clip lies there.
+    Raises FloatingPointError where the VAE returns NaN or infinity.
     """
-    shift, dtype = getattr(vae.config, "shift_factor", None) or 0.0, vae.dtype
-    z = [
-        latents_of(vae.encode((2 * frames[part] - 1).to(dtype))).to(frames.dtype)
-        for part in chunks_of(len(frames), *frames.shape[-2:], frames_per_chunk)
-    ]
-    check_finite(torch.cat(z), "encoding", dtype)
+    shift, dtype = getattr(vae.config, "shift_factor", None) or 0.0, dtype or frames.dtype
+    z = []
+    for part in chunks_of(len(frames), *frames.shape[-2:], frames_per_chunk):
+        pixels = (2 * frames[part].to(device or frames.device, dtype) - 1).to(vae.dtype)
+        z.append(latents_of(vae.encode(pixels)).to(dtype))
+    check_finite(torch.cat(z), "encoding", vae.dtype)
     return (torch.cat(z) - shift) * vae.config.scaling_factor
 
 

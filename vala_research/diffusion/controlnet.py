@@ -14,6 +14,7 @@ from skimage.feature import canny
 from torch import Tensor
 
 from vala_research import InputError
+from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.loading import load_network
 
 
@@ -45,7 +46,7 @@ def load_controlnet(where: str | PathLike, unet: UNet2DConditionModel) -> Contro
                 f"The ControlNet {str(where)!r} has {key} {theirs} and the UNet {ours}: give one "
                 "that was trained for this UNet."
             )
-    return controlnet.to(unet.device)
+    return controlnet.to(device_of(unet))
 
 
 def control_residuals(

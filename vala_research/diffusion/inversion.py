@@ -17,7 +17,7 @@
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import acos, log, sqrt
 from typing import Any
 
@@ -72,6 +72,11 @@ class Inversion:
     n_backward: int = 0
     activation: Any = None
 
+    def to(self, device: torch.device) -> "Inversion":
+        """The inversion with its latents on this device."""
+        moved = tuple(z.to(device) for z in self.trajectory)
+        return replace(self, latents=self.latents.to(device), trajectory=moved)
+
 
 NO_SIGNAL = 1e-6  # alpha_bar at zero terminal SNR: 0, or 2^-24 in some schedulers
 Past = deque[tuple[float, Tensor]]  # place and output of the last steps, oldest first
@@ -113,6 +118,15 @@ def invert(
     if isinstance(settings, BilateralInversion):
         settings.check(schedule, tuple(z_0.shape))
     solve = STEPS[type(settings)]
+
+    # The exact solve asks for many single numbers and needs float64: it runs on the CPU, and each
+    # prediction is fetched once.
+    if isinstance(settings, ExactSettings) and not z_0.is_cpu:
+        device = z_0.device
+        return invert(
+            lambda z, t: predict(z.to(device), t).cpu(), z_0.cpu(), schedule, settings,
+            keep_trajectory, progress,
+        ).to(device)  # fmt: skip
 
     # Walk from the clean latents to the noisiest level; the last steps help to guess the next.
     past: Past = deque(maxlen=3)

@@ -116,11 +116,12 @@ def _optimised(
         with torch.set_grad_enabled(j < settings.n_iterations):
             landed = landing(null)
             distance = F.mse_loss(landed, target)
-        if j == settings.n_iterations or distance < settings.early_stop:
+        reached = float(distance.detach())  # the one wait of an update
+        if j == settings.n_iterations or reached < settings.early_stop:
             break
         (null.grad,) = torch.autograd.grad(distance, null)
         adam.step()
-    return landed.detach(), null.detach(), float(distance.detach()), j
+    return landed.detach(), null.detach(), reached, j
 
 
 @contextmanager

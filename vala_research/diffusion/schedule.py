@@ -84,7 +84,7 @@ class Schedule:
         """
         check_scheduler(scheduler)
         config = scheduler.config
-        alpha_bar = tuple(scheduler.alphas_cumprod.double().tolist())
+        alpha_bar = tuple(scheduler.alphas_cumprod.cpu().double().tolist())
         spacing, takes_one_more = spacing_of(config)
         timesteps = inference_timesteps(
             len(alpha_bar), num_inference_steps, spacing, config.get("steps_offset", 0),

@@ -40,7 +40,7 @@ def as_frames(video: Any) -> Float[Tensor, "f 3 h w"]:
     if video.dtype == torch.uint8:
         return video.float() / 255
     video = video if video.is_floating_point() else video.float()
-    low, high = video.min().item(), video.max().item()
+    low, high = torch.stack(video.aminmax()).tolist()  # one question, whatever the device
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # a codec's rounding is forgiven; NaN is not
         raise InputError(
             f"The video's pixels run from {low:.3g} to {high:.3g}: give finite values in [0, 1] "

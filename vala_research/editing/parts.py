@@ -24,7 +24,7 @@ from vala_research.editing.clip import KnownClip, clip_attention
 from vala_research.editing.fusion import Fusion, mix
 from vala_research.editing.ip_adapter import picture_embeds
 from vala_research.editing.resolve import first_known
-from vala_research.editing.source import Source
+from vala_research.editing.source import Source, confirm_finite
 from vala_research.editing.stream import Stream, streams_of
 from vala_research.methods.anchors import AnchorSettings
 
@@ -136,8 +136,9 @@ class EditParts:
     def _encode(
         self, frames: Float[Tensor, "f 3 y x"], frames_per_chunk: int | None
     ) -> Float[Tensor, "f c h w"]:
-        frames = frames.to(self._execution_device, self._solver_dtype)
-        return codec.encode_frames(self.vae, frames, frames_per_chunk)
+        return codec.encode_frames(
+            self.vae, frames, frames_per_chunk, self._execution_device, self._solver_dtype
+        )
 
     @torch.no_grad()
     def decode(
@@ -177,6 +178,7 @@ class EditParts:
                 for stream in streams:
                     stream.step(i, step)
                 mix(streams, weights[i], fusion)
+                confirm_finite([stream.backbone for stream in streams])
                 if on_step_end is not None:
                     on_step_end(lead, i, step)
                     for stream in guided_by_call:

@@ -116,6 +116,8 @@ def shares_of(windows: Sequence[slice]) -> Float[Tensor, "windows f"]:
 class SourceBackbone(Backbone):
     """A Backbone called as its source asks: timesteps, device, windows, adapter, ControlNet.
 
+    On a device other than the CPU, the question whether predictions are finite is put off until
+    `confirm_finite`, so that the CPU waits for the device once per step.
     timesteps: timestep of the edit -> timestep of this network. activation: where an adapter acts;
     it is off at all other timesteps. pictures: what IP-Adapters read, without and with a picture.
     """
@@ -129,6 +131,7 @@ class SourceBackbone(Backbone):
     control_scale: float = 1.0
     cross_attention_kwargs: dict[str, Any] | None = None
     pictures: list[Float[Tensor, "2 f ..."]] | None = None
+    unread: list[tuple[int, Tensor]] = field(default_factory=list)  # timestep, whether all finite
 
     @cached_property
     def shares(self) -> Float[Tensor, "windows f"]:
@@ -151,12 +154,25 @@ class SourceBackbone(Backbone):
         t, device = self.timesteps.get(t, t), self.device or z.device
         x, text = z.to(device), text.to(device)
         if not self.windows:
-            return self._adapted(x, t, text, patches, added, frames, shown).to(z.device)
-        mean = torch.zeros_like(x)
-        for frames, share in zip(self.windows, self.shares.to(x), strict=True):
-            seen = self._adapted(x[:, frames], t, text, patches, added, frames, shown)
-            mean[:, frames] += share[frames, None, None, None] * seen
-        return mean.to(z.device)
+            out = self._adapted(x, t, text, patches, added, frames, shown)
+        else:
+            out = torch.zeros_like(x)
+            for window, share in zip(self.windows, self.shares.to(x), strict=True):
+                seen = self._adapted(x[:, window], t, text, patches, added, window, shown)
+                out[:, window] += share[window, None, None, None] * seen
+
+        # A fetched prediction answers for itself.
+        fetched = out.to(z.device)
+        if fetched.is_cpu and not out.is_cpu:
+            self.unread.clear()
+            super().check_overflow(fetched, t)
+        return fetched
+
+    def check_overflow(self, out: Tensor, t: int) -> None:
+        if out.is_cpu:
+            super().check_overflow(out, t)
+        else:
+            self.unread.append((t, torch.isfinite(out).all()))
 
     def _adapted(self, x, t, text, patches, added, frames: Frames, shown=()) -> Tensor:
         """The prediction for frames that the network sees together, with its adapter on or off."""
@@ -179,3 +195,19 @@ class SourceBackbone(Backbone):
             text = text if text.shape[1] == 1 else text[:, frames]
         with a.adapter.active(a.holds(t, a.interval), a.scale):
             return super().__call__(x, t, text, patches, added, residuals)
+
+
+def confirm_finite(backbones: Sequence[SourceBackbone]) -> None:
+    """Refuse predictions since the last call that were not finite: one wait for all of them.
+
+    Raises FloatingPointError, which names the network's precision and the timestep.
+    """
+    unread = [(b, t, flag) for b in backbones for t, flag in b.unread]
+    for b in backbones:
+        b.unread.clear()
+    if not unread:
+        return
+    flags = [flag.to(unread[0][2].device) for _, _, flag in unread]
+    for (b, t, _), is_finite in zip(unread, torch.stack(flags).tolist(), strict=True):
+        if not is_finite:
+            b.refuse_overflow(t)

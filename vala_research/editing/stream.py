@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vala_research.adapter.activation import Activation, activate
 from vala_research.diffusion.attention import Attending, get_policy
+from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.bilateral_inversion import inversion_patches
 from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.diffusion.guidance import check_guidance, rescaled_guidance
@@ -25,11 +26,13 @@ from vala_research.editing.resolve import resolved
 from vala_research.editing.source import (
     Source,
     SourceBackbone,
+    confirm_finite,
     own_schedule,
     windows_of,
 )
 from vala_research.editing.stretches import predicted
 from vala_research.editing.words import encoded_words
+from vala_research.methods.prompt_tokens import refuse_nan
 
 
 @dataclass
@@ -112,13 +115,20 @@ class Stream:
         # Without guidance the unconditional branch is not asked: there is nothing to mend.
         mends_guidance = isinstance(inversion, NullTextSettings) and self.guidance_scale > 1
 
+        def confirmed(steps: Iterable) -> Iterable:
+            for step in progress(steps):
+                yield step
+                confirm_finite([self.backbone])
+
+        # The exact solve runs on the CPU: then each prediction is fetched, and nothing else.
+        start = z_0.cpu() if isinstance(inversion, ExactSettings) else z_0
         patches = partial(inversion_patches, unet, inversion, schedule)
         inverted = invert(
-            lambda z, t: self.predict(z, t, self.text[2], patches(t)), z_0, schedule, inversion,
-            keep_trajectory or mends_guidance, progress,
-        )  # fmt: skip
+            lambda z, t: self.predict(z, t, self.text[2], patches(t)), start, schedule, inversion,
+            keep_trajectory or mends_guidance, confirmed,
+        ).to(z_0.device)  # fmt: skip
         if mends_guidance:
-            inverted = self._with_null_text(inverted, inversion, progress)
+            inverted = self._with_null_text(inverted, inversion, confirmed)
         return replace(
             inverted,
             attention=self.attention,
@@ -169,7 +179,7 @@ def streams_of(
             check_steps(source.latents, schedule)
 
         # The source's own words and levels, on its own device.
-        device = pipe._execution_device if is_own else source.unet.device
+        device = pipe._execution_device if is_own else device_of(source.unet)
         text = encoded_words(source, pipe).to(device)
         own = own_schedule(schedule, source.scheduler)
         inverted = source.latents or (clip.latents if index == 0 else None)
@@ -206,7 +216,13 @@ def activation_of(
     """Where the source's adapter acts; own: its levels; inverted: where sampling starts."""
 
     def image_tokens() -> Tensor:
-        return pipe.vision_encoder.tokens(frames.to(pipe._execution_device))
+        # Under offload the encoder goes back to where it was, as other networks do.
+        encoder, device = pipe.vision_encoder, pipe._execution_device
+        home = encoder.model.device if hasattr(pipe.unet, "_hf_hook") else device
+        tokens = encoder.tokens(frames, device)
+        encoder.model.to(home)
+        refuse_nan(tokens, "image")
+        return tokens
 
     has_pictures = frames is not None and pipe.vision_encoder is not None
     return activate(

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
+from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.codec import encode_prompts
 
 Words = dict[str, Any]  # fields of a `Source`: prompts, or embeddings in their place
@@ -78,7 +79,7 @@ def encoded_words(source: Any, pipe: Any) -> Float[Tensor, "g n d"]:
                 f"{', '.join(f'{n}_embeds' for n in texts)}."
             )
         is_own = source.text_encoder is pipe.text_encoder
-        device = pipe._execution_device if is_own else source.text_encoder.device
+        device = pipe._execution_device if is_own else device_of(source.text_encoder)
         rows = encode_prompts(
             source.tokenizer, source.text_encoder, list(texts.values()), device, source.clip_skip
         )

@@ -37,7 +37,7 @@ def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
             " as many frames.",
             stacklevel=2,
         )
-    x, y = x.double(), y.double()
+    x, y = x.cpu().double(), y.cpu().double()
     shift = (x.mean(0) - y.mean(0)).square().sum()
     a, b = (x - x.mean(0)) / (n - 1) ** 0.5, (y - y.mean(0)) / (m - 1) ** 0.5
     if max(n, m) > d:  # the same trace from d x d: |R_y R_x^T|_*, as a = Q_x R_x

@@ -79,7 +79,7 @@ def views_of(
     the LoRA; None is the adapter's own.
     """
     chosen_from("noise", noise, NOISES)
-    alpha_bar = pipe.scheduler.alphas_cumprod.double()
+    alpha_bar = pipe.scheduler.alphas_cumprod.cpu().double()
     if not 0 <= t < len(alpha_bar):
         raise InputError(f"The timestep is {t}: choose one from 0 to {len(alpha_bar) - 1}.")
 
@@ -97,7 +97,7 @@ def views_of(
     if adapter is None:
         return {"without": view}
     has_pictures = adapter.settings.uses_frame_tokens
-    vision = pipe.vision_encoder.tokens(frames.to(z_0.device)) if has_pictures else None
+    vision = pipe.vision_encoder.tokens(frames, z_0.device) if has_pictures else None
     strength = adapter.settings.scale if scale is None else scale
     adapted = replace(view, vision=vision, scale=strength, is_adapted=True)
     return {"without": view, "with": adapted}

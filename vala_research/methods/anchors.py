@@ -117,10 +117,13 @@ def assign_anchors(
 ) -> Anchors:
     """Fit the anchors of one clip of f frames with n tokens each.
 
-    The same features give the same anchors. generator: initialises the refinement, nothing else.
+    The same features give the same anchors. The fit runs on the CPU: it is short, asks for many
+    single numbers, and needs float64, which not every device has. Features of another device are
+    fetched once, and the anchors are put beside them.
+    generator: initialises the refinement, nothing else.
     Raises InputError for NaN, infinite or zero tokens, and for an empty clip.
     """
-    u = unit_tokens(features)
+    u = unit_tokens(features.cpu())
     mixture, logits, r, objective = _fitted_to_clip(u, settings)
 
     # Refine the posterior by the contrastive term; then repeat the M step and the order.
@@ -141,7 +144,9 @@ def assign_anchors(
         granularity=settings.granularity,
     )
     n_keyframes = min(len(u), settings.n_keyframes or anchors.n_effective)
-    return replace(anchors, keyframes=covering_frames(anchors, n_keyframes))
+    keyframes = covering_frames(anchors, n_keyframes)
+    moved = {k: x.to(features.device) for k, x in vars(anchors).items() if isinstance(x, Tensor)}
+    return replace(anchors, keyframes=keyframes, **moved)
 
 
 def _fitted_to_clip(
@@ -208,9 +213,13 @@ def select_keyframes(
     """Choose n distinct frames of a clip, in order.
 
     method: vala (reads the anchors alone), uniform, random, first (the first n), kmeans (of
-    whole frames), kmedoids (swaps on D), optimal (enumeration on D). Raises InputError.
+    whole frames), kmedoids (swaps on D), optimal (enumeration on D).
+    generator: of "random", and of the refinement of "vala"; of any device.
+    Raises InputError.
     """
-    u = unit_tokens(features)
+    # Only the cost of every token in every frame is much work: all else runs on the CPU.
+    has_costs = method in ("kmedoids", "optimal")
+    u = unit_tokens(features if has_costs else features.cpu())
     f = len(u)
     if not 1 <= n <= f:
         raise InputError(f"{n} key frames of {f}: choose from 1 to {f}.")
@@ -218,11 +227,13 @@ def select_keyframes(
     if method == "vala":
         return assign_anchors(u, replace(settings, n_keyframes=n), generator).keyframes
     if method == "random":
-        return torch.randperm(f, generator=generator)[:n].sort().values.tolist()
+        device = "cpu" if generator is None else generator.device
+        order = torch.randperm(f, generator=generator, device=device)
+        return order[:n].sort().values.tolist()
     if method == "kmeans":
         return frames_by.kmeans_frames(u, n)
-    if method in ("kmedoids", "optimal"):
-        cost = frames_by.token_costs(u).flatten(0, 1)
+    if has_costs:
+        cost = frames_by.token_costs(u).flatten(0, 1).cpu()
         search = frames_by.local_set if method == "kmedoids" else frames_by.optimal_set
         return search(cost, torch.ones_like(cost[:, 0]), n)
     return list(range(n)) if method == "first" else frames_by.uniform_frames(f, n)

@@ -42,6 +42,13 @@ def bilateral_filter(
     """
     check_window(kernel_size, sigma_spatial, sigma_intensity, border)
     _check("z", z)
+    return _over_sites(z, kernel_size, sigma_spatial, sigma_intensity, border)
+
+
+def _over_sites(
+    z: Tensor, kernel_size: int, sigma_spatial: float, sigma_intensity: float, border: str
+) -> Tensor:
+    """`bilateral_filter` of values that are known to be finite."""
     _, _, h, w = z.shape
     check_reflection("z", "sites", min(h, w), kernel_size, border)
     radius = (kernel_size // 2, kernel_size // 2)
@@ -64,6 +71,13 @@ def bilateral_filter_frames(
     """
     check_window(kernel_size, sigma_spatial, sigma_intensity, border)
     _check("x", x)
+    return _over_frames(x, kernel_size, sigma_spatial, sigma_intensity, border)
+
+
+def _over_frames(
+    x: Tensor, kernel_size: int, sigma_spatial: float, sigma_intensity: float, border: str
+) -> Tensor:
+    """`bilateral_filter_frames` of values that are known to be finite."""
     check_reflection("x", "frames", len(x), kernel_size, border)
     plane, radius = x.reshape(1, 1, len(x), -1), (kernel_size // 2, 0)
     return window_mean(plane, 3, radius, sigma_spatial, sigma_intensity, border).view(x.shape)
@@ -114,19 +128,36 @@ class BilateralSettings:
     def __call__(
         self, z: Float[Tensor, "f c h w"], fraction: float = 0.0
     ) -> Float[Tensor, "f c h w"]:
-        return self._filtered(bilateral_filter, z, fraction)
+        return self._filtered(bilateral_filter, _over_sites, z, fraction)
 
     def along_frames(
         self, x: Float[Tensor, " f *rest"], fraction: float = 0.0
     ) -> Float[Tensor, " f *rest"]:
         """Filter along frames with the same settings; sigma_spatial is then in frames."""
-        return self._filtered(bilateral_filter_frames, x, fraction)
+        return self._filtered(bilateral_filter_frames, _over_frames, x, fraction)
 
-    def _filtered(self, run: Callable, z: Tensor, fraction: float) -> Tensor:
+    def _filtered(self, run: Callable, run_unchecked: Callable, z: Tensor, fraction: float):
+        if not z.is_cpu:
+            return self._without_waiting(run_unchecked, z, fraction)
         sigma = self.intensity(z, fraction)
         if sigma == 0:
             return z
         return run(z, self.kernel_size, self.sigma_spatial, sigma, self.border)
+
+    def _without_waiting(self, run: Callable, z: Tensor, fraction: float) -> Tensor:
+        """The same on a device, where asking for the deviation or for NaN would wait for it.
+
+        z is divided by its deviation, filtered, and multiplied again. NaN stays NaN.
+        """
+        sigma = self.sigma_intensity * self.factor(fraction)
+        if sigma == 0:
+            return z
+        unit = z.new_ones((), dtype=work_dtype(z))
+        if self.unit == "std":
+            deviation = z.detach().to(unit.dtype).std(correction=0)
+            unit = deviation.where(deviation != 0, unit)
+        filtered = run(z / unit, self.kernel_size, self.sigma_spatial, sigma, self.border)
+        return (filtered * unit).to(z.dtype)
 
 
 def neighbour_mass(kernel_size: int, sigma_spatial: float, n_axes: int = 2) -> float:

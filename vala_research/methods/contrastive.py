@@ -52,7 +52,8 @@ def refined(
     """
     # The network: queries and keys of one attention head, and a gate that is closed at first.
     d, kappa = u.shape[-1], concentrations.to(u)
-    draw = torch.randn(2, d, width, generator=generator).to(u) / math.sqrt(d)
+    device = "cpu" if generator is None else generator.device
+    draw = torch.randn(2, d, width, generator=generator, device=device).to(u) / math.sqrt(d)
     query, key = (x.clone().requires_grad_() for x in draw)
     gate = torch.zeros(d, device=u.device, dtype=u.dtype, requires_grad=True)
     optimiser = torch.optim.Adam([query, key, gate], lr=1e-2)

@@ -26,11 +26,11 @@ def unit_tokens(features: Float[Tensor, "f n d"]) -> Float[Tensor, "f n d"]:
         )
     x = features.detach().to(torch.promote_types(features.dtype, torch.float32))
     length = x.norm(dim=-1, keepdim=True)  # not finite where a channel is not
-    if not torch.isfinite(length).all():
-        raise InputError(
-            "features hold NaN or infinity (or lengths beyond 1e19): check the step before this."
-        )
-    if (length == 0).any():
+    if not ((length > 0) & length.isfinite()).all():  # one question, whatever the device
+        if not torch.isfinite(length).all():
+            raise InputError(
+                "features hold NaN or infinity (or lengths beyond 1e19): check the step before."
+            )
         raise InputError(
             f"{int((length == 0).sum())} feature tokens are zero and have no direction: "
             "leave them out, or add a constant channel."

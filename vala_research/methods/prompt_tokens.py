@@ -92,8 +92,11 @@ class PromptTokens(nn.Module):
 
         # T_share.
         self.shared = nn.Parameter(torch.empty(n_shared, d_text))
+        draw = torch.empty(
+            n_shared, d_text, device="cpu" if generator is None else generator.device
+        )
         with torch.no_grad():
-            self.shared.normal_(0, STANDARD_DEVIATION, generator=generator)
+            self.shared.copy_(draw.normal_(0, STANDARD_DEVIATION, generator=generator))
 
         # The map of Z_frame; `skip_init` draws nothing from the global generator.
         self.projection = None
@@ -101,8 +104,9 @@ class PromptTokens(nn.Module):
             return
         self.projection = nn.utils.skip_init(nn.Linear, d_vision, d_text, device=self.shared.device)
         bound = math.sqrt(6 / (d_vision + d_text))
+        draw = torch.empty_like(self.projection.weight, device=draw.device)
         with torch.no_grad():
-            self.projection.weight.uniform_(-bound, bound, generator=generator)
+            self.projection.weight.copy_(draw.uniform_(-bound, bound, generator=generator))
             self.projection.bias.zero_()
 
     def prefix(self, vision_tokens: Float[Tensor, "b n d_vision"]) -> Float[Tensor, "b p d_text"]:
@@ -118,7 +122,8 @@ class PromptTokens(nn.Module):
             )
         if not vision_tokens.shape[1]:
             raise InputError("There are no image tokens: give at least one per frame.")
-        _refuse_nan(vision_tokens, "image")
+        if vision_tokens.is_cpu:  # on another device each look waits: see `activation_of`
+            refuse_nan(vision_tokens, "image")
         pooled = pooled_tokens(vision_tokens.to(self.shared.dtype), self.settings.pooling)
         return torch.cat([shared, self.projection(pooled).to(shared.dtype)], 1)
 
@@ -133,7 +138,8 @@ class PromptTokens(nn.Module):
         text_tokens: one row per frame.
         Both texts of a guidance pair take the same prefix: call twice. The released code gives
         every frame the image tokens of the first: pass `vision_tokens[:1].expand_as(...)`.
-        Raises InputError for other widths, rows that do not match, no image tokens, NaN.
+        Raises InputError for other widths, rows that do not match, no image tokens, NaN on the
+        CPU (on other devices nothing waits for the answer).
         """
         if text_tokens.shape[-1] != self.shared.shape[-1]:
             raise InputError(
@@ -145,11 +151,13 @@ class PromptTokens(nn.Module):
                 f"There are {len(vision_tokens)} frames of image tokens and {len(text_tokens)} "
                 "rows of text: expand the text to one row per frame."
             )
-        _refuse_nan(text_tokens, "text")
+        if text_tokens.is_cpu:  # elsewhere the network that reads them notices
+            refuse_nan(text_tokens, "text")
         return torch.cat([self.prefix(vision_tokens).to(text_tokens.dtype), text_tokens], 1)
 
 
-def _refuse_nan(tokens: Tensor, name: str) -> None:
+def refuse_nan(tokens: Float[Tensor, "b n d"], name: str) -> None:
+    """Refuse tokens that are not finite, by the first frame that has some."""
     is_finite = tokens.isfinite().flatten(1).all(1)
     if not is_finite.all():
         raise InputError(

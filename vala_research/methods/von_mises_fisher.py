@@ -8,7 +8,8 @@ Mardia and Jupp 2000, Directional Statistics, 9.3. Bessel functions are computed
 
 The relative error of C_d is below 1e-9 for every d >= 2 and kappa in [0, 1e4]. There are only as
 many numbers as anchors. For so few, numpy on the CPU is several times faster than torch, whatever
-the device of the tokens.
+the device of the tokens. Results on the CPU are float64. Another device may not have float64: there
+results have the precision of the argument.
 """
 
 import math
@@ -63,19 +64,25 @@ def _bessel(d: int, kappa: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _numbers(x: Tensor) -> np.ndarray:
-    return x.detach().double().cpu().numpy()
+    return x.detach().cpu().double().numpy()
+
+
+def _beside(like: Tensor, x: np.ndarray) -> Tensor:
+    """The numbers on the device of `like`; float64 on the CPU, its precision on other devices."""
+    x = torch.from_numpy(x)
+    return x if like.is_cpu else x.to(like.dtype).to(like.device)
 
 
 def normaliser_and_length(
     d: int, kappa: Float[Tensor, " k"]
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-    """log C_d(kappa) and A_d(kappa) in float64, at the cost of either alone."""
-    value, length = (torch.from_numpy(x).to(kappa.device) for x in _bessel(d, _numbers(kappa)))
-    return -0.5 * d * math.log(2 * math.pi) - value, length
+    """log C_d(kappa) and A_d(kappa), at the cost of either alone."""
+    value, length = _bessel(d, _numbers(kappa))
+    return _beside(kappa, -0.5 * d * math.log(2 * math.pi) - value), _beside(kappa, length)
 
 
 def log_normaliser(d: int, kappa: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """log C_d(kappa) in float64; kappa = 0 is the uniform distribution."""
+    """log C_d(kappa); kappa = 0 is the uniform distribution."""
     return normaliser_and_length(d, kappa)[0]
 
 
@@ -124,4 +131,4 @@ def concentration(
         kappa = new
         if is_settled:
             break
-    return torch.from_numpy(kappa).to(length.device)
+    return _beside(length, kappa)

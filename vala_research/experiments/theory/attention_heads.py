@@ -48,7 +48,7 @@ def heads(attn: Attention) -> list[Matrices]:
             "This attention layer has biases, normalised queries or its own scale, which the "
             "bounds do not know: choose a layer without."
         )
-    split = [p.weight.detach().double().T.chunk(attn.heads, 1) for p in projections]
+    split = [p.weight.detach().cpu().double().T.chunk(attn.heads, 1) for p in projections]
     return list(zip(*split, strict=True))
 
 
@@ -58,7 +58,7 @@ def layer_queries(view: View, layers: Iterable[str]) -> dict[str, Float[Tensor, 
 
     def keep(name: str, _attn: Attention, forward: Callable) -> Callable:
         def kept(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            queries[name].append(hidden_states.detach().double())
+            queries[name].append(hidden_states.detach().cpu().double())
             return forward(hidden_states, *args, **kwargs)
 
         return kept
@@ -101,7 +101,7 @@ def pairs(
         (words,) = pipe.encode_prompt([case.prompt])
     runs = (here["without"], replace(here["without"], text=words), later["without"])
     now, edit, then = (layer_queries(view, layers) for view in runs)
-    z, z_edit = here["without"].text.double(), words.double()
+    z, z_edit = here["without"].text.cpu().double(), words.cpu().double()
     for name in layers:
         x = now[name][0]
         yield Pair("words", name, 1.0, x, x, z, z_edit)

@@ -87,7 +87,7 @@ def features_of(view: View, adapter: TemporalAdapter) -> dict[str, Tensor]:
 
 def feature_descent(start: Features, n_steps: int, flicker_weight: float = 0.0) -> list[dict]:
     """Step by 1 / L_s on the features of each site by itself, in float64."""
-    sites = {n: x.double().flatten(1) for n, x in start.items()}
+    sites = {n: x.cpu().double().flatten(1) for n, x in start.items()}
     smooth = {
         n: (SMOOTH + 4 * flicker_weight) / ((len(x) - 1) * x.norm(dim=1).min().item() ** 2)
         for n, x in sites.items()

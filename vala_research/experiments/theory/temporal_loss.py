@@ -111,7 +111,7 @@ def flicker_rows(
             view = case.views(pipe, t, "shared")["without"]
             sites = list(decoder_layers(view.unet).values())
             for site, x in feature_maps(view, sites).items():
-                x = x.flatten(1).double()
+                x = x.flatten(1).cpu().double()
                 losses = [temporal_consistency_loss(x, flicker_weight=w).item() for w in weights]
                 row = {"clip": i, "kind": kind, "site": short_name(site)}
                 row |= dict(zip(LOSSES, losses, strict=True))

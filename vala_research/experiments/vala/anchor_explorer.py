@@ -48,7 +48,7 @@ def explore(
 
     def redraw(n_keyframes: int, **values):
         moved = replace(settings, n_keyframes=n_keyframes or None, **values)
-        generator = torch.Generator(features.device).manual_seed(0)
+        generator = torch.Generator().manual_seed(0)  # the same on every device
         anchors = assign_anchors(features, moved, generator)
         check_anchors(thumbnails, anchors, grid)
         picture, top_nats = _picture(thumbnails, anchors, grid)
