@@ -37,6 +37,20 @@ def test_the_claims_about_tokens_can_fail():
             assert_claims(prompt_tokens.claims(wrong))
 
 
+@pytest.mark.parametrize("experiment", [prompt_tokens, activation_range])
+def test_another_training_has_another_folder(experiment, tmp_path):
+    """A changed parameter neither refuses nor finds the adapter of other settings."""
+    def made(**given):
+        return experiment.Settings.preset("smoke", **given).trained_in(tmp_path)
+
+    changes = [{}, {"training_steps": 3}, {"learning_rate": 2e-3}, {"size": 32}, {"data": "there"}]
+    changes += [{"model": str(tmp_path)}]
+    if experiment is prompt_tokens:
+        changes.append({"interval": (0.5, 1.0)})
+    assert len({made(**change) for change in changes}) == len(changes)
+    assert made(steps=9, kinds="shape", n_clips=7) == made()
+
+
 def test_activation_range(tmp_path, miniature):
     out = tmp_path / "out"
     seconds = run("33_ge_activation_range", tmp_path, output=str(out))

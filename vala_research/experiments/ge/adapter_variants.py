@@ -25,7 +25,9 @@ from vala_research.data.streaming import open_groups
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import Material
 from vala_research.evaluation.frechet import Inception, fid, fid_miniature_clip
+from vala_research.evaluation.kept_rows import hash_of
 from vala_research.evaluation.perceptual import Lpips, lpips, lpips_miniature
+from vala_research.evaluation.provenance import revision
 from vala_research.experiments.contract import CLIP, STABLE_DIFFUSION, EditPreset
 from vala_research.miniature.adapter import ADAPTER, TRAINING, SpriteGroups
 
@@ -63,11 +65,25 @@ class VariantPreset(EditPreset):
         )
         return Variant(ADAPTER, training)
 
+    @property
+    def vision_encoder(self) -> str:
+        """Encoder of the frame tokens."""
+        return "miniature" if self.model == "miniature" else self.clip_model
+
+    def trained_in(self, output: str | Path) -> Path:
+        """The folder in `output` of trainings with these settings; others have another one."""
+        data = self.data and str(Path(self.data).resolve())
+        key = hash_of(
+            model=revision(self.model), encoder=revision(self.vision_encoder, "clip"), data=data,
+            size=self.size, variant=self.variant,
+        )  # fmt: skip
+        return Path(output) / f"trained_{key[:12]}"
+
     def train(self, variants: Mapping[str, Variant], output: str | Path) -> None:
-        """`train_variants` on the data, in `output`."""
+        """`train_variants` on the data, in `trained_in(output)`."""
         groups = open_groups(self.data, size=self.size) if self.data else SpriteGroups()
-        encoder = "miniature" if self.model == "miniature" else self.clip_model
-        train_variants(self.model, variants, groups, Path(output) / ADAPTERS, encoder)
+        folder = self.trained_in(output) / ADAPTERS
+        train_variants(self.model, variants, groups, folder, self.vision_encoder)
 
 
 def adapter_folders(names: Iterable[str], folder: str | os.PathLike) -> dict[str, str]:

@@ -70,6 +70,7 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     if settings.training_steps:
         training = replace(TRAINING, max_steps=settings.training_steps, checkpoint_every=2)
         recipe = build_adapter(Path(output) / "training", training, 2, 4)
+        recipe = [row for row in recipe if row["step"] <= settings.training_steps]  # an earlier run
 
     pipe, cases = quiet_pipeline(settings.model, settings.dtype), settings.cases()
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
