@@ -4,6 +4,7 @@ import atexit
 import json
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import papermill
 import psutil
@@ -32,11 +33,23 @@ def run(name: str, folder: Path, **parameters) -> float:
         progress_bar=False, kernel_name="python3", km=KERNEL,
     )  # fmt: skip
     seconds = kernel_seconds() - before
+    check_outputs(folder / "run.ipynb")
     client = KERNEL.blocking_client()
     client.start_channels()
     client.execute_interactive("%reset -f")  # the next notebook knows nothing of this one
     client.stop_channels()
     return seconds
+
+
+def check_outputs(path: Path) -> None:
+    """Every figure that is published is displayed as a png."""
+    cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    shown = sum("image/png" in output.get("data", {}) for output in outputs)
+    published = sum(cell.source.count("publish(") for cell in cells)
+    assert shown >= published, f"{path}: {published} figures, {shown} of them displayed"
+    bare = [o for o in outputs if "<Figure size" in o.get("data", {}).get("text/plain", "")]
+    assert all("image/png" in o.data for o in bare), f"{path}: a figure is printed as text"
 
 
 def kernel_seconds() -> float:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from vala_research.diffusion.bilateral_inversion import BilateralInversion
 from vala_research.editing.pipeline import quiet_pipeline
@@ -97,11 +96,11 @@ def edit_table(rows: pd.DataFrame) -> pd.DataFrame:
     return edits.groupby(["host", "setting"], sort=False)[columns].mean()
 
 
-def figure(rows: pd.DataFrame) -> Figure:
+def figure(rows: pd.DataFrame) -> Picture:
     """Left: reconstruction against steps, per window. Right: bias per step below its bound."""
     windows, steps = table(rows).to_vae.unstack("window"), part_of(rows, "steps")
     with rc_context(STYLE):
-        fig = Figure(figsize=(6.4, 2.5))
+        fig = Picture(figsize=(6.4, 2.5))
         left, right = fig.subplots(1, 2)
 
         for (k, means), colour in zip(windows.items(), COLOURS, strict=False):

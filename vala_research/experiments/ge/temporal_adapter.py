@@ -11,14 +11,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from vala_research import miniature_path
 from vala_research.adapter.temporal_adapter import temporal_features
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.comparison import comparison_table
-from vala_research.evaluation.figures import COLOURS, STYLE
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, part_of, save_rows
 from vala_research.experiments.ge.adapter_costs import flop_table, parameter_table, timed
@@ -159,11 +158,11 @@ def edit_gains(settings: Settings) -> pd.DataFrame | None:
     return comparison_table(pd.read_csv(path), ALONE) if path.exists() else None
 
 
-def figure(rows: pd.DataFrame) -> Figure:
+def figure(rows: pd.DataFrame) -> Picture:
     """Left: similarity over the steps of edits. Right: over the training, with the loss."""
     training = part_of(rows, "training")
     with rc_context(STYLE):
-        fig = Figure(figsize=(7.0, 2.7))
+        fig = Picture(figsize=(7.0, 2.7))
         left, middle, right = fig.subplots(1, 3)
         by_setting = part_of(rows, "similarity").groupby("setting", sort=False)
         for axes, cosine in ((left, "latents"), (middle, "features")):

@@ -12,11 +12,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.figures import COLOURS, STYLE
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.flops import meta_unet
 from vala_research.evaluation.memory import edit_memory
 from vala_research.evaluation.verdicts import Claim
@@ -185,11 +184,11 @@ def costs(rows: pd.DataFrame) -> pd.DataFrame:
     return part_of(rows, "policies", "curves").drop(columns="part")
 
 
-def figure(rows: pd.DataFrame) -> Figure:
+def figure(rows: pd.DataFrame) -> Picture:
     """Draw FLOPs relative to editing frame by frame, against the number of frames."""
     counted = costs(rows).sort_values("frames", kind="stable")
     with rc_context(STYLE):
-        fig = Figure(figsize=(3.4, 2.6))
+        fig = Picture(figsize=(3.4, 2.6))
         axes = fig.add_subplot()
         for (name, label), colour, marker in zip(CURVES.items(), COLOURS, "osD^v", strict=False):
             line = counted[counted.policy == name].drop_duplicates("frames", keep="last")
@@ -204,14 +203,14 @@ def figure(rows: pd.DataFrame) -> Figure:
     return fig
 
 
-def memory_figure(rows: pd.DataFrame, shows_process: bool = True) -> Figure:
+def memory_figure(rows: pd.DataFrame, shows_process: bool = True) -> Picture:
     """Draw peak memory against frames: live tensors, and the growth of the process since the first.
 
     rows: of part "memory". shows_process: only where each measurement had a process of its own.
     """
     lines = rows.groupby("attention", sort=False)
     with rc_context(STYLE):
-        fig = Figure()
+        fig = Picture()
         axes = fig.add_subplot()
         # Curves that coincide stay visible: each is drawn thinner on the one before.
         for i, ((name, line), colour) in enumerate(zip(lines, COLOURS, strict=False)):

@@ -14,7 +14,6 @@ from pathlib import Path
 import pandas as pd
 from jaxtyping import Float
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ from vala_research.diffusion.attention import ANCHORS, Attending
 from vala_research.diffusion.fixed_point import QUICK
 from vala_research.diffusion.inversion import InversionSettings
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.figures import COLOURS, STYLE
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.metrics import inversion_psnr
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, save_rows
@@ -175,14 +174,14 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     return claims
 
 
-def figure(rows: pd.DataFrame) -> Figure:
+def figure(rows: pd.DataFrame) -> Picture:
     """Draw PSNR to the VAE round trip against network passes, one line per method and attention."""
     means = table(rows)
     markers = dict(zip(ATTENTIONS, ("o", "s", "^"), strict=True))
     lines = dict(zip(ATTENTIONS, ("-", "--", ":"), strict=True))
     colours = dict(zip(WAYS, COLOURS, strict=False))
     with rc_context(STYLE):
-        fig = Figure(figsize=(5.2, 2.9))
+        fig = Picture(figsize=(5.2, 2.9))
         axes = fig.add_subplot(
             xscale="log", xlabel="network passes of the inversion, forward and backward",
             ylabel="PSNR to the VAE round trip (dB)",
