@@ -2,6 +2,8 @@
 
 import atexit
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -42,7 +44,7 @@ def run(name: str, folder: Path, **parameters) -> float:
 
 
 def check_outputs(path: Path) -> None:
-    """Every figure that is published is displayed as a png."""
+    """Every figure that is published is displayed as a png; no library warns of what is not used."""
     cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     outputs = [output for cell in cells for output in cell.outputs]
     shown = sum("image/png" in output.get("data", {}) for output in outputs)
@@ -50,6 +52,8 @@ def check_outputs(path: Path) -> None:
     assert shown >= published, f"{path}: {published} figures, {shown} of them displayed"
     bare = [o for o in outputs if "<Figure size" in o.get("data", {}).get("text/plain", "")]
     assert all("image/png" in o.data for o in bare), f"{path}: a figure is printed as text"
+    red = "".join(o.text for o in outputs if o.get("name") == "stderr")
+    assert "torchvision" not in red and "[transformers]" not in red, f"{path}: {red}"
 
 
 def kernel_seconds() -> float:
@@ -90,6 +94,13 @@ def test_quickstart_on_any_clip_and_model(tmp_path):
         "edited.mp4", "quickstart.pdf", "quickstart.png", "quickstart.csv", "quickstart.json",
         "quickstart_claims.csv",
     }  # fmt: skip
+
+
+def test_importing_diffusers_warns_of_no_torchvision():
+    """In a process of its own, 10 s; torchvision is not installed here."""
+    code = "import vala_research; from diffusers import StableDiffusionPipeline"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torchvision" not in done.stderr
 
 
 def test_every_notebook_has_a_test():
