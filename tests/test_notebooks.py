@@ -44,7 +44,7 @@ def run(name: str, folder: Path, **parameters) -> float:
 
 
 def check_outputs(path: Path) -> None:
-    """Every figure that is published is displayed as a png; no library warns of what is not used."""
+    """Each published figure is displayed as a png; no library warns of what is not used."""
     cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     outputs = [output for cell in cells for output in cell.outputs]
     shown = sum("image/png" in output.get("data", {}) for output in outputs)

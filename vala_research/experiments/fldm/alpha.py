@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import METRICS, per_clip
-from vala_research.evaluation.comparison_figures import axis_title, within_clips
+from vala_research.evaluation.comparison_figures import axis_title, intervals, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import Claim, held_out_gain
@@ -158,7 +158,7 @@ def figure(rows: pd.DataFrame) -> Picture:
 
         n = rows["index"].nunique()
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
-                   title=f"{n} clips, 95% intervals within clips")  # fmt: skip
+                   title=f"{n} clips{intervals(n, '95% intervals within clips')}")  # fmt: skip
     return fig
 
 

@@ -18,7 +18,12 @@ from matplotlib.axes import Axes
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import METRICS, per_clip
-from vala_research.evaluation.comparison_figures import axis_title, interval_mark, within_clips
+from vala_research.evaluation.comparison_figures import (
+    axis_title,
+    interval_mark,
+    intervals,
+    within_clips,
+)
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.verdicts import Claim, Hypothesis, check_settings, tested
 from vala_research.experiments.fldm.settings import (
@@ -132,8 +137,8 @@ def figure(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS) -> Pict
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         n = rows["index"].nunique()
         fig.suptitle(
-            f"right and up is better; the line joins what nothing beats in both; {n} clips, "
-            "95% intervals within clips", fontsize=7,
+            f"right and up is better; the line joins what nothing beats in both; {n} clips"
+            f"{intervals(n, '95% intervals within clips')}", fontsize=7,
         )  # fmt: skip
     return fig
 

@@ -15,7 +15,7 @@ from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.sheet import strip
-from vala_research.evaluation.verdicts import Claim
+from vala_research.evaluation.verdicts import Claim, n_clips_of
 from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, part_of, save_rows
 from vala_research.experiments.ge.bilateral_measurements import (
     WAYS,
@@ -140,18 +140,20 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     share = (steps.bias / steps.bound).max()
     stated = [Claim.of_fact("every step is moved, by no more than its bound",
                             "largest bias / bound", share, keeps)]  # fmt: skip
+    n_clips = n_clips_of(part_of(rows, "windows"))
     for n, by_window in table(rows).to_vae.groupby("steps"):
         by_window = by_window.droplevel("steps")
         plain, filtered = by_window[0], by_window.drop(0)
         stated += [
             Claim.of_fact(f"at {n:g} steps plain DDIM reconstructs better than every window",
                           "dB above the best one", plain - filtered.max(),
-                          plain > filtered.max()),
+                          plain > filtered.max(), n_clips=n_clips),
             Claim.of_fact(f"at {n:g} steps a larger window does not help",
                           "dB, smallest to largest window", filtered.iloc[-1] - filtered.iloc[0],
-                          filtered.is_monotonic_decreasing),
+                          filtered.is_monotonic_decreasing, n_clips=n_clips),
         ]  # fmt: skip
     psnr = edit_table(rows).inversion_psnr.unstack()
-    lost = psnr["ddim"] - psnr["bilateral"]
+    lost, n_clips = psnr["ddim"] - psnr["bilateral"], n_clips_of(part_of(rows, "edits"), "index")
     return [*stated, Claim.of_fact("on every host the filter loses reconstruction",
-                                   "dB lost at least", lost.min(), (lost > 0).all())]  # fmt: skip
+                                   "dB lost at least", lost.min(), (lost > 0).all(),
+                                   n_clips=n_clips)]  # fmt: skip

@@ -18,7 +18,7 @@ from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.comparison import comparison_table
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.verdicts import Claim
+from vala_research.evaluation.verdicts import Claim, n_clips_of
 from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, part_of, save_rows
 from vala_research.experiments.ge.adapter_costs import flop_table, parameter_table, timed
 from vala_research.methods.temporal import frame_similarity
@@ -187,13 +187,15 @@ def figure(rows: pd.DataFrame) -> Picture:
 
 def claims(rows: pd.DataFrame) -> list[Claim]:
     """Neighbouring frames' features become more alike, for little."""
-    cosine = part_of(rows, "similarity").groupby("setting").features.mean()
+    similarity = part_of(rows, "similarity")
+    cosine = similarity.groupby("setting").features.mean()
     gain = cosine[ADAPTED] - cosine[ALONE]
     flops = 100 * (table(rows).flops["LoRA"] - 1)
     share = part_of(rows, "parameters").share.max()
     return [
         Claim.of_fact("the adapter makes neighbouring frames' features more alike during an edit",
-                      f"gain in mean cosine, from {cosine[ALONE]:.4f},", gain, gain > 0),
+                      f"gain in mean cosine, from {cosine[ALONE]:.4f},", gain, gain > 0,
+                      n_clips=n_clips_of(similarity)),
         Claim.of_fact("the LoRA adds less than 1% of the FLOPs", "per cent", flops, flops < 1),
         Claim.of_fact("the adapter has less than 1% of the UNet's parameters",
                       "per cent at most", share, share < 1),

@@ -152,7 +152,8 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     claims = []
 
     def claim(sentence: str, measured: str, value: float, holds: bool) -> None:
-        claims.append(Claim.of_fact(sentence, measured, value, holds, mean["n_clips"]))
+        n_clips = mean["n_clips"]
+        claims.append(Claim.of_fact(sentence, measured, value, holds, n_clips=n_clips))
 
     for (method, attention, n), mean in means.items():
         where, to_vae = f"(attention {attention!r}, {n} steps)", mean["to_vae"]
