@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research.assets import demo_clip
+from vala_research.diffusion.inversion import METHODS
 from vala_research.evaluation.figures import Picture
 from vala_research.evaluation.metrics import estimate_flow, psnr, ssim, warp_error
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.verdicts import Claim
-from vala_research.experiments.contract import STABLE_DIFFUSION, Preset
+from vala_research.experiments.contract import ATTENTIONS, STABLE_DIFFUSION, Preset
 from vala_research.sprites.edits import demo_scenes
 from vala_research.sprites.render import render
 
@@ -25,7 +26,8 @@ Frames = Float[Tensor, "f c h w"]
 class Settings(Preset):
     """Parameters of notebook 00."""
 
-    PRESETS = {"smoke": {}, "paper": {"model": STABLE_DIFFUSION}}
+    PRESETS = {"smoke": {}, "paper": {"model": STABLE_DIFFUSION, "guidance": 7.5}}
+    CHOICES = {"attention": ATTENTIONS, "inversion": METHODS}
 
     model: str = "miniature"  # or a folder or a hub id
     clip: str = demo_clip()  # a video, gif or folder of frames

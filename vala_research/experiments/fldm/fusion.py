@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 
+from vala_research import chosen_from
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import METRICS, per_clip
@@ -25,12 +26,12 @@ from vala_research.evaluation.comparison_figures import (
     within_clips,
 )
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.verdicts import Claim, Hypothesis, check_settings, tested
+from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
 from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
     FUSED,
+    FUSED_MODELS,
     IMAGE,
-    PUBLISHED,
     VIDEO,
     FusionPreset,
     completeness,
@@ -63,11 +64,11 @@ class Settings(FusionPreset):
     """Parameters of notebook 20."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(shown=f"{IMAGE};{VIDEO};{FUSED}", n_frames=3, steps=4),
+        "smoke": dict(shown=(IMAGE, VIDEO, FUSED), n_frames=3, steps=4),
         "sprites": dict(n_clips=12, kinds="shape,colour,background", n_frames=8, steps=15),
-        "paper": PUBLISHED,
+        "paper": FUSED_MODELS,
     }
-    shown: str = ""  # names of `edit_settings`, with semicolons; "": all
+    shown: Sequence[str] = ()  # names of `edit_settings`; (): all
 
 
 def edit_settings(settings: Settings) -> dict[str, EditSetting]:
@@ -85,8 +86,9 @@ def edit_settings(settings: Settings) -> dict[str, EditSetting]:
     known["image only, anchors"] = EditSetting("anchors", **sampling)
     known |= {name: EditSetting(fusion=plan, **sampling) for name, plan in plans.items()}
 
-    names = settings.shown.split(";") if settings.shown else list(known)
-    check_settings(known, names)
+    names = settings.shown or list(known)
+    for name in names:
+        chosen_from("setting", name, known)
     return {name: known[name] for name in names}
 
 

@@ -19,7 +19,7 @@ from vala_research.evaluation.comparison import METRICS, comparison_table
 from vala_research.evaluation.comparison_figures import gains_figure
 from vala_research.evaluation.statistics import Gain
 from vala_research.evaluation.verdicts import Claim
-from vala_research.experiments.contract import CLIP, STABLE_DIFFUSION, EditPreset
+from vala_research.experiments.contract import ATTENTIONS, CLIP, PUBLISHED, EditPreset
 from vala_research.experiments.ge.adapter_variants import perceptual_measure
 from vala_research.experiments.ge.paper_tables import HOSTS
 from vala_research.sprites.scene import WORLD
@@ -33,29 +33,30 @@ class Settings(EditPreset):
     """Parameters of notebook 35."""
 
     PRESETS = {
-        "smoke": dict(hosts="own,extended", kinds="several", n_frames=3, steps=8),
+        "smoke": dict(hosts=("own", "extended"), kinds=("several",), n_frames=3, steps=8),
         "sprites": dict(
-            n_clips=32, first_clip=64, steps=15, kinds="shape,colour,several", n_processes=0
+            n_clips=32, first_clip=64, steps=15, kinds=("shape", "colour", "several"),
+            n_processes=0,
         ),
-        "paper": dict(
-            model=STABLE_DIFFUSION, clip_model=CLIP, n_frames=16, steps=50, n_processes=0
-        ),
+        "paper": dict(PUBLISHED, clip_model=CLIP, n_processes=0),
     }
+
+    CHOICES = EditPreset.CHOICES | {"hosts": ATTENTIONS}
 
     adapter: str = "miniature"  # or a folder that vala train wrote
     interval: Sequence[float] = ()  # of the diffusion steps it acts on; (): the adapter's own
     scale: float | None = None  # of its LoRA; None: the adapter's own
-    hosts: str = ",".join(HOSTS)  # attention policies, with commas
+    hosts: Sequence[str] = HOSTS  # attention policies
     first_clip: int = 0  # number of the first sprite clip
     lpips_weights: str = ""  # folder or hub id, see `perceptual`; "": the miniature's CLIP
     inception_weights: str = ""  # folder or hub id, see `frechet`; "": the miniature's CLIP
 
     def cases(self) -> list[EditCase | ClipCase]:
         """The edits: those of the folder, or of n_clips sprite clips from the first one on."""
-        if self.clips:
+        if self.clips or self.n_clips < 1:
             return super().cases()
         n = self.first_clip + self.n_clips
-        cases = edit_cases(WORLD, "test", n, self.kinds.split(","))
+        cases = edit_cases(WORLD, "test", n, self.kinds)
         return [case for case in cases if case.index >= self.first_clip]
 
 
@@ -67,7 +68,7 @@ def edit_settings(settings: Settings) -> dict[str, EditSetting]:
     )  # fmt: skip
     return {
         f"{host}, {side}": EditSetting(host, **settings.sampling, **adapter)
-        for host in settings.hosts.split(",")
+        for host in settings.hosts
         for side, adapter in (("without", {}), ("with", acting))
     }
 

@@ -31,6 +31,8 @@ class Settings(Preset):
 
     PRESETS = {"smoke": {}, "paper": {"model": STABLE_DIFFUSION}}
 
+    CHOICES = {"noise": ("own", "shared")}
+
     model: str = "miniature"  # or a folder or a hub id
     clip: str = ""  # a video, gif or folder of frames; "": sprite clips
     prompt: str = ""  # what the clip shows
@@ -43,6 +45,12 @@ class Settings(Preset):
     features_at: Sequence[int] = (932, 941)  # timesteps of the features
     noise: str = "own"  # a noise for each frame, as in training; "shared": one for all frames
     seed: int = 0  # of the noise on the clip; sprite clip i has seed i
+
+    @property
+    def inputs(self) -> list[str]:
+        """Files whose hashes `emit` records."""
+        own = "" if self.adapter == "miniature" else self.adapter
+        return [path for path in (self.clip, own) if path]
 
     def cases(self, size: int) -> list[Case]:
         if self.clip:

@@ -16,7 +16,13 @@ from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folde
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.verdicts import Claim, n_clips_of
-from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, part_of, save_rows
+from vala_research.experiments.contract import (
+    ATTENTIONS,
+    STABLE_DIFFUSION,
+    Preset,
+    part_of,
+    save_rows,
+)
 from vala_research.experiments.ge.bilateral_measurements import (
     WAYS,
     bias_curves,
@@ -38,8 +44,12 @@ class Settings(Preset):
     PRESETS = {
         "smoke": {},
         "sprites": dict(EVERY, n_clips=8, n_frames=4, edit_steps=25),
-        "paper": dict(EVERY, model=STABLE_DIFFUSION, n_clips=4, n_frames=8, edit_steps=50),
+        "paper": dict(
+            EVERY, model=STABLE_DIFFUSION, n_clips=4, n_frames=8, edit_steps=50, guidance=7.5
+        ),
     }
+
+    CHOICES = {"hosts": ATTENTIONS}
 
     model: str = "miniature"  # or a folder or a hub id
     clips: str = ""  # a folder of clips with edits.csv; "": sprite clips of the test split
@@ -68,7 +78,7 @@ class Settings(Preset):
 
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     """Rows of three parts: `filter_rows` ("windows"), `bias_curves` ("steps"), `host_rows`."""
-    pipe, cases = quiet_pipeline(settings.model), settings.cases()
+    cases, pipe = settings.cases(), quiet_pipeline(settings.model)
     size, ways = settings.side(pipe), WAYS | {"bilateral": settings.filter}
     clips = clips_of(cases, settings.n_frames, size)
     parts = {

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vala_research import chosen_from
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import comparison_table
 from vala_research.evaluation.comparison_figures import gains_figure
@@ -33,13 +34,14 @@ class Settings(VariantPreset):
 
     PRESETS = {
         "smoke": {
-            "configurations": "no tokens,shared removed,18 shared", "n_frames": 2, "steps": 4,
+            "configurations": ("no tokens", "shared removed", "18 shared"), "n_frames": 2,
+            "steps": 4,
         },
         "sprites": SPRITES,
         "paper": PAPER,
     }
 
-    configurations: str = ""  # names of `token_variants`, with commas; "": all
+    configurations: Sequence[str] = ()  # names of `token_variants`; (): all
     interval: Sequence[float] = (0.0, 1.0)  # of the diffusion steps that the adapter acts on
 
     @property
@@ -70,7 +72,9 @@ def token_variants(base: Variant, n_shared: Iterable[int] = (2, 4, 6, 8, 10, 18)
 def asked_variants(settings: Settings) -> dict[str, Variant]:
     """The configurations that the settings name."""
     variants = token_variants(settings.variant)
-    names = settings.configurations.split(",") if settings.configurations else variants
+    names = settings.configurations or variants
+    for name in names:
+        chosen_from("configuration", name, variants)
     return {name: variants[name] for name in names}
 
 

@@ -19,7 +19,13 @@ from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folde
 from vala_research.evaluation.comparison import comparison_table
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.verdicts import Claim, n_clips_of
-from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, part_of, save_rows
+from vala_research.experiments.contract import (
+    ATTENTIONS,
+    STABLE_DIFFUSION,
+    Preset,
+    part_of,
+    save_rows,
+)
 from vala_research.experiments.ge.adapter_costs import flop_table, parameter_table, timed
 from vala_research.methods.temporal import frame_similarity
 from vala_research.miniature.adapter import TRAINING, build_adapter
@@ -35,8 +41,12 @@ class Settings(Preset):
     PRESETS = {
         "smoke": dict(n_clips=2, steps=5),
         "sprites": dict(n_clips=16, steps=15),
-        "paper": dict(model=STABLE_DIFFUSION, n_frames=16, steps=50, training_steps=0),
+        "paper": dict(
+            model=STABLE_DIFFUSION, n_frames=16, steps=50, guidance=7.5, training_steps=0
+        ),
     }
+
+    CHOICES = {"attention": ATTENTIONS}
 
     model: str = "miniature"  # or a folder or a hub id
     clips: str = ""  # a folder of clips with edits.csv; "": sprite clips of the test split
@@ -65,13 +75,13 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     `similarity_of_steps` without and with the adapter (column setting). "training": the adapter's
     `training_curve`. "overhead": FLOPs and milliseconds. "parameters": `parameter_table`.
     """
-    recipe = []
+    recipe, cases = [], settings.cases()
     if settings.training_steps:
         training = replace(TRAINING, max_steps=settings.training_steps, checkpoint_every=2)
         recipe = build_adapter(Path(output) / "training", training, 2, 4)
         recipe = [row for row in recipe if row["step"] <= settings.training_steps]  # an earlier run
 
-    pipe, cases = quiet_pipeline(settings.model, settings.dtype), settings.cases()
+    pipe = quiet_pipeline(settings.model, settings.dtype)
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     edit = dict(num_inference_steps=settings.steps, guidance_scale=settings.guidance,
                 attention=settings.attention)  # fmt: skip

@@ -50,6 +50,8 @@ class Settings(Preset):
         "paper": {"model": STABLE_DIFFUSION, "n_clips": 40},
     }
 
+    CHOICES = {"granularity": ("site", "token")}
+
     model: str = "miniature"  # or a folder or a hub id
     clip: str = ""  # the pictured clip: a video, gif or folder of frames; "": see `shown`
     clips: str = ""  # a folder of clips; "": sprite clips, clip i has i mod 5 cuts

@@ -31,6 +31,7 @@ from vala_research.sprites.render import render
 from vala_research.sprites.scene import WORLD, random_scene, split_generator
 
 SIDE = 64  # of the latents whose edit is counted: 512 pixels
+MEMORY_POLICIES = ("own", "extended", "anchors site", "anchors token")
 AIMS = {"own + 2 site anchors": 1.35, "own + 256 token anchors": 1.03}
 
 
@@ -46,6 +47,8 @@ class Settings(Preset):
             "memory_policies": ("own", "anchors site", "anchors token", "extended"),
         },
     }  # fmt: skip
+
+    CHOICES = {"memory_policies": MEMORY_POLICIES}
 
     model: str = "miniature"  # whose memory is measured; or a folder or a hub id
     size: int = 0  # side of the square frames whose memory is measured; 0: 64 or 512 by the model
