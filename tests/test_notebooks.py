@@ -15,10 +15,10 @@ import torch
 from jupyter_client import AsyncKernelManager
 from tiny_models import tiny_checkpoint
 
-from vala_research import read_clip, write_clip
+from vala_research import InputError, read_clip, write_clip
 from vala_research.evaluation.metrics import psnr
 from vala_research.evaluation.verdicts import assert_claims
-from vala_research.experiments.quickstart import SCENE, Settings, claims, table
+from vala_research.experiments.quickstart import SCENE, Settings, claims, figure, table
 from vala_research.sprites.render import render
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -136,3 +136,23 @@ def test_the_quickstart_table_measures_the_edit():
     assert to["edit", "true edit"] > 60 > to["source", "true edit"]
     assert to["edit", "source"] == pytest.approx(psnr(truth, source), abs=1e-3)
     assert Settings.preset("smoke", prompt="a red star").truth(source) is None
+
+
+@pytest.mark.parametrize("where", ["prompt", "source_prompt", "negative_prompt"])
+def test_a_prompt_of_invalid_bytes_is_one_sentence(tiny, video, where):
+    """A shell hands on such bytes as lone surrogates."""
+    prompts = {"prompt": "a star", where: "a \udcff star"}
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        tiny(video, num_inference_steps=1, attention="own", **prompts)
+
+
+def test_the_quickstart_takes_a_clip_of_one_frame():
+    """It has no flow; all else is measured, drawn and claimed."""
+    settings = Settings.preset("smoke", n_frames=1)
+    source = render(SCENE, 16, 64).frames[:1]
+    truth = settings.truth(source)
+    for known in (truth, None):
+        rows = table(source, truth, known)
+        assert rows["E_warp x 1000"].isna().all() and rows.PSNR.notna().all()
+        assert figure(settings, source, truth, known)._repr_png_().startswith(b"\x89PNG")
+        assert_claims(claims(rows))

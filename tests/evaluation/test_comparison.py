@@ -151,10 +151,14 @@ def test_clips_of_a_folder_are_edited_without_a_true_edit(checkpoint, tmp_path):
         ("clip,prompt\na.mp4,b\n", "no column source_prompt"),
         ("clip,source_prompt,prompt\n", "lists no edit"),
         ("clip,source_prompt,prompt\ngone.mp4,a,b\n", "names gone.mp4"),
+        ("clip,source_prompt,prompt\ngone.mp4,a\n", "line 2 lacks its clip or its prompt"),
+        (b"clip,source_prompt,prompt\na.mp4,a,caf\xe9\n", "no csv in UTF-8"),
     ],
 )
 def test_a_bad_folder_is_one_sentence(tmp_path, listing, message):
     if listing is not None:
-        (tmp_path / "edits.csv").write_text(listing)
+        (tmp_path / "edits.csv").write_bytes(
+            listing if isinstance(listing, bytes) else listing.encode()
+        )
     with pytest.raises(InputError, match=message):
         folder_cases(tmp_path)

@@ -167,6 +167,8 @@ def encode_prompts(
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise InputError(f"A prompt is a {type(prompt).__name__}: give one string.")
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise InputError(f"The prompt {prompt[:50]!r} is not UTF-8 text: type it again.")
     distinct = list(dict.fromkeys(prompts))
     limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
     for prompt in distinct:

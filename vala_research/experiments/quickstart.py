@@ -59,12 +59,19 @@ def figure(settings: Settings, source: Frames, edited: Frames, truth: Frames | N
 
 
 def table(source: Frames, edited: Frames, truth: Frames | None) -> pd.DataFrame:
-    """PSNR (dB) and SSIM of source and edit to each reference; E_warp under the source's flow."""
-    flow, valid = estimate_flow(source)
+    """PSNR (dB) and SSIM of source and edit to each reference; E_warp under the source's flow.
+
+    One frame has no flow and no E_warp (NaN).
+    """
+    flow = estimate_flow(source) if len(source) > 1 else None
+
+    def steadiness(frames: Frames) -> float:
+        return 1000 * warp_error(frames, *flow) if flow else float("nan")
+
     references = {"source": source} | ({} if truth is None else {"true edit": truth})
     return pd.DataFrame(
         {"frames": name, "reference": reference, "PSNR": psnr(f, r), "SSIM": ssim(f, r),
-         "E_warp x 1000": 1000 * warp_error(f, flow, valid)}
+         "E_warp x 1000": steadiness(f)}
         for name, f in (("source", source), ("edit", edited))
         for reference, r in references.items() if name != reference
     ).round(3)  # fmt: skip
