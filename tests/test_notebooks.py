@@ -2,8 +2,11 @@
 
 import atexit
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import papermill
 import psutil
@@ -12,10 +15,10 @@ import torch
 from jupyter_client import AsyncKernelManager
 from tiny_models import tiny_checkpoint
 
-from vala_research import read_clip, write_clip
+from vala_research import InputError, read_clip, write_clip
 from vala_research.evaluation.metrics import psnr
 from vala_research.evaluation.verdicts import assert_claims
-from vala_research.experiments.quickstart import SCENE, Settings, claims, table
+from vala_research.experiments.quickstart import SCENE, Settings, claims, figure, table
 from vala_research.sprites.render import render
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -32,11 +35,25 @@ def run(name: str, folder: Path, **parameters) -> float:
         progress_bar=False, kernel_name="python3", km=KERNEL,
     )  # fmt: skip
     seconds = kernel_seconds() - before
+    check_outputs(folder / "run.ipynb")
     client = KERNEL.blocking_client()
     client.start_channels()
     client.execute_interactive("%reset -f")  # the next notebook knows nothing of this one
     client.stop_channels()
     return seconds
+
+
+def check_outputs(path: Path) -> None:
+    """Each published figure is displayed as a png; no library warns of what is not used."""
+    cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    shown = sum("image/png" in output.get("data", {}) for output in outputs)
+    published = sum(cell.source.count("publish(") for cell in cells)
+    assert shown >= published, f"{path}: {published} figures, {shown} of them displayed"
+    bare = [o for o in outputs if "<Figure size" in o.get("data", {}).get("text/plain", "")]
+    assert all("image/png" in o.data for o in bare), f"{path}: a figure is printed as text"
+    red = "".join(o.text for o in outputs if o.get("name") == "stderr")
+    assert "torchvision" not in red and "[transformers]" not in red, f"{path}: {red}"
 
 
 def kernel_seconds() -> float:
@@ -79,6 +96,13 @@ def test_quickstart_on_any_clip_and_model(tmp_path):
     }  # fmt: skip
 
 
+def test_importing_diffusers_warns_of_no_torchvision():
+    """In a process of its own, 10 s; torchvision is not installed here."""
+    code = "import vala_research; from diffusers import StableDiffusionPipeline"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torchvision" not in done.stderr
+
+
 def test_every_notebook_has_a_test():
     tests = "".join(p.read_text() for p in Path(__file__).parent.rglob("test_notebook*.py"))
     missing = [p.stem for p in NOTEBOOKS.glob("*.ipynb") if f'"{p.stem}' not in tests]
@@ -112,3 +136,23 @@ def test_the_quickstart_table_measures_the_edit():
     assert to["edit", "true edit"] > 60 > to["source", "true edit"]
     assert to["edit", "source"] == pytest.approx(psnr(truth, source), abs=1e-3)
     assert Settings.preset("smoke", prompt="a red star").truth(source) is None
+
+
+@pytest.mark.parametrize("where", ["prompt", "source_prompt", "negative_prompt"])
+def test_a_prompt_of_invalid_bytes_is_one_sentence(tiny, video, where):
+    """A shell hands on such bytes as lone surrogates."""
+    prompts = {"prompt": "a star", where: "a \udcff star"}
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        tiny(video, num_inference_steps=1, attention="own", **prompts)
+
+
+def test_the_quickstart_takes_a_clip_of_one_frame():
+    """It has no flow; all else is measured, drawn and claimed."""
+    settings = Settings.preset("smoke", n_frames=1)
+    source = render(SCENE, 16, 64).frames[:1]
+    truth = settings.truth(source)
+    for known in (truth, None):
+        rows = table(source, truth, known)
+        assert rows["E_warp x 1000"].isna().all() and rows.PSNR.notna().all()
+        assert figure(settings, source, truth, known)._repr_png_().startswith(b"\x89PNG")
+        assert_claims(claims(rows))

@@ -3,11 +3,18 @@
 Importing this package is instant: torch and diffusers are loaded when a name below is first used.
 """
 
+import logging
 from collections.abc import Iterable
 from importlib import import_module
 from numbers import Integral, Real
 
 __version__ = "0.2.0"
+
+# Nothing here uses torchvision. Without it, an import of diffusers prints two warnings of
+# transformers; they are left out, and no others.
+logging.getLogger("transformers.utils.import_utils").addFilter(
+    lambda record: "requires torchvision" not in record.getMessage()
+)
 
 _HOMES = {
     "VideoEditPipeline": "vala_research.editing.pipeline",

@@ -19,7 +19,7 @@ from vala_research.evaluation.metrics import (
     ssim,
     warp_error,
 )
-from vala_research.evaluation.statistics import paired_gain, summarise
+from vala_research.evaluation.statistics import FEWEST, paired_gain, summarise
 
 
 def noise(*shape, seed=0):
@@ -269,7 +269,9 @@ def test_intervals_cover_the_mean():
     assert summarise(values[0]) == summarise(values[0])  # seeded
     # Normal theory: half width 1.96 / sqrt(20) = 0.44, one sample's to a third.
     assert (found[0].high - found[0].low) / 2 == pytest.approx(0.44, rel=0.4)
-    assert summarise([2.0, 2.0, 2.0]).low == summarise([2.0]).mean == 2
+    assert summarise([2.0] * FEWEST).low == summarise([2.0]).mean == 2
+    for few in range(1, FEWEST):
+        assert all(map(math.isnan, (summarise(range(few)).low, summarise(range(few)).high)))
 
 
 def test_paired_gain_sees_what_unpaired_intervals_hide():

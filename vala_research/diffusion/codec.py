@@ -121,6 +121,8 @@ def encode_prompts(
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise InputError(f"A prompt is a {type(prompt).__name__}: give one string.")
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise InputError(f"The prompt {prompt[:50]!r} is not UTF-8 text: type it again.")
     prompts = TextualInversionLoaderMixin().maybe_convert_prompt(prompts, tokenizer)
     distinct = list(dict.fromkeys(prompts))
     limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)

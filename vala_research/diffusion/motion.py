@@ -4,8 +4,10 @@ AnimateDiff (Guo et al. 2023, arXiv 2307.04725): attention along frames after ev
 image UNet.
 """
 
+from functools import partial
 from os import PathLike
 
+import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from diffusers.utils import logging
 from torch import nn
@@ -23,14 +25,20 @@ def load_motion_unet(
     """Add motion modules to a UNet. All other weights are those of `unet`, not copies.
 
     motion: "miniature", a folder or hub id of a MotionAdapter in safetensors, or a MotionAdapter.
-    hub: `revision`, `cache_dir`, `token`, `local_files_only`.
+    hub: `revision`, `variant`, `cache_dir`, `token`, `local_files_only`. For a UNet in half
+    precision the variant "fp16" is read, where there is one.
     Raises InputError when the motion modules cannot be read or belong to another UNet.
     """
     if not isinstance(motion, MotionAdapter):
         folder = miniature_path("motion") if str(motion) == "miniature" else motion
-        motion = load_network(
-            MotionAdapter, folder, f"The motion modules {str(folder)!r}", MOTION, **hub
+        load = partial(
+            load_network, MotionAdapter, folder, f"The motion modules {str(folder)!r}", MOTION
         )
+        half = {"variant": "fp16"} if unet.dtype == torch.float16 else {}
+        try:
+            motion = load(**half | hub)
+        except InputError:
+            motion = load(**hub)
 
     # Build the video model, then let it use the weights of `unet`.
     try:

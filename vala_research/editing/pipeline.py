@@ -187,7 +187,14 @@ class VideoEditPipeline(
 
 
 def quiet_pipeline(model: str | PathLike, dtype: torch.dtype | None = None) -> VideoEditPipeline:
-    """The pipeline of a model on the GPU, where there is one, without progress bars."""
-    pipe = VideoEditPipeline.from_pretrained(str(model), dtype)
+    """The pipeline of a model on the GPU, where there is one, without progress bars.
+
+    In half precision the weights of the variant "fp16" are read, where the model has them.
+    """
+    variant = {"variant": "fp16"} if dtype == torch.float16 else {}
+    try:
+        pipe = VideoEditPipeline.from_pretrained(str(model), dtype, **variant)
+    except InputError:  # no such variant; or another reason, which is told without it
+        pipe = VideoEditPipeline.from_pretrained(str(model), dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -58,6 +58,13 @@ class EditSetting:
         )  # fmt: skip
         return {k: v for k, v in vars(self).items() if k in shared}
 
+    def identity(self, revision: Callable[[str, str], str]) -> EditSetting:
+        """The setting with its networks named by what they are, see `provenance.revision`."""
+        plan = self.fusion
+        if plan is not None:
+            plan = replace(plan, motion=revision(plan.motion, "motion"))
+        return replace(self, adapter=revision(self.adapter, "adapter"), fusion=plan)
+
 
 def run_edits(
     pipe,
@@ -82,6 +89,17 @@ def run_edits(
         alike = {n: s for n, s in settings.items() if s.adapter == adapter}
         yield from _run_edits(pipe, cases, alike, n_frames, size, measure, clip_scorer)
     pipe.unload_adapter()
+
+
+def row_order(n_cases: int, settings: dict[str, EditSetting]) -> list[tuple[int, str]]:
+    """The rows of `run_edits` in their order: number of the case, name of the setting."""
+    return [
+        (i, name)
+        for adapter in dict.fromkeys(s.adapter for s in settings.values())
+        for i in range(n_cases)
+        for name, s in settings.items()
+        if s.adapter == adapter
+    ]
 
 
 def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> Iterator[dict]:

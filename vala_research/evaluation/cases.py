@@ -101,7 +101,8 @@ def edit_cases(
 def folder_cases(folder: str | Path) -> list[ClipCase]:
     """The edits listed in the `edits.csv` of a folder: clip, source_prompt, prompt[, kind].
 
-    Several lines may edit one clip. Raises InputError naming a missing file, column or clip.
+    Several lines may edit one clip. Raises InputError naming a missing file, column, prompt or
+    clip, and for a listing that is not UTF-8.
     """
     listing = Path(folder) / "edits.csv"
     if not listing.is_file():
@@ -109,12 +110,17 @@ def folder_cases(folder: str | Path) -> list[ClipCase]:
             f"{folder} has no edits.csv: list the clips there, with the columns clip, "
             "source_prompt and prompt (and kind, if you like)."
         )
-    with listing.open(newline="") as file:
-        lines = list(csv.DictReader(file))
+    try:
+        with listing.open(newline="", encoding="utf-8-sig") as file:
+            lines = list(csv.DictReader(file, restval=""))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{listing} is no csv in UTF-8 ({error}): save it as one.") from error
     if not lines:
         raise InputError(f"{listing} lists no edit: add a line for each.")
     if missing := {"clip", "source_prompt", "prompt"} - set(lines[0]):
         raise InputError(f"{listing} has no column {', '.join(sorted(missing))}: add it.")
+    if empty := [i for i, line in enumerate(lines, 2) if not line["clip"] or not line["prompt"]]:
+        raise InputError(f"{listing}, line {empty[0]} lacks its clip or its prompt: add it.")
     clips = list(dict.fromkeys(line["clip"] for line in lines))
     if absent := [clip for clip in clips if not (listing.parent / clip).exists()]:
         raise InputError(f"{listing} names {', '.join(absent)}, which {folder} does not hold.")

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from vala_research import InputError
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.benchmark import EditSetting, Measure, run_edits
+from vala_research.evaluation.benchmark import EditSetting, Measure, row_order, run_edits
 from vala_research.evaluation.cases import ClipCase, EditCase
 from vala_research.evaluation.clip_scores import ClipScorer
+from vala_research.evaluation.kept_rows import KeptRows, key_of
+from vala_research.evaluation.provenance import revision
 from vala_research.evaluation.statistics import paired_gain, summarise
-from vala_research.files import check_output, write_json, written_whole
 
 
 @dataclass(frozen=True)
@@ -81,70 +82,86 @@ def compare(
 ) -> pd.DataFrame:
     """Make the rows of `run_edits`, kept in `output` (csv) clip by clip; a cut-off run resumes.
 
+    A row is found again only if all that it depends on is the same (`row_keys`). `output` keeps all
+    rows that were ever made; those of these cases and settings are returned.
     measure: makes further columns, see `run_edits`. Metrics that the rows lack are left out of
-    their tables. Raises InputError when `output` holds rows of other settings under these names.
+    their tables.
     """
-    output, settings = check_output(output, makes_parents=True), dict(settings)
-    described = {
-        name: f"{run.model} {run.n_frames} x {run.size} px {s!r}" for name, s in settings.items()
-    }
-    rows = _known_rows(output, described)
-    done = {(r["setting"], r["kind"], r["index"]) for r in rows}
-    clips: dict[int, list] = {}
-    for case in cases:
-        clips.setdefault(case.index, []).append(case)
-    jobs = []
-    for clip in clips.values():
-        names = [n for n in settings if any((n, c.kind, c.index) not in done for c in clip)]
+    kept, cases, settings = KeptRows(output), list(cases), dict(settings)
+    keys = row_keys(cases, settings, run, measure)
+    known = kept.read()
+
+    # One job per clip and set of missing settings: the edits of a job share their inversions.
+    jobs: dict[tuple, list[int]] = {}
+    for i, case in enumerate(cases):
+        names = tuple(name for name in settings if keys[i, name] not in known)
         if names:
-            asked = {name: settings[name] for name in names}
-            jobs.append((clip, asked, run.n_frames, run.size, measure))
-            rows = [r for r in rows if r["index"] != clip[0].index or r["setting"] not in names]
+            jobs.setdefault((case.index, names), []).append(i)
+    asked = [
+        ([cases[i] for i in places], {name: settings[name] for name in names},
+         run.n_frames, run.size, measure)
+        for (_, names), places in jobs.items()
+    ]  # fmt: skip
+    order = [
+        [keys[places[k], name] for k, name in row_order(len(places), job[1])]
+        for places, job in zip(jobs.values(), asked, strict=True)
+    ]
     loading = (str(run.model), run.clip_model, run.dtype)
-    for part in _on_every_core(jobs, loading, run.n_processes):
-        rows += part
-        _keep(output, rows, described)
-    names, kinds = (
-        list(settings),
-        list(dict.fromkeys(c.kind for clip in clips.values() for c in clip)),
-    )
-    wanted = [r for r in rows if r["index"] in clips and r["kind"] in kinds]
-    wanted.sort(key=lambda r: (names.index(r["setting"]), kinds.index(r["kind"]), r["index"]))
-    return pd.DataFrame(wanted)
+    for number, first, rows in _on_every_core(asked, loading, run.n_processes):
+        made = order[number][first : first + len(rows)]
+        kept.add(dict(zip(made, rows, strict=True)))
+
+    # In the order of settings, kinds and clips.
+    known, kinds = kept.read(), list(dict.fromkeys(case.kind for case in cases))
+    places = sorted(range(len(cases)), key=lambda i: (kinds.index(cases[i].kind), cases[i].index))
+    return pd.DataFrame([known[keys[i, name]] for name in settings for i in places])
 
 
-def _known_rows(output: Path, described: dict[str, str]) -> list[dict]:
-    """Rows of an earlier run of the same settings."""
-    if not output.exists():
-        return []
-    made = json.loads(output.with_suffix(".settings.json").read_text())
-    if differing := [n for n in described if made.get(n, described[n]) != described[n]]:
-        raise InputError(
-            f"{output} holds rows of other settings named {', '.join(differing)}: choose another "
-            "output, or delete it."
-        )
-    return [r for r in pd.read_csv(output).to_dict("records") if r["setting"] in described]
+def row_keys(
+    cases: Sequence[EditCase | ClipCase],
+    settings: dict[str, EditSetting],
+    run: Run = Run(),
+    measure: Measure | None = None,
+) -> dict[tuple[int, str], str]:
+    """The key of every row, by number of the case and name of the setting.
 
-
-def _keep(output: Path, rows: list[dict], described: dict[str, str]) -> None:
-    write_json(output.with_suffix(".settings.json"), described, indent=1)
-    with written_whole(output) as unfinished:
-        pd.DataFrame(rows).to_csv(unfinished, index=False)
+    A row depends on: case (its prompts and its clip's contents), setting (with the contents of
+    adapter and motion modules), contents or commit of model and CLIP model, frames, size, dtype,
+    measure, and the package's code.
+    """
+    networks = cache(revision)
+    shared = key_of(
+        model=networks(str(run.model)), clip_model=networks(run.clip_model or ""),
+        n_frames=run.n_frames, size=run.size, dtype=str(run.dtype or torch.float32),
+        measure=measure,
+    )  # fmt: skip
+    of_cases = [key_of(case=case) for case in cases]
+    of_settings = {name: key_of(name=name, s=s.identity(networks)) for name, s in settings.items()}
+    return {
+        (i, name): key_of(parts=(shared, case, setting))
+        for i, case in enumerate(of_cases)
+        for name, setting in of_settings.items()
+    }
 
 
 def _on_every_core(jobs: list[tuple], arguments: tuple, n_processes: int | None):
-    """Yield the rows of each job as it is finished; in this process if one process is asked for."""
+    """Yield number of the job, number of the first row, and rows, as they are made.
+
+    In this process if one process is asked for; then row by row.
+    """
     n_processes = n_processes or (1 if torch.cuda.is_available() else os.cpu_count())
     bar = tqdm(total=len(jobs), desc="clips", disable=None)
     if min(n_processes, len(jobs)) <= 1:
         loaded = _loaded(*arguments) if jobs else None
-        for job in jobs:
-            yield list(run_edits(loaded[0], *job, clip_scorer=loaded[1]))
+        for number, job in enumerate(jobs):
+            rows = run_edits(loaded[0], *job, clip_scorer=loaded[1])
+            yield from ((number, first, [row]) for first, row in enumerate(rows))
             bar.update()
         return
     with ProcessPoolExecutor(n_processes, get_context("spawn"), _load, arguments) as pool:
-        for future in as_completed([pool.submit(_edit_clip, *job) for job in jobs]):
-            yield future.result()
+        numbers = {pool.submit(_edit_clip, *job): number for number, job in enumerate(jobs)}
+        for future in as_completed(numbers):
+            yield numbers[future], 0, future.result()
             bar.update()
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from vala_research.evaluation.comparison import METRICS, per_clip
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.statistics import summarise
+from vala_research.evaluation.statistics import FEWEST, summarise
 
 
 def gains_figure(
@@ -50,9 +50,14 @@ def gains_figure(
         axes[0].set_ylim(len(names) - 0.5, -0.5)
         n = int(gains.n.min())
         fig.supxlabel(
-            f"gain on `{baseline}`, same clips (n = {n}), 95% interval; right is better", fontsize=8
+            f"gain on `{baseline}`, same clips (n = {n}){intervals(n)}; right is better", fontsize=8
         )
     return fig
+
+
+def intervals(n_clips: int, kind: str = "95% interval") -> str:
+    """What a figure says of its intervals: fewer than `FEWEST` clips have none."""
+    return f", {kind}" if n_clips >= FEWEST else f", no intervals below {FEWEST} clips"
 
 
 def interval_mark(

@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,43 @@ def model_revision(model: str | None) -> str | None:
         return None
     folder = Path(vala_research.miniature_path() if model == "miniature" else model)
     return file_hash(folder) if folder.is_dir() else None
+
+
+def revision(name: str, part: str = "pipeline") -> str:
+    """What a network is, whatever it is called: hash of its files, or commit of its hub id.
+
+    name: "miniature" (then `part` says which, see `miniature_path`), a file, a folder or a hub id.
+    Any other name is returned.
+    """
+    path = Path(vala_research.miniature_path(part) if name == "miniature" else name)
+    if name and path.exists():
+        return file_hash(path)
+    return _commit(name) if name.count("/") == 1 else name
+
+
+def _commit(name: str) -> str:
+    """The commit of a hub id that would be loaded now: the newest, or offline the one kept here."""
+    from huggingface_hub import HfApi, constants
+
+    try:
+        return f"{name} {HfApi().model_info(name, timeout=10).sha}"
+    except Exception:  # whatever keeps the hub from answering
+        folder = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
+        head = folder / "refs" / "main"
+        return f"{name} {head.read_text().strip()}" if head.is_file() else name
+
+
+def code_version() -> str:
+    """The package's version, and the hash of its source files."""
+    return f"{vala_research.__version__} {_source_hash()}"
+
+
+@cache
+def _source_hash() -> str:
+    package, digest = Path(vala_research.__file__).parent, hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package).as_posix()} {file_hash(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _code() -> dict[str, str | bool | None]:

@@ -11,6 +11,9 @@ import numpy as np
 from vala_research import InputError
 
 Values = Sequence | np.ndarray  # one number per clip
+# Clips: with fewer no two-sided sign-flip test can reach p < .05. Then there is no interval and no
+# verdict.
+FEWEST = 6
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,15 @@ class Gain(Summary):
 def summarise(values: Values, confidence: float = 0.95, seed: int = 0) -> Summary:
     """Mean of one value per clip with its bootstrap interval (BCa, 9999 resamples).
 
-    One clip has no interval: its ends are NaN. Equal values have an interval of no width.
+    Fewer than `FEWEST` clips have no interval: its ends are NaN. Equal values have an interval of
+    no width.
     """
     from scipy.stats import bootstrap
 
     values = _finite(values)
     mean = float(values.mean())
-    if len(values) == 1:
-        return Summary(mean, float("nan"), float("nan"), 1)
+    if len(values) < FEWEST:
+        return Summary(mean, float("nan"), float("nan"), len(values))
     if np.ptp(values) == 0:
         return Summary(mean, mean, mean, len(values))
     interval = bootstrap(

@@ -14,10 +14,9 @@ import pandas as pd
 
 from vala_research import InputError
 from vala_research.evaluation.comparison import METRICS, per_clip
-from vala_research.evaluation.statistics import Gain, paired_gain
+from vala_research.evaluation.statistics import FEWEST, Gain, paired_gain
 
 CONFIRMED, CONTRADICTED, OPEN = "confirmed", "contradicted", "not established"
-FEWEST = 6  # clips: with fewer no two-sided sign-flip test can reach p < .05
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,31 @@ class Claim:
 
     @classmethod
     def of_fact(
-        cls, sentence: str, measured: str, value: float, holds: bool | np.bool_, n: int = 0
-    ) -> Claim:
-        """A claim that is plainly true or false of the rows, such as a count or an order."""
-        judged = CONFIRMED if holds else CONTRADICTED
-        return cls(sentence, measured, float(value), n=n, verdict=judged, is_asserted=True)
+        cls, sentence: str, measured: str, value: float, holds: bool | np.bool_, n: int = 0,
+        n_clips: int | None = None,
+    ) -> Claim:  # fmt: skip
+        """A claim that is plainly true or false of the rows, such as a count or an order.
+
+        n_clips: for a claim about clips in general, in place of n: fewer than `FEWEST` clips judge
+        nothing.
+        """
+        is_open = n_clips is not None and n_clips < FEWEST
+        judged = OPEN if is_open else CONFIRMED if holds else CONTRADICTED
+        n = n if n_clips is None else int(n_clips)
+        return cls(sentence, measured, float(value), n=n, verdict=judged, is_asserted=not is_open)
+
+    @classmethod
+    def of_limit(cls, sentence: str, measured: str, gain: Gain, limit: float = 0.0) -> Claim:
+        """The claim that a paired gain is not below a limit: that there is no loss.
+
+        Confirmed if the whole interval is at the limit or above, contradicted (a notebook then
+        fails) if it is below. An interval on both sides, or none, establishes neither.
+        """
+        judged = CONFIRMED if gain.low >= limit else CONTRADICTED if gain.high < limit else OPEN
+        return cls(
+            sentence, measured, gain.mean, gain.low, gain.high, gain.p_value, gain.n,
+            OPEN if gain.n < FEWEST else judged, gain.n >= FEWEST and judged != OPEN,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,6 +112,11 @@ def tested(rows: pd.DataFrame, hypotheses: Iterable[Hypothesis]) -> list[Claim]:
             )
             claims.append(Claim.of_gain(hypothesis.sentence, METRICS[metric].name, gain))
     return claims
+
+
+def n_clips_of(rows: pd.DataFrame, column: str = "clip") -> int | None:
+    """The number of clips that the rows are about; None: they do not name them."""
+    return int(rows[column].nunique()) if column in rows else None
 
 
 def claims_table(claims: Iterable[Claim]) -> pd.DataFrame:

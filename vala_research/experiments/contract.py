@@ -6,26 +6,35 @@ An experiment module offers `Settings`, `run(settings, output)`, `table(rows)`, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from vala_research import chosen_from, miniature_path
+from vala_research import InputError, chosen_from, miniature_path
+from vala_research.diffusion.attention import ANCHORS, POLICIES
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.comparison import Run, compare
 from vala_research.evaluation.figures import emit
 from vala_research.evaluation.verdicts import Claim, claims_table
+from vala_research.experiments.parameters import converted, given_names
 from vala_research.files import check_output, written_whole
+from vala_research.sprites.edits import EDITS
 from vala_research.sprites.scene import WORLD
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MOTION_MODULES = "guoyww/animatediff-motion-adapter-v1-5-2"  # for Stable Diffusion 1.5
 CLIP = "openai/clip-vit-base-patch32"
+# The preset "paper" of edits by Stable Diffusion; its clips are your own.
+PUBLISHED = dict(model=STABLE_DIFFUSION, n_clips=0, kinds=(), n_frames=16, size=512, steps=50,
+                 guidance=7.5)  # fmt: skip
+ATTENTIONS = ChainMap({"anchors": ANCHORS}, POLICIES)  # names of attention policies
+OF_EVERY_NOTEBOOK = {"preset", "output", "repository"}  # parameters beside the settings
 WATERMARK = "smoke preset: the procedure, no evidence"
 
 
@@ -33,12 +42,24 @@ WATERMARK = "smoke preset: the procedure, no evidence"
 class Preset:
     """Base of every `Settings`: its fields are the parameters of the notebook.
 
-    PRESETS: by name, the values that differ from the fields' defaults.
+    PRESETS: by name, the values that differ from the fields' defaults. CHOICES: by field, the names
+    that it may hold. Values are converted to the fields' types, see `parameters`.
     """
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"smoke": {}}
+    CHOICES: ClassVar[dict[str, Collection]] = {}
 
     preset_name: str = "smoke"
+
+    def __post_init__(self):
+        for name, value in self._converted(vars(self)).items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def _converted(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of fields in the fields' types."""
+        hints = get_type_hints(cls)
+        return {k: converted(k, v, hints[k], cls.CHOICES.get(k, ())) for k, v in values.items()}
 
     @classmethod
     def preset(cls, name: str, **given: Any):
@@ -48,12 +69,17 @@ class Preset:
         for key in given:
             chosen_from("parameter", key, known)
         values = {key: value for key, value in given.items() if value is not None}
-        return cls(**cls.PRESETS[name] | values, preset_name=name)
+        return cls(**cls._converted(cls.PRESETS[name] | values), preset_name=name)
 
     @classmethod
     def from_notebook(cls, names: Mapping[str, Any]):
-        """The settings that a notebook's parameters give; names: its `globals()`."""
+        """The settings that a notebook's parameters give; names: its `globals()`.
+
+        Raises InputError for a misspelt parameter, before anything is loaded.
+        """
         own = {field.name for field in fields(cls)} - {"preset_name"}
+        for name in given_names(names):
+            chosen_from("parameter", name, sorted(own | OF_EVERY_NOTEBOOK))
         return cls.preset(names["preset"], **{k: v for k, v in names.items() if k in own})
 
     @property
@@ -67,11 +93,13 @@ class Preset:
 class EditPreset(Preset):
     """Base of the settings of experiments that edit clips."""
 
+    CHOICES: ClassVar[dict[str, Collection]] = {"kinds": EDITS}
+
     model: str = "miniature"  # or a folder or a hub id
     clips: str = ""  # a folder of clips with edits.csv; "": sprite clips
     clip_model: str = miniature_path("clip")  # CLIPModel that scores: a folder or a hub id
     n_clips: int = 2  # sprite clips of the test split
-    kinds: str = "colour"  # kinds of edit, with commas
+    kinds: Sequence[str] = ("colour",)  # kinds of edit of sprite clips
     n_frames: int = 4  # frames per clip
     size: int = 64  # side of the square frames, in pixels
     steps: int = 6  # diffusion steps each way
@@ -87,7 +115,12 @@ class EditPreset(Preset):
         """The edits: those of the folder, or of sprite clips of the test split."""
         if self.clips:
             return folder_cases(self.clips)
-        return edit_cases(WORLD, "test", self.n_clips, self.kinds.split(","))
+        if not self.kinds or self.n_clips < 1:
+            raise InputError(
+                f"The preset {self.preset_name!r} edits clips of your own: give clips, a folder "
+                "with edits.csv, or kinds and n_clips of sprite clips."
+            )
+        return edit_cases(WORLD, "test", self.n_clips, self.kinds)
 
     def compare(self, edit_settings: dict, output: str | Path, **options: Any) -> pd.DataFrame:
         """`comparison.compare` on these cases, kept in `output`/rows.csv; resumes from it."""

@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research.assets import demo_clip
+from vala_research.diffusion.inversion import METHODS
 from vala_research.evaluation.figures import Picture
 from vala_research.evaluation.metrics import estimate_flow, psnr, ssim, warp_error
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.verdicts import Claim
-from vala_research.experiments.contract import STABLE_DIFFUSION, Preset
+from vala_research.experiments.contract import ATTENTIONS, STABLE_DIFFUSION, Preset
 from vala_research.sprites.edits import demo_scenes
 from vala_research.sprites.render import render
 
@@ -25,7 +26,8 @@ Frames = Float[Tensor, "f c h w"]
 class Settings(Preset):
     """Parameters of notebook 00."""
 
-    PRESETS = {"smoke": {}, "paper": {"model": STABLE_DIFFUSION}}
+    PRESETS = {"smoke": {}, "paper": {"model": STABLE_DIFFUSION, "guidance": 7.5}}
+    CHOICES = {"attention": ATTENTIONS, "inversion": METHODS}
 
     model: str = "miniature"  # or a folder or a hub id
     clip: str = demo_clip()  # a video, gif or folder of frames
@@ -57,12 +59,19 @@ def figure(settings: Settings, source: Frames, edited: Frames, truth: Frames | N
 
 
 def table(source: Frames, edited: Frames, truth: Frames | None) -> pd.DataFrame:
-    """PSNR (dB) and SSIM of source and edit to each reference; E_warp under the source's flow."""
-    flow, valid = estimate_flow(source)
+    """PSNR (dB) and SSIM of source and edit to each reference; E_warp under the source's flow.
+
+    One frame has no flow and no E_warp (NaN).
+    """
+    flow = estimate_flow(source) if len(source) > 1 else None
+
+    def steadiness(frames: Frames) -> float:
+        return 1000 * warp_error(frames, *flow) if flow else float("nan")
+
     references = {"source": source} | ({} if truth is None else {"true edit": truth})
     return pd.DataFrame(
         {"frames": name, "reference": reference, "PSNR": psnr(f, r), "SSIM": ssim(f, r),
-         "E_warp x 1000": 1000 * warp_error(f, flow, valid)}
+         "E_warp x 1000": steadiness(f)}
         for name, f in (("source", source), ("edit", edited))
         for reference, r in references.items() if name != reference
     ).round(3)  # fmt: skip

@@ -37,6 +37,20 @@ def test_the_claims_about_tokens_can_fail():
             assert_claims(prompt_tokens.claims(wrong))
 
 
+@pytest.mark.parametrize("experiment", [prompt_tokens, activation_range])
+def test_another_training_has_another_folder(experiment, tmp_path):
+    """A changed parameter neither refuses nor finds the adapter of other settings."""
+    def made(**given):
+        return experiment.Settings.preset("smoke", **given).trained_in(tmp_path)
+
+    changes = [{}, {"training_steps": 3}, {"learning_rate": 2e-3}, {"size": 32}, {"data": "there"}]
+    changes += [{"model": str(tmp_path)}]
+    if experiment is prompt_tokens:
+        changes.append({"interval": (0.5, 1.0)})
+    assert len({made(**change) for change in changes}) == len(changes)
+    assert made(steps=9, kinds="shape", n_clips=7) == made()
+
+
 def test_activation_range(tmp_path, miniature):
     out = tmp_path / "out"
     seconds = run("33_ge_activation_range", tmp_path, output=str(out))
@@ -72,11 +86,11 @@ def test_adapter_gains(tmp_path, miniature):
     assert (psnr["own, with"] != psnr["own, without"]).all()
 
 
-def planted(psnr: float, **warp: float) -> pd.DataFrame:
-    """Nine clips on two hosts, where the adapter raises the metrics by so much, give or take."""
+def planted(psnr: float, n_clips: int = 9, **warp: float) -> pd.DataFrame:
+    """Clips on two hosts, where the adapter raises the metrics by so much, give or take."""
     rows = []
     for host in ("own", "first"):
-        for i in range(9):
+        for i in range(n_clips):
             bare = {"kind": "k", "index": i, "psnr": 20.0 + i} | {name: 9.0 + i for name in warp}
             gains = {name: x + (i - 4) / 1e3 for name, x in ({"psnr": psnr} | warp).items()}
             adapted = bare | {name: bare[name] + gain for name, gain in gains.items()}
@@ -98,6 +112,19 @@ def test_the_claims_about_gains_can_fail():
     ):
         with pytest.raises(AssertionError, match="not confirmed"):
             assert_claims(adapter_gains.claims(wrong))
+
+
+def test_a_loss_that_two_clips_show_is_no_verdict_and_nine_clips_that_disagree_are_none():
+    """Two clips whose E_warp worsens confirm nothing; nor does a mean worse by chance."""
+    for rows in (planted(-1.0, 2, warp_error=5.0), planted(0.5, 5, warp_error=-5.0)):
+        assert {c.verdict for c in adapter_gains.claims(rows)} == {"not established"}
+        assert_claims(adapter_gains.claims(rows))
+    worse = planted(0.0, warp_error=0.001)
+    verdicts = {c.sentence: c.verdict for c in adapter_gains.claims(worse)}
+    assert verdicts["the adapter does not raise E_warp"] == "not established"
+    steady = {c.sentence: c for c in adapter_gains.claims(planted(0.5, warp_error=-0.1))}
+    assert steady["the adapter does not raise E_warp"].verdict == "confirmed"
+    assert steady["the adapter does not raise E_warp"].is_asserted
 
 
 def test_an_adapter_that_is_not_there(tmp_path):

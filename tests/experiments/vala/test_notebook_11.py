@@ -21,14 +21,14 @@ def test_inversion_fidelity(tmp_path, miniature):
     assert {p.suffix for p in out.iterdir()} == {".pdf", ".png", ".csv", ".json"}
 
 
-def planted(**changed) -> pd.DataFrame:
-    """Two sprite clips, all methods, 25 steps; changed: columns that get one value."""
+def planted(n_clips: int = 6, **changed) -> pd.DataFrame:
+    """Sprite clips, all methods, 25 steps; changed: columns that get one value."""
     right = {
         "ddim": {"to_vae": 40.0}, "exact, quick": {"to_vae": 61.0, "evaluations": 50},
         "ddim, guided": {"to_vae": 20.0}, "null text, guided": {"to_vae": 30.0},
     }  # fmt: skip
     rows = []
-    for i in range(2):
+    for i in range(n_clips):
         for attention in ("own", "anchors, site"):
             for method, values in right.items():
                 row = {"clip": f"sprite {i}", "method": method, "attention": attention, "steps": 25,
@@ -55,13 +55,21 @@ def test_the_claims_can_fail():
             assert_claims(claims(rows))
 
 
+def test_one_clip_gets_no_verdict():
+    """Neither a good nor a bad inversion is judged by fewer than six clips."""
+    for rows in (planted(5), planted(1, to_vae=0.0)):
+        few = claims(rows)
+        assert few and {claim.verdict for claim in few} == {"not established"}
+        assert_claims(few)
+
+
 def test_exact_inversion_is_judged_on_known_clips_only():
     rows = planted(clip="a_dog_runs.mp4", to_vae=30.0)
     assert not any("exact" in claim.sentence for claim in claims(rows))
 
 
 def test_means_are_over_clips():
-    rows = planted()
+    rows = planted(2)
     rows.loc[rows["clip"] == "sprite 1", "to_vae"] -= 2
     quick = table(rows).set_index(["method", "attention"]).loc["exact, quick", "own"]
     assert (quick.to_vae, quick.worst_to_vae, quick.n_clips) == (60.0, 59.0, 2)

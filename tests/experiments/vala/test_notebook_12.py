@@ -10,7 +10,13 @@ from tiny_models import tiny_checkpoint
 from vala_research import InputError
 from vala_research.data.clips import write_clip
 from vala_research.evaluation.verdicts import assert_claims
-from vala_research.experiments.vala.editing_quality import Settings, claims, edit_settings, figure
+from vala_research.experiments.vala.editing_quality import (
+    Settings,
+    claims,
+    edit_settings,
+    figure,
+    table,
+)
 from vala_research.experiments.vala.editing_quality import run as compared
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import random_scene, split_generator
@@ -63,13 +69,13 @@ def test_all_policies_of_the_comparison_are_distinct():
         edit_settings(Settings(policies_shown="own,none"))
 
 
-def planted(warp: float, gain: float, success: float) -> pd.DataFrame:
-    """Eight clips; values of editing frame by frame are 1, 2 and 0.9."""
+def planted(warp: float, gain: float, success: float, n_clips: int = 8) -> pd.DataFrame:
+    """Values of editing frame by frame are 1, 2 and 0.9."""
     values = {"own": (1.0, 2.0, 0.9), BEST: (warp, gain, success)}
     return pd.DataFrame(
         dict(setting=name, kind="shape", index=i, warp_error=w + 0.01 * i, gain=g,
              success=s - 0.001 * i * (name == "own"))
-        for name, (w, g, s) in values.items() for i in range(8)
+        for name, (w, g, s) in values.items() for i in range(n_clips)
     )  # fmt: skip
 
 
@@ -82,5 +88,15 @@ def test_the_claims_can_fail():
         with pytest.raises(AssertionError, match="not confirmed"):
             assert_claims(claims(planted(*wrong)))
     assert claims(planted(1.5, 2.0, 0.9))[0].verdict == "contradicted"
+    for few in (planted(0.5, 2.0, 0.9, 5), planted(1.5, -1.0, 0.5, 2)):
+        assert {claim.verdict for claim in claims(few)} == {"not established"}
+        assert_claims(claims(few))
+        ends = table(few.assign(cost=1.0))[["low", "high", "gain_low", "gain_high"]]
+        assert ends.isna().to_numpy().all()
+        drawn = figure(few.assign(cost=1.0))
+        assert "no intervals below 6 clips" in drawn.get_supxlabel()
+    unsure = planted(0.5, 2.0, 0.9)
+    unsure.loc[unsure.setting == BEST, "success"] += [0.1, -0.1] * 4
+    assert claims(unsure)[3].verdict == "not established"  # neither a loss nor its absence
     without = planted(0.5, 2.0, 0.9).replace(BEST, "VALA 2 key frames")
     assert claims(without) == []

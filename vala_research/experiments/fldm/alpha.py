@@ -7,6 +7,7 @@ model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,15 +20,15 @@ from matplotlib.axes import Axes
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import METRICS, per_clip
-from vala_research.evaluation.comparison_figures import axis_title, within_clips
+from vala_research.evaluation.comparison_figures import axis_title, intervals, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import Claim, held_out_gain
 from vala_research.experiments.fldm.fusion import CONSISTENCY, PAIRS, mark_directions
 from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
+    FUSED_MODELS,
     IMAGE,
-    PUBLISHED,
     VIDEO,
     FusionPreset,
     constant,
@@ -43,18 +44,19 @@ class Settings(FusionPreset):
     """Parameters of notebook 21."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(ratios="0,0.5,1", n_frames=3, steps=2),
+        "smoke": dict(ratios=(0, 0.5, 1), n_frames=3, steps=2),
         "sprites": dict(n_clips=12, kinds="several", n_frames=8, steps=15),
-        "paper": PUBLISHED,
+        "paper": FUSED_MODELS,
     }
-    ratios: str = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"  # shares a of the video model
+    # Shares a of the video model.
+    ratios: Sequence[float] = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
 def edit_settings(settings: Settings) -> dict[str, EditSetting]:
     """Return the sources, and each constant share a of the video model."""
     plans = {
         f"a = {a:g}": Plan(attentions=FRAMEWISE, schedule=constant(a), motion=settings.motion)
-        for a in map(float, settings.ratios.split(","))
+        for a in settings.ratios
     }
     fused = {name: EditSetting(fusion=plan, **settings.sampling) for name, plan in plans.items()}
     return single_models(settings.motion, **settings.sampling) | fused
@@ -158,7 +160,7 @@ def figure(rows: pd.DataFrame) -> Picture:
 
         n = rows["index"].nunique()
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
-                   title=f"{n} clips, 95% intervals within clips")  # fmt: skip
+                   title=f"{n} clips{intervals(n, '95% intervals within clips')}")  # fmt: skip
     return fig
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +25,12 @@ from vala_research.experiments.contract import (
 from vala_research.experiments.fldm.fusion_panel import explore_fusion
 from vala_research.experiments.fldm.grid import FusionGrid, Point, fusion_grid, sheet
 from vala_research.files import check_output
+from vala_research.methods.fusion import KINDS
+from vala_research.sprites.edits import EDITS
 from vala_research.sprites.scene import WORLD
 
 FULL = {
-    "schedules": "constant,decay_image,decay_video,cosine", "ratios": "0,0.25,0.5,0.75,1",
-    "taus": "0,0.25,0.5,0.75",
+    "schedules": KINDS, "ratios": (0, 0.25, 0.5, 0.75, 1), "taus": (0, 0.25, 0.5, 0.75),
 }  # fmt: skip
 
 
@@ -41,9 +43,11 @@ class Settings(Preset):
         "sprites": FULL | {"n_frames": 8, "steps": 15},
         "paper": FULL | {
             "model": STABLE_DIFFUSION, "motion": MOTION_MODULES, "clip_model": CLIP,
-            "n_frames": 16, "steps": 50,
+            "n_frames": 16, "size": 512, "steps": 50, "guidance": 7.5,
         },
     }  # fmt: skip
+
+    CHOICES = {"kind": EDITS, "schedules": KINDS}
 
     grid: str = ""  # a grid made before; "": make one
     clip: str = ""  # a clip from disk; "": a sprite clip of the test split
@@ -54,9 +58,9 @@ class Settings(Preset):
     clip_model: str = miniature_path("clip")  # CLIPModel that scores: a folder or a hub id
     kind: str = "colour"  # of the sprite clip's edit
     index: int = 0  # which sprite clip
-    schedules: str = "constant,decay_image"  # kinds, with commas
-    ratios: str = "0,1"  # shares of the video model, with commas
-    taus: str = "0,0.5"  # shares of the steps, with commas
+    schedules: Sequence[str] = ("constant", "decay_image")  # kinds
+    ratios: Sequence[float] = (0, 1)  # shares of the video model
+    taus: Sequence[float] = (0, 0.5)  # shares of the steps
     n_frames: int = 4
     size: int = 64  # side of the square frames, in pixels
     steps: int = 6  # diffusion steps each way
@@ -88,9 +92,8 @@ def made_grid(settings: Settings) -> FusionGrid:
     else:
         case = edit_cases(WORLD, "test", settings.index + 1, [settings.kind])[settings.index]
     return fusion_grid(
-        quiet_pipeline(settings.model, settings.dtype), case, settings.schedules.split(","),
-        [float(a) for a in settings.ratios.split(",")],
-        [float(tau) for tau in settings.taus.split(",")],
+        quiet_pipeline(settings.model, settings.dtype), case, settings.schedules,
+        settings.ratios, settings.taus,
         settings.n_frames, settings.size, ClipScorer.from_pretrained(settings.clip_model),
         settings.motion, num_inference_steps=settings.steps, guidance_scale=settings.guidance,
     )  # fmt: skip

@@ -15,17 +15,23 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 
+from vala_research import chosen_from
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import METRICS, per_clip
-from vala_research.evaluation.comparison_figures import axis_title, interval_mark, within_clips
+from vala_research.evaluation.comparison_figures import (
+    axis_title,
+    interval_mark,
+    intervals,
+    within_clips,
+)
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.verdicts import Claim, Hypothesis, check_settings, tested
+from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
 from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
     FUSED,
+    FUSED_MODELS,
     IMAGE,
-    PUBLISHED,
     VIDEO,
     FusionPreset,
     completeness,
@@ -58,11 +64,11 @@ class Settings(FusionPreset):
     """Parameters of notebook 20."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": dict(shown=f"{IMAGE};{VIDEO};{FUSED}", n_frames=3, steps=4),
+        "smoke": dict(shown=(IMAGE, VIDEO, FUSED), n_frames=3, steps=4),
         "sprites": dict(n_clips=12, kinds="shape,colour,background", n_frames=8, steps=15),
-        "paper": PUBLISHED,
+        "paper": FUSED_MODELS,
     }
-    shown: str = ""  # names of `edit_settings`, with semicolons; "": all
+    shown: Sequence[str] = ()  # names of `edit_settings`; (): all
 
 
 def edit_settings(settings: Settings) -> dict[str, EditSetting]:
@@ -80,8 +86,9 @@ def edit_settings(settings: Settings) -> dict[str, EditSetting]:
     known["image only, anchors"] = EditSetting("anchors", **sampling)
     known |= {name: EditSetting(fusion=plan, **sampling) for name, plan in plans.items()}
 
-    names = settings.shown.split(";") if settings.shown else list(known)
-    check_settings(known, names)
+    names = settings.shown or list(known)
+    for name in names:
+        chosen_from("setting", name, known)
     return {name: known[name] for name in names}
 
 
@@ -132,8 +139,8 @@ def figure(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS) -> Pict
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         n = rows["index"].nunique()
         fig.suptitle(
-            f"right and up is better; the line joins what nothing beats in both; {n} clips, "
-            "95% intervals within clips", fontsize=7,
+            f"right and up is better; the line joins what nothing beats in both; {n} clips"
+            f"{intervals(n, '95% intervals within clips')}", fontsize=7,
         )  # fmt: skip
     return fig
 

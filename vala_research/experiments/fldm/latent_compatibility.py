@@ -34,7 +34,7 @@ from vala_research.experiments.fldm.foreign_space import (
 )
 from vala_research.experiments.fldm.latent_cosines import EDIT, INVERSION, cosine_rows
 from vala_research.experiments.fldm.settings import (
-    PUBLISHED,
+    FUSED_MODELS,
     VIDEO,
     FusionPreset,
     completeness,
@@ -55,10 +55,10 @@ class Settings(FusionPreset):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(angles=(0, 90), has_untrained=False, n_frames=2, steps=3),
         "sprites": dict(n_clips=12, n_frames=8, steps=15),
-        "paper": PUBLISHED | dict(clip_model=None, kinds="several"),
+        "paper": FUSED_MODELS | dict(clip_model=None),
     }
     clip_model: str | None = None  # CLIPModel that scores; None: no CLIP columns
-    kinds: str = "several"  # kinds of edit, with commas
+    kinds: Sequence[str] = ("several",)  # kinds of edit of sprite clips
     angles: Sequence[float] = (0, 45, 90, 180)  # degrees; the first is 0
     has_untrained: bool = True  # also an untrained image model
     video_weight: float = 0.5  # of the video model, at every step from tau on

@@ -26,7 +26,7 @@ from vala_research.evaluation.statistics import paired_gain, summarise
 from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
 from vala_research.experiments.contract import (
     MOTION_MODULES,
-    STABLE_DIFFUSION,
+    PUBLISHED,
     EditPreset,
     save_rows,
 )
@@ -52,8 +52,7 @@ class Settings(EditPreset):
         "smoke": {},
         "sprites": {"lengths": (8, 16, 32, 64, 128), "n_clips": 6, "steps": 8},
         "paper": {
-            "model": STABLE_DIFFUSION, "motion": MOTION_MODULES, "lengths": (8, 16, 32, 64, 128),
-            "steps": 50,
+            **PUBLISHED, "motion": MOTION_MODULES, "lengths": (8, 16, 32, 64, 128),
         },
     }  # fmt: skip
 
@@ -61,7 +60,7 @@ class Settings(EditPreset):
     clip_model: str = ""  # CLIPModel that scores; "": no CLIP scores
     lengths: Sequence[int] = (4, 20)  # frames, ascending
     n_clips: int = 1  # sprite clips of each length
-    kinds: str = "several"  # kinds of edit, with commas
+    kinds: Sequence[str] = ("several",)  # kinds of edit of sprite clips
     window: int = 16  # frames that the video model sees at once
     overlap: int = 4  # frames that neighbouring windows share at least
     steps: int = 3  # diffusion steps each way

@@ -26,7 +26,7 @@ from vala_research.evaluation.flops import meta_policy, relative, weightless
 from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
 from vala_research.experiments.contract import (
     MOTION_MODULES,
-    STABLE_DIFFUSION,
+    PUBLISHED,
     EditPreset,
     save_rows,
 )
@@ -54,16 +54,17 @@ class Settings(EditPreset):
         "smoke": {"n_clips": 1, "n_frames": 2, "steps": 2},
         "sprites": {"rules": (RELEASED, EQUAL), "n_clips": 10, "n_frames": 8, "steps": 15},
         "paper": {
-            "model": STABLE_DIFFUSION, "motion": MOTION_MODULES, "rules": (RELEASED, EQUAL),
-            "n_frames": 16, "steps": 50,
+            **PUBLISHED, "motion": MOTION_MODULES, "rules": (RELEASED, EQUAL),
         },
     }  # fmt: skip
+
+    CHOICES = EditPreset.CHOICES | {"rules": (RELEASED, EQUAL), "numbers": (2, 3, 4)}
 
     motion: str = "miniature"  # motion modules: or a folder or a hub id
     clip_model: str = ""  # CLIPModel that scores; "": no CLIP scores
     numbers: Sequence[int] = (2, 3, 4)  # of sources
     rules: Sequence[str] = (RELEASED,)  # of weights
-    kinds: str = "several"  # kinds of edit, with commas
+    kinds: Sequence[str] = ("several",)  # kinds of edit of sprite clips
     steps: int = 5  # diffusion steps each way
 
 

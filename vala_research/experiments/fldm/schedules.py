@@ -7,7 +7,7 @@ choice per kind of edit is judged on clips that it was not made on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
@@ -29,7 +29,7 @@ from vala_research.evaluation.statistics import Gain, paired_gain
 from vala_research.evaluation.verdicts import Claim, check_settings
 from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
-    PUBLISHED,
+    FUSED_MODELS,
     FusionPreset,
     completeness,
 )
@@ -50,22 +50,24 @@ class Settings(FusionPreset):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(
-            schedules="constant,decay_image", taus="0,0.5", kinds="shape,colour", n_frames=2,
-            steps=2,
+            schedules=("constant", "decay_image"), taus=(0, 0.5), kinds=("shape", "colour"),
+            n_frames=2, steps=2,
         ),
         "sprites": dict(n_clips=6, kinds="shape,colour,background", n_frames=8, steps=12),
-        "paper": PUBLISHED,
+        "paper": FUSED_MODELS,
     }  # fmt: skip
-    schedules: str = ",".join(KINDS)  # kinds of schedule, with commas
-    taus: str = "0,0.25,0.5,0.75"  # when fusion begins, as shares of the steps, with commas
+    CHOICES: ClassVar[dict[str, Collection]] = FusionPreset.CHOICES | {"schedules": KINDS}
+
+    schedules: Sequence[str] = KINDS  # kinds of schedule
+    taus: Sequence[float] = (0, 0.25, 0.5, 0.75)  # when fusion begins, as shares of the steps
 
 
 def edit_settings(settings: Settings) -> dict[str, EditSetting]:
     """Return every kind of schedule at every tau, all from the weights 0.7 video, 0.3 image."""
     schedules = {
         schedule_name(kind, tau): FusionSchedule(kind, (0.7, 0.3), tau)
-        for kind in settings.schedules.split(",")
-        for tau in map(float, settings.taus.split(","))
+        for kind in settings.schedules
+        for tau in settings.taus
     }
     released = Plan(attentions=FRAMEWISE, motion=settings.motion)
     return {

@@ -18,7 +18,7 @@ from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import (
     CLIP,
     MOTION_MODULES,
-    STABLE_DIFFUSION,
+    PUBLISHED,
     EditPreset,
 )
 from vala_research.methods.fusion import FusionSchedule
@@ -28,10 +28,7 @@ FRAMEWISE = ("own", "own")  # the image model frame by frame, as published
 NEVER = FusionSchedule(tau=1.0)  # source 0 alone
 
 # The preset "paper": published models, and clips of a folder.
-PUBLISHED = dict(
-    model=STABLE_DIFFUSION, motion=MOTION_MODULES, clip_model=CLIP, n_clips=0, kinds="",
-    n_frames=16, steps=50,
-)  # fmt: skip
+FUSED_MODELS = PUBLISHED | dict(motion=MOTION_MODULES, clip_model=CLIP)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,10 +58,13 @@ def range_variants(base: Variant, starts: Iterable[float] = (0.5, 0.8, 0.9)) -> 
     return variants
 
 
-def edit_settings(settings: Settings, output: str | Path) -> dict[str, EditSetting]:
-    """The bare model, called "without", and each adapter acting from each fraction of T on."""
+def edit_settings(settings: Settings, folder: str | Path) -> dict[str, EditSetting]:
+    """The bare model, called "without", and each adapter acting from each fraction of T on.
+
+    folder: where the adapters were trained, `settings.trained_in(output)`.
+    """
     variants = range_variants(settings.variant, settings.trained)
-    folders = adapter_folders(variants, Path(output) / ADAPTERS)
+    folders = adapter_folders(variants, Path(folder) / ADAPTERS)
     bare = EditSetting(settings.attention, **settings.sampling)
     return {"without": bare} | {
         f"{name}, acting {start:g}-1": replace(bare, adapter=folder, adapter_interval=(start, 1.0))
@@ -73,13 +76,14 @@ def edit_settings(settings: Settings, output: str | Path) -> dict[str, EditSetti
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     """Train the adapters, then edit with each over each range; rows of `comparison.compare`."""
     settings.train(range_variants(settings.variant, settings.trained), output)
-    return settings.compare(edit_settings(settings, output), output, measure=perceptual_measure)
+    compared = edit_settings(settings, settings.trained_in(output))
+    return settings.compare(compared, output, measure=perceptual_measure)
 
 
 def first_edits(settings: Settings, output: str | Path) -> Edits:
     """The edits of the first clip by setting, with the adapters that `run` trained."""
     pipe, case = quiet_pipeline(settings.model, settings.dtype), settings.cases()[0]
-    compared = edit_settings(settings, output)
+    compared = edit_settings(settings, settings.trained_in(output))
     return edited_frames(pipe, case, compared, settings.n_frames, settings.size)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,16 +25,19 @@ from vala_research.data.streaming import open_groups
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import Material
 from vala_research.evaluation.frechet import Inception, fid, fid_miniature_clip
+from vala_research.evaluation.kept_rows import hash_of
 from vala_research.evaluation.perceptual import Lpips, lpips, lpips_miniature
-from vala_research.experiments.contract import CLIP, STABLE_DIFFUSION, EditPreset
+from vala_research.evaluation.provenance import revision
+from vala_research.experiments.contract import ATTENTIONS, CLIP, PUBLISHED, EditPreset
 from vala_research.miniature.adapter import ADAPTER, TRAINING, SpriteGroups
 
 ADAPTERS = "adapters"  # folder of the trained adapters, in the output
-SPRITES = dict(training_steps=150, n_clips=16, steps=10, kinds="several,colour", n_processes=0)
-PAPER = dict(
-    model=STABLE_DIFFUSION, clip_model=CLIP, training_steps=10_000, learning_rate=3e-5, n_frames=16,
-    steps=50, n_processes=0,
-)  # fmt: skip
+SPRITES = dict(
+    training_steps=150, n_clips=16, steps=10, kinds=("several", "colour"), n_processes=0
+)
+PAPER = PUBLISHED | dict(
+    clip_model=CLIP, training_steps=10_000, learning_rate=3e-5, n_processes=0
+)
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,13 @@ class Variant:
 class VariantPreset(EditPreset):
     """Base of the settings of experiments that train adapters and edit with them."""
 
+    CHOICES = EditPreset.CHOICES | {"attention": ATTENTIONS}
+
     data: str = ""  # a captioned data set or shards to train on; "": sprite clips
     training_steps: int = 2  # of each adapter
     learning_rate: float = 1e-3
     attention: str = "own"  # attention policy of the edits
-    kinds: str = "several"
+    kinds: Sequence[str] = ("several",)
 
     @property
     def variant(self) -> Variant:
@@ -63,11 +68,26 @@ class VariantPreset(EditPreset):
         )
         return Variant(ADAPTER, training)
 
+    @property
+    def vision_encoder(self) -> str:
+        """Encoder of the frame tokens."""
+        return "miniature" if self.model == "miniature" else self.clip_model
+
+    def trained_in(self, output: str | Path) -> Path:
+        """The folder in `output` of trainings with these settings; others have another one."""
+        data = self.data and str(Path(self.data).resolve())
+        key = hash_of(
+            model=revision(self.model), encoder=revision(self.vision_encoder, "clip"), data=data,
+            size=self.size, variant=self.variant,
+        )  # fmt: skip
+        return Path(output) / f"trained_{key[:12]}"
+
     def train(self, variants: Mapping[str, Variant], output: str | Path) -> None:
-        """`train_variants` on the data, in `output`."""
+        """`train_variants` on the data, in `trained_in(output)`."""
+        self.cases()  # before the training, so that missing clips are told first
         groups = open_groups(self.data, size=self.size) if self.data else SpriteGroups()
-        encoder = "miniature" if self.model == "miniature" else self.clip_model
-        train_variants(self.model, variants, groups, Path(output) / ADAPTERS, encoder)
+        folder = self.trained_in(output) / ADAPTERS
+        train_variants(self.model, variants, groups, folder, self.vision_encoder)
 
 
 def adapter_folders(names: Iterable[str], folder: str | os.PathLike) -> dict[str, str]:

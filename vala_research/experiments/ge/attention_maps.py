@@ -14,7 +14,7 @@ from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import Case, sprite_cases
 from vala_research.evaluation.figures import Picture
 from vala_research.evaluation.probes import word_positions
-from vala_research.evaluation.verdicts import Claim
+from vala_research.evaluation.verdicts import Claim, n_clips_of
 from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, part_of, save_rows
 from vala_research.experiments.ge.attention_figures import features_figure, maps_figure
 from vala_research.experiments.ge.attention_measurements import (
@@ -31,6 +31,8 @@ class Settings(Preset):
 
     PRESETS = {"smoke": {}, "paper": {"model": STABLE_DIFFUSION}}
 
+    CHOICES = {"noise": ("own", "shared")}
+
     model: str = "miniature"  # or a folder or a hub id
     clip: str = ""  # a video, gif or folder of frames; "": sprite clips
     prompt: str = ""  # what the clip shows
@@ -43,6 +45,12 @@ class Settings(Preset):
     features_at: Sequence[int] = (932, 941)  # timesteps of the features
     noise: str = "own"  # a noise for each frame, as in training; "shared": one for all frames
     seed: int = 0  # of the noise on the clip; sprite clip i has seed i
+
+    @property
+    def inputs(self) -> list[str]:
+        """Files whose hashes `emit` records."""
+        own = "" if self.adapter == "miniature" else self.adapter
+        return [path for path in (self.clip, own) if path]
 
     def cases(self, size: int) -> list[Case]:
         if self.clip:
@@ -115,18 +123,20 @@ def claims(rows: pd.DataFrame, settings: Settings) -> list[Claim]:
     The first needs clips whose object is known; the second is of the miniature's adapter.
     """
     means, stated = table(rows), []
+    n_clips = n_clips_of(part_of(rows, "layers"))
     if "on_object" in means:
         t = settings.maps_at[len(settings.maps_at) // 2]
         middle = means.loc[t, "without"]
         stated = [
             Claim.of_fact(f"at t = {t} the object holds more of its word's map than {other}",
                           "difference of shares", middle.on_object - middle[column],
-                          middle.on_object > middle[column])
+                          middle.on_object > middle[column], n_clips=n_clips)
             for column, other in (("mirrored", "its turned outline"), ("area", "of an even map"))
         ]  # fmt: skip
     if settings.adapter == "miniature" and not settings.clip:
         alike = means.loc[list(settings.features_at)].groupby("adapter").cross.mean()
         gain = alike["with"] - alike["without"]
         stated.append(Claim.of_fact("adjacent frames' features are no less alike with the adapter",
-                                    "gain in mean cosine", gain, gain >= 0))  # fmt: skip
+                                    "gain in mean cosine", gain, gain >= 0,
+                                    n_clips=n_clips))  # fmt: skip
     return stated

@@ -9,15 +9,20 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from vala_research.diffusion.bilateral_inversion import BilateralInversion
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.sheet import strip
-from vala_research.evaluation.verdicts import Claim
-from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, part_of, save_rows
+from vala_research.evaluation.verdicts import Claim, n_clips_of
+from vala_research.experiments.contract import (
+    ATTENTIONS,
+    STABLE_DIFFUSION,
+    Preset,
+    part_of,
+    save_rows,
+)
 from vala_research.experiments.ge.bilateral_measurements import (
     WAYS,
     bias_curves,
@@ -39,8 +44,12 @@ class Settings(Preset):
     PRESETS = {
         "smoke": {},
         "sprites": dict(EVERY, n_clips=8, n_frames=4, edit_steps=25),
-        "paper": dict(EVERY, model=STABLE_DIFFUSION, n_clips=4, n_frames=8, edit_steps=50),
+        "paper": dict(
+            EVERY, model=STABLE_DIFFUSION, n_clips=4, n_frames=8, edit_steps=50, guidance=7.5
+        ),
     }
+
+    CHOICES = {"hosts": ATTENTIONS}
 
     model: str = "miniature"  # or a folder or a hub id
     clips: str = ""  # a folder of clips with edits.csv; "": sprite clips of the test split
@@ -69,7 +78,7 @@ class Settings(Preset):
 
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     """Rows of three parts: `filter_rows` ("windows"), `bias_curves` ("steps"), `host_rows`."""
-    pipe, cases = quiet_pipeline(settings.model), settings.cases()
+    cases, pipe = settings.cases(), quiet_pipeline(settings.model)
     size, ways = settings.side(pipe), WAYS | {"bilateral": settings.filter}
     clips = clips_of(cases, settings.n_frames, size)
     parts = {
@@ -97,11 +106,11 @@ def edit_table(rows: pd.DataFrame) -> pd.DataFrame:
     return edits.groupby(["host", "setting"], sort=False)[columns].mean()
 
 
-def figure(rows: pd.DataFrame) -> Figure:
+def figure(rows: pd.DataFrame) -> Picture:
     """Left: reconstruction against steps, per window. Right: bias per step below its bound."""
     windows, steps = table(rows).to_vae.unstack("window"), part_of(rows, "steps")
     with rc_context(STYLE):
-        fig = Figure(figsize=(6.4, 2.5))
+        fig = Picture(figsize=(6.4, 2.5))
         left, right = fig.subplots(1, 2)
 
         for (k, means), colour in zip(windows.items(), COLOURS, strict=False):
@@ -141,18 +150,20 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     share = (steps.bias / steps.bound).max()
     stated = [Claim.of_fact("every step is moved, by no more than its bound",
                             "largest bias / bound", share, keeps)]  # fmt: skip
+    n_clips = n_clips_of(part_of(rows, "windows"))
     for n, by_window in table(rows).to_vae.groupby("steps"):
         by_window = by_window.droplevel("steps")
         plain, filtered = by_window[0], by_window.drop(0)
         stated += [
             Claim.of_fact(f"at {n:g} steps plain DDIM reconstructs better than every window",
                           "dB above the best one", plain - filtered.max(),
-                          plain > filtered.max()),
+                          plain > filtered.max(), n_clips=n_clips),
             Claim.of_fact(f"at {n:g} steps a larger window does not help",
                           "dB, smallest to largest window", filtered.iloc[-1] - filtered.iloc[0],
-                          filtered.is_monotonic_decreasing),
+                          filtered.is_monotonic_decreasing, n_clips=n_clips),
         ]  # fmt: skip
     psnr = edit_table(rows).inversion_psnr.unstack()
-    lost = psnr["ddim"] - psnr["bilateral"]
+    lost, n_clips = psnr["ddim"] - psnr["bilateral"], n_clips_of(part_of(rows, "edits"), "index")
     return [*stated, Claim.of_fact("on every host the filter loses reconstruction",
-                                   "dB lost at least", lost.min(), (lost > 0).all())]  # fmt: skip
+                                   "dB lost at least", lost.min(), (lost > 0).all(),
+                                   n_clips=n_clips)]  # fmt: skip

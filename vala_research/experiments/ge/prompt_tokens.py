@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vala_research import chosen_from
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import comparison_table
 from vala_research.evaluation.comparison_figures import gains_figure
@@ -33,14 +34,21 @@ class Settings(VariantPreset):
 
     PRESETS = {
         "smoke": {
-            "configurations": "no tokens,shared removed,18 shared", "n_frames": 2, "steps": 4,
+            "configurations": ("no tokens", "shared removed", "18 shared"), "n_frames": 2,
+            "steps": 4,
         },
         "sprites": SPRITES,
         "paper": PAPER,
     }
 
-    configurations: str = ""  # names of `token_variants`, with commas; "": all
+    configurations: Sequence[str] = ()  # names of `token_variants`; (): all
     interval: Sequence[float] = (0.0, 1.0)  # of the diffusion steps that the adapter acts on
+
+    @property
+    def variant(self) -> Variant:
+        """The recipe, with an adapter that acts on the interval."""
+        base = super().variant
+        return replace(base, adapter=replace(base.adapter, interval=tuple(self.interval)))
 
 
 def token_variants(base: Variant, n_shared: Iterable[int] = (2, 4, 6, 8, 10, 18)) -> dict:
@@ -63,16 +71,19 @@ def token_variants(base: Variant, n_shared: Iterable[int] = (2, 4, 6, 8, 10, 18)
 
 def asked_variants(settings: Settings) -> dict[str, Variant]:
     """The configurations that the settings name."""
-    base = settings.variant
-    adapter = replace(base.adapter, interval=settings.interval)
-    variants = token_variants(replace(base, adapter=adapter))
-    names = settings.configurations.split(",") if settings.configurations else variants
+    variants = token_variants(settings.variant)
+    names = settings.configurations or variants
+    for name in names:
+        chosen_from("configuration", name, variants)
     return {name: variants[name] for name in names}
 
 
-def edit_settings(settings: Settings, output: str | Path) -> dict[str, EditSetting]:
-    """The bare model, called "without", and one setting per adapter trained in `output`."""
-    folders = adapter_folders(asked_variants(settings), Path(output) / ADAPTERS)
+def edit_settings(settings: Settings, folder: str | Path) -> dict[str, EditSetting]:
+    """The bare model, called "without", and one setting per adapter.
+
+    folder: where the adapters were trained, `settings.trained_in(output)`.
+    """
+    folders = adapter_folders(asked_variants(settings), Path(folder) / ADAPTERS)
     adapters = {"without": ""} | folders
     return {
         name: EditSetting(settings.attention, adapter=folder, **settings.sampling)
@@ -83,7 +94,8 @@ def edit_settings(settings: Settings, output: str | Path) -> dict[str, EditSetti
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     """Train the configurations, then edit with each; rows of `comparison.compare`."""
     settings.train(asked_variants(settings), output)
-    return settings.compare(edit_settings(settings, output), output, measure=perceptual_measure)
+    compared = edit_settings(settings, settings.trained_in(output))
+    return settings.compare(compared, output, measure=perceptual_measure)
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:

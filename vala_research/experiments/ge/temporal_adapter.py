@@ -11,16 +11,21 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from vala_research import miniature_path
 from vala_research.adapter.temporal_adapter import temporal_features
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.comparison import comparison_table
-from vala_research.evaluation.figures import COLOURS, STYLE
-from vala_research.evaluation.verdicts import Claim
-from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, part_of, save_rows
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.verdicts import Claim, n_clips_of
+from vala_research.experiments.contract import (
+    ATTENTIONS,
+    STABLE_DIFFUSION,
+    Preset,
+    part_of,
+    save_rows,
+)
 from vala_research.experiments.ge.adapter_costs import flop_table, parameter_table, timed
 from vala_research.methods.temporal import frame_similarity
 from vala_research.miniature.adapter import TRAINING, build_adapter
@@ -36,8 +41,12 @@ class Settings(Preset):
     PRESETS = {
         "smoke": dict(n_clips=2, steps=5),
         "sprites": dict(n_clips=16, steps=15),
-        "paper": dict(model=STABLE_DIFFUSION, n_frames=16, steps=50, training_steps=0),
+        "paper": dict(
+            model=STABLE_DIFFUSION, n_frames=16, steps=50, guidance=7.5, training_steps=0
+        ),
     }
+
+    CHOICES = {"attention": ATTENTIONS}
 
     model: str = "miniature"  # or a folder or a hub id
     clips: str = ""  # a folder of clips with edits.csv; "": sprite clips of the test split
@@ -66,12 +75,13 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     `similarity_of_steps` without and with the adapter (column setting). "training": the adapter's
     `training_curve`. "overhead": FLOPs and milliseconds. "parameters": `parameter_table`.
     """
-    recipe = []
+    recipe, cases = [], settings.cases()
     if settings.training_steps:
         training = replace(TRAINING, max_steps=settings.training_steps, checkpoint_every=2)
         recipe = build_adapter(Path(output) / "training", training, 2, 4)
+        recipe = [row for row in recipe if row["step"] <= settings.training_steps]  # an earlier run
 
-    pipe, cases = quiet_pipeline(settings.model, settings.dtype), settings.cases()
+    pipe = quiet_pipeline(settings.model, settings.dtype)
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     edit = dict(num_inference_steps=settings.steps, guidance_scale=settings.guidance,
                 attention=settings.attention)  # fmt: skip
@@ -158,11 +168,11 @@ def edit_gains(settings: Settings) -> pd.DataFrame | None:
     return comparison_table(pd.read_csv(path), ALONE) if path.exists() else None
 
 
-def figure(rows: pd.DataFrame) -> Figure:
+def figure(rows: pd.DataFrame) -> Picture:
     """Left: similarity over the steps of edits. Right: over the training, with the loss."""
     training = part_of(rows, "training")
     with rc_context(STYLE):
-        fig = Figure(figsize=(7.0, 2.7))
+        fig = Picture(figsize=(7.0, 2.7))
         left, middle, right = fig.subplots(1, 3)
         by_setting = part_of(rows, "similarity").groupby("setting", sort=False)
         for axes, cosine in ((left, "latents"), (middle, "features")):
@@ -187,13 +197,15 @@ def figure(rows: pd.DataFrame) -> Figure:
 
 def claims(rows: pd.DataFrame) -> list[Claim]:
     """Neighbouring frames' features become more alike, for little."""
-    cosine = part_of(rows, "similarity").groupby("setting").features.mean()
+    similarity = part_of(rows, "similarity")
+    cosine = similarity.groupby("setting").features.mean()
     gain = cosine[ADAPTED] - cosine[ALONE]
     flops = 100 * (table(rows).flops["LoRA"] - 1)
     share = part_of(rows, "parameters").share.max()
     return [
         Claim.of_fact("the adapter makes neighbouring frames' features more alike during an edit",
-                      f"gain in mean cosine, from {cosine[ALONE]:.4f},", gain, gain > 0),
+                      f"gain in mean cosine, from {cosine[ALONE]:.4f},", gain, gain > 0,
+                      n_clips=n_clips_of(similarity)),
         Claim.of_fact("the LoRA adds less than 1% of the FLOPs", "per cent", flops, flops < 1),
         Claim.of_fact("the adapter has less than 1% of the UNet's parameters",
                       "per cent at most", share, share < 1),

@@ -19,6 +19,7 @@ from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import save_rows
 from vala_research.experiments.theory.attention_heads import Judge, head_rows
 from vala_research.experiments.theory.settings import NetworkPreset, side_of
+from vala_research.sprites.edits import EDITS
 from vala_research.sprites.scene import WORLD
 
 MEASURED = {"paper": "difference", "F": "difference", "R": "row"}  # bound: what it bounds
@@ -31,6 +32,8 @@ APPROACHES = ("frame", "step")  # pairs whose tokens come nearer to the ideal on
 @dataclass(frozen=True, kw_only=True)
 class Settings(NetworkPreset):
     """Parameters of notebook 44; `seed` is that of random heads and tokens."""
+
+    CHOICES = {"kinds": EDITS}
 
     folder: str = ""  # of clips, with edits.csv: clip, source_prompt, prompt; "": sprite clips
     n_clips: int = 1  # sprite clips of each kind of edit

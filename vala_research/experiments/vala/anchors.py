@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vala_research import InputError, read_clip
 from vala_research.editing.pipeline import quiet_pipeline
+from vala_research.evaluation import statistics
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import OPEN, Claim
@@ -48,6 +49,8 @@ class Settings(Preset):
         "smoke": {"priors": (1e-3, 1e-1, 10.0)},
         "paper": {"model": STABLE_DIFFUSION, "n_clips": 40},
     }
+
+    CHOICES = {"granularity": ("site", "token")}
 
     model: str = "miniature"  # or a folder or a hub id
     clip: str = ""  # the pictured clip: a video, gif or folder of frames; "": see `shown`
@@ -199,8 +202,8 @@ def figure(rows: pd.DataFrame, n_shots: int | None = None) -> Picture:
 def effective_anchors_curve(rows: pd.DataFrame, ax: Axes, n_shots: float | None = None) -> None:
     """Draw the effective number of anchors against the prior, one line per bound; grey: the shots.
 
-    rows: of `effective_anchors`. Mean and 95% bootstrap interval over clips. Where bounds agree,
-    the tighter bound is the wider line.
+    rows: of `effective_anchors`. Mean and 95% bootstrap interval over clips, if there are enough.
+    Where bounds agree, the tighter bound is the wider line.
     """
     import seaborn as sns
 
@@ -208,9 +211,10 @@ def effective_anchors_curve(rows: pd.DataFrame, ax: Axes, n_shots: float | None 
         raise InputError("There are no rows: give those of effective_anchors.")
     rows = rows.astype({"n_anchors": int})
     bounds = sorted(rows.n_anchors.unique())
+    interval = ("ci", 95) if rows["clip"].nunique() >= statistics.FEWEST else None
     sns.lineplot(rows, x="dirichlet", y="n_effective", hue="n_anchors", size="n_anchors",
                  palette=COLOURS[: len(bounds)], sizes=np.geomspace(4, 1, len(bounds)).tolist(),
-                 size_order=bounds, marker="o", seed=0, ax=ax)  # fmt: skip
+                 size_order=bounds, marker="o", errorbar=interval, seed=0, ax=ax)  # fmt: skip
     if n_shots is not None:
         ax.axhline(n_shots, color="#999999", linewidth=7, zorder=0, alpha=0.4, label="shots")
     ax.set(xscale="log", xlabel="prior a0", ylabel="effective anchors", ylim=(0, 1.1 * bounds[-1]))

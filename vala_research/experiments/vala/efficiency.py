@@ -12,11 +12,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.figures import COLOURS, STYLE
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.flops import meta_unet
 from vala_research.evaluation.memory import edit_memory
 from vala_research.evaluation.verdicts import Claim
@@ -32,6 +31,7 @@ from vala_research.sprites.render import render
 from vala_research.sprites.scene import WORLD, random_scene, split_generator
 
 SIDE = 64  # of the latents whose edit is counted: 512 pixels
+MEMORY_POLICIES = ("own", "extended", "anchors site", "anchors token")
 AIMS = {"own + 2 site anchors": 1.35, "own + 256 token anchors": 1.03}
 
 
@@ -47,6 +47,8 @@ class Settings(Preset):
             "memory_policies": ("own", "anchors site", "anchors token", "extended"),
         },
     }  # fmt: skip
+
+    CHOICES = {"memory_policies": MEMORY_POLICIES}
 
     model: str = "miniature"  # whose memory is measured; or a folder or a hub id
     size: int = 0  # side of the square frames whose memory is measured; 0: 64 or 512 by the model
@@ -185,11 +187,11 @@ def costs(rows: pd.DataFrame) -> pd.DataFrame:
     return part_of(rows, "policies", "curves").drop(columns="part")
 
 
-def figure(rows: pd.DataFrame) -> Figure:
+def figure(rows: pd.DataFrame) -> Picture:
     """Draw FLOPs relative to editing frame by frame, against the number of frames."""
     counted = costs(rows).sort_values("frames", kind="stable")
     with rc_context(STYLE):
-        fig = Figure(figsize=(3.4, 2.6))
+        fig = Picture(figsize=(3.4, 2.6))
         axes = fig.add_subplot()
         for (name, label), colour, marker in zip(CURVES.items(), COLOURS, "osD^v", strict=False):
             line = counted[counted.policy == name].drop_duplicates("frames", keep="last")
@@ -204,14 +206,14 @@ def figure(rows: pd.DataFrame) -> Figure:
     return fig
 
 
-def memory_figure(rows: pd.DataFrame, shows_process: bool = True) -> Figure:
+def memory_figure(rows: pd.DataFrame, shows_process: bool = True) -> Picture:
     """Draw peak memory against frames: live tensors, and the growth of the process since the first.
 
     rows: of part "memory". shows_process: only where each measurement had a process of its own.
     """
     lines = rows.groupby("attention", sort=False)
     with rc_context(STYLE):
-        fig = Figure()
+        fig = Picture()
         axes = fig.add_subplot()
         # Curves that coincide stay visible: each is drawn thinner on the one before.
         for i, ((name, line), colour) in enumerate(zip(lines, COLOURS, strict=False)):

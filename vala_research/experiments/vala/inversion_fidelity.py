@@ -7,23 +7,22 @@ place (Mokady et al. 2022).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
 from jaxtyping import Float
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from vala_research import InputError, read_clip
+from vala_research import read_clip
 from vala_research.diffusion.attention import ANCHORS, Attending
 from vala_research.diffusion.fixed_point import QUICK
 from vala_research.diffusion.inversion import InversionSettings
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.figures import COLOURS, STYLE
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.metrics import inversion_psnr
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, save_rows
@@ -40,18 +39,21 @@ ATTENTIONS: dict[str, Attending] = {
 
 @dataclass(frozen=True)
 class Way:
-    """A named way there and back: inversion, and the guidance of the reconstruction."""
+    """A named way there and back: inversion, and the guidance of the reconstruction.
+
+    guidance_scale: None is the guidance of the settings.
+    """
 
     inversion: str | InversionSettings
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = 1.0
 
 
 WAYS = {
     "ddim": Way("ddim"),
     "exact, quick": Way(QUICK),
     "exact": Way("exact"),
-    "ddim, guided": Way("ddim", 2.0),
-    "null text, guided": Way("null_text", 2.0),
+    "ddim, guided": Way("ddim", None),
+    "null text, guided": Way("null_text", None),
 }
 
 
@@ -59,7 +61,11 @@ WAYS = {
 class Settings(Preset):
     """Parameters of notebook 11."""
 
-    PRESETS = {"smoke": {}, "paper": {"model": STABLE_DIFFUSION, "n_frames": 8, "n_clips": 4}}
+    PRESETS = {
+        "smoke": {},
+        "paper": {"model": STABLE_DIFFUSION, "n_frames": 8, "n_clips": 4, "guidance": 7.5},
+    }
+    CHOICES = {"methods": WAYS, "attentions": ATTENTIONS}
 
     model: str = "miniature"  # or a folder or a hub id
     clips: str = ""  # a folder of clips, each named by its caption (a_dog_runs.mp4); "": sprites
@@ -69,11 +75,7 @@ class Settings(Preset):
     steps: tuple[int, ...] = (25,)  # diffusion steps each way, one run per number
     methods: tuple[str, ...] = ("ddim", "exact, quick", "ddim, guided", "null text, guided")
     attentions: tuple[str, ...] = ("own", "anchors, site")
-
-    def __post_init__(self):
-        for asked, known in ((self.methods, WAYS), (self.attentions, ATTENTIONS)):
-            if set(asked) - set(known):
-                raise InputError(f"{asked} is not all known: choose from {', '.join(known)}.")
+    guidance: float = 2.0  # of the guided methods; 7.5 is usual for Stable Diffusion
 
     def files(self) -> list[Path]:
         """The clips of the folder, without hidden files."""
@@ -108,8 +110,11 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
         kinds = product(settings.attentions, settings.methods, settings.steps)
         for attention, method, n in kinds:
             row = {"clip": name, "method": method, "attention": attention, "steps": n}
-            way = WAYS[method], n, ATTENTIONS[attention]
-            rows.append(row | fidelity_row(pipe, frames.to(pipe.device), caption, *way))
+            way = WAYS[method]
+            if way.guidance_scale is None:
+                way = replace(way, guidance_scale=settings.guidance)
+            how = way, n, ATTENTIONS[attention]
+            rows.append(row | fidelity_row(pipe, frames.to(pipe.device), caption, *how))
     return save_rows(rows, output)
 
 
@@ -153,7 +158,8 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     claims = []
 
     def claim(sentence: str, measured: str, value: float, holds: bool) -> None:
-        claims.append(Claim.of_fact(sentence, measured, value, holds, mean["n_clips"]))
+        n_clips = mean["n_clips"]
+        claims.append(Claim.of_fact(sentence, measured, value, holds, n_clips=n_clips))
 
     for (method, attention, n), mean in means.items():
         where, to_vae = f"(attention {attention!r}, {n} steps)", mean["to_vae"]
@@ -175,14 +181,14 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     return claims
 
 
-def figure(rows: pd.DataFrame) -> Figure:
+def figure(rows: pd.DataFrame) -> Picture:
     """Draw PSNR to the VAE round trip against network passes, one line per method and attention."""
     means = table(rows)
     markers = dict(zip(ATTENTIONS, ("o", "s", "^"), strict=True))
     lines = dict(zip(ATTENTIONS, ("-", "--", ":"), strict=True))
     colours = dict(zip(WAYS, COLOURS, strict=False))
     with rc_context(STYLE):
-        fig = Figure(figsize=(5.2, 2.9))
+        fig = Picture(figsize=(5.2, 2.9))
         axes = fig.add_subplot(
             xscale="log", xlabel="network passes of the inversion, forward and backward",
             ylabel="PSNR to the VAE round trip (dB)",
