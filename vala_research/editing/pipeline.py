@@ -14,6 +14,7 @@ from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from vala_research import InputError
 from vala_research.adapter.activation import AdapterMixin
 from vala_research.diffusion.attention import Attending, get_policy
 from vala_research.diffusion.injection import Injection
