@@ -96,8 +96,8 @@ class Machine:
 
     def clear(self) -> None:
         """Give back what nothing holds any more."""
-        gc.collect()
         if self.device.type in ("cuda", "mps"):
+            gc.collect()
             getattr(torch, self.device.type).empty_cache()
 
 
