@@ -11,9 +11,7 @@ from vala_research.cli.options import Model, Place, Revision, Variant
 from vala_research.cli.report import size_text
 
 
-def info(
-    model: Model = "miniature", variant: Variant = None, revision: Revision = None
-) -> None:
+def info(model: Model = "miniature", variant: Variant = None, revision: Revision = None) -> None:
     """Print versions, devices, memory, and the parts of the model."""
     import psutil
     import torch

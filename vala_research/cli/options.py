@@ -34,7 +34,7 @@ Attention = option(str, "Let frames attend by own, first, sparse_causal, extende
 Inversion = option(str, "Invert by ddim, exact, bilateral or null_text.")
 Injection = option(float, "Inject the source's attention in this first share of the steps.")
 Steps = option(int, "Take this many diffusion steps each way.")
-Guidance = option(float, "Follow the prompt this strongly; 1 turns guidance off.")
+Guidance = option(float, "Follow the prompt this strongly; 1 or less turns guidance off.")
 Frames = option(int | None, "Use this many frames.", default="all")
 Stride = option(int, "Use every n-th frame.")
 Size = option(str | None, "Scale frames to SIDE or HEIGHTxWIDTH pixels.", default="the model's")

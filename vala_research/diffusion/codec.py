@@ -104,7 +104,10 @@ def as_output(frames: Float[Tensor, "f c h w"], output_type: str) -> Any:
 
 
 def encode_prompts(
-    tokenizer: Any, text_encoder: Any, prompts: list[str], device: torch.device,
+    tokenizer: Any,
+    text_encoder: Any,
+    prompts: list[str],
+    device: torch.device,
     clip_skip: int | None = None,
 ) -> Float[Tensor, "g n d"]:
     """Encode prompts to one text embedding each; equal prompts are encoded once.

@@ -6,9 +6,7 @@ from pathlib import Path
 from vala_research import InputError
 
 # model.safetensors, model.fp16.safetensors, and shards of both, in both orders of the names.
-NAME = re.compile(
-    r"[^.]+?(-\d{5}-of-\d{5})?(\.(?P<variant>\w+?)(-\d{5}-of-\d{5})?)?\.safetensors"
-)
+NAME = re.compile(r"[^.]+?(-\d{5}-of-\d{5})?(\.(?P<variant>\w+?)(-\d{5}-of-\d{5})?)?\.safetensors")
 
 
 def variant_of(folder: Path, asked: str | None, what: str) -> str | None:

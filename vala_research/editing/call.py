@@ -86,9 +86,7 @@ def call_back(
     asked = {name: state[name] for name in tensor_inputs}
     state.update(callback(pipe, i, step.t, asked) or {})
     lead.z = state["latents"]
-    lead.text = torch.cat(
-        [state["negative_prompt_embeds"], state["prompt_embeds"], lead.text[2:]]
-    )
+    lead.text = torch.cat([state["negative_prompt_embeds"], state["prompt_embeds"], lead.text[2:]])
 
 
 def as_batch(
