@@ -67,7 +67,9 @@ class TemporalAdapter:
             width = d_vision if settings.uses_frame_tokens else None
             d_text = unet.config.cross_attention_dim
             tokens = PromptTokens(settings.n_shared, width, d_text, settings.pooling, generator)
-            tokens.to(home_of(unet.conv_in))
+            home = home_of(unet.conv_in)
+            if home.type != "meta":  # `condition` moves the tokens to the text
+                tokens.to(home)
 
         asked = [p for p in unet.parameters() if p.requires_grad]
         lora = ProjectionLora(unet, settings, generator)

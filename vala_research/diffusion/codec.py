@@ -62,7 +62,7 @@ def encode_frames(
     for part in chunks_of(len(frames), *frames.shape[-2:], frames_per_chunk):
         pixels = (2 * frames[part].to(device or frames.device, dtype) - 1).to(vae.dtype)
         z.append(latents_of(vae.encode(pixels)).to(dtype))
-    check_finite(torch.cat(z), "encoding", vae.dtype)
+    check_finite([torch.isfinite(part).all() for part in z], "encoding", vae.dtype)
     return (torch.cat(z) - shift) * vae.config.scaling_factor
 
 
@@ -71,9 +71,12 @@ def latents_of(encoded: Any) -> Float[Tensor, "f c y x"]:
     return encoded.latents if "latents" in encoded else encoded.latent_dist.mode()
 
 
-def check_finite(made: Tensor, doing: str, dtype: torch.dtype) -> None:
-    """Raise FloatingPointError where the VAE returned NaN or infinity, as half precision may."""
-    if torch.isfinite(made).all():
+def check_finite(flags: list[Tensor], doing: str, dtype: torch.dtype) -> None:
+    """Raise FloatingPointError where the VAE returned NaN or infinity, as half precision may.
+
+    flags: whether each chunk is finite; they are read at once, for a device is waited for.
+    """
+    if torch.stack(flags).all():
         return
     overflows = ", whose numbers end at 65504" if dtype == torch.float16 else ""
     raise FloatingPointError(
@@ -92,11 +95,12 @@ def decode_latents(
     z = z / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
     k, dtype = vae_factor(vae), vae.dtype
     height, width = k * z.shape[-2], k * z.shape[-1]
-    frames = z.new_empty(len(z), vae.config.out_channels, height, width)
+    frames, are_finite = z.new_empty(len(z), vae.config.out_channels, height, width), []
     for part in chunks_of(len(z), height, width, frames_per_chunk):
         decoded = vae.decode(z[part].to(dtype), return_dict=False)[0].to(z.dtype)
-        check_finite(decoded, "decoding", dtype)
+        are_finite.append(torch.isfinite(decoded).all())
         frames[part] = (decoded / 2 + 0.5).clamp(0, 1)
+    check_finite(are_finite, "decoding", dtype)
     return frames
 
 
