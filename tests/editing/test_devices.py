@@ -32,8 +32,8 @@ from vala_research.methods.prompt_tokens import PromptTokens
 from vala_research.methods.von_mises_fisher import concentration, normaliser_and_length
 
 STEPS = 2
-# Waits of every edit: one per step of inversion and sampling, and whether encoded and decoded frames
-# are finite.
+# Waits of every edit: one per step of inversion and sampling, and two for whether what the VAE
+# encoded and decoded is finite.
 PLAIN = 2 * STEPS + 2
 MODES = {
     "own": (dict(attention="own"), PLAIN),
