@@ -34,7 +34,9 @@ def chosen_from(what: str, value: object, known: Iterable) -> None:
     """Raise InputError unless `value` is one of the `known` values; `what`: its name."""
     names = list(known)
     if value not in names:
-        raise InputError(f"Unknown {what} {value!r}: choose one of {', '.join(map(str, names))}.")
+        listed = [str(name) for name in names]
+        mark = "; " if any("," in name for name in listed) else ", "
+        raise InputError(f"Unknown {what} {value!r}: choose one of {mark.join(listed)}.")
 
 
 def number_in(what: str, value: object, low: float, high: float, whole: bool = False) -> None:

@@ -42,6 +42,7 @@ def test_all_steps_and_the_last_without_noise():
 
 
 def test_no_signal_at_all_is_refused():
-    schedule = schedule_of(4, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    changes = dict(timestep_spacing="trailing", prediction_type="v_prediction")
+    schedule = schedule_of(4, rescale_betas_zero_snr=True, **changes)
     with pytest.raises(InputError, match="'paper_eq12' divides by the signal"):
         list(update_levels(schedule))

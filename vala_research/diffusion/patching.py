@@ -158,17 +158,10 @@ def chunking(n_branches: int, frames_per_chunk: int) -> Patch:
             x = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
             n_frames, out = len(x) // n_branches, None
 
-            def part(value: Any, frames: slice) -> Any:
-                if isinstance(value, list | tuple):  # text and the pictures of IP-Adapters
-                    return type(value)(part(v, frames) for v in value)
-                if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(x):
-                    return value
-                return value.unflatten(0, (n_branches, n_frames))[:, frames].flatten(0, 1)
-
             for frames in chunks(n_frames, frames_per_chunk):
                 y = forward(
-                    *(part(a, frames) for a in args),
-                    **{k: part(v, frames) for k, v in kwargs.items()},
+                    *(_part(a, frames, len(x), n_branches) for a in args),
+                    **{k: _part(v, frames, len(x), n_branches) for k, v in kwargs.items()},
                 ).unflatten(0, (n_branches, -1))
                 if out is None:  # g f ..., now that the shape of a chunk is known
                     out = y.new_empty(n_branches, n_frames, *y.shape[2:])
@@ -178,3 +171,16 @@ def chunking(n_branches: int, frames_per_chunk: int) -> Patch:
         return looped
 
     return Patch(is_heavy_per_frame, forward=wrap)
+
+
+def _part(value: Any, frames: slice, n_rows: int, n_branches: int) -> Any:
+    """The rows of some frames, in all branches, of a tensor or several; else the value itself.
+
+    It is no inner function: one that calls itself would keep its tensors until Python looks for
+    circles.
+    """
+    if isinstance(value, list | tuple):  # text and the pictures of IP-Adapters
+        return type(value)(_part(v, frames, n_rows, n_branches) for v in value)
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != n_rows:
+        return value
+    return value.unflatten(0, (n_branches, -1))[:, frames].flatten(0, 1)

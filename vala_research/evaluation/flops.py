@@ -175,7 +175,7 @@ def stable_diffusion(
 
 
 class Weightless(TorchDispatchMode):
-    """Answer code that asks a tensor of the meta device for a value: numbers are 0, answers yes.
+    """Answer code that asks a tensor of the meta device for values: 0 or 1; and yes to questions.
 
     An edit asks whether all values are finite, and what their extremes are.
     """
@@ -183,6 +183,9 @@ class Weightless(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return True if args[0].dtype is torch.bool else 0.0
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta:
+            if str((kwargs or {}).get("device")) == "cpu":  # the values of a small tensor
+                return torch.ones_like(args[0], device="cpu", dtype=(kwargs or {}).get("dtype"))
         return func(*args, **(kwargs or {}))
 
 

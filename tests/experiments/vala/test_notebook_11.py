@@ -76,5 +76,5 @@ def test_means_are_over_clips():
 
 
 def test_unknown_methods_are_refused():
-    with pytest.raises(InputError, match="choose from ddim"):
+    with pytest.raises(InputError, match="choose one of ddim"):
         Settings(methods=("guess",))
