@@ -12,9 +12,8 @@ PICTURES = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "pdf", "svg")
 
 def scores_of(source, edited, prompt: str, model: str, truth: tuple | None) -> dict[str, float]:
     """Measure an edit without a reference, and against the true edit where it is known."""
-    from vala_research.assets import miniature_path
     from vala_research.evaluation import metrics
-    from vala_research.evaluation.clip_scores import ClipScorer
+    from vala_research.evaluation.clip_scores import miniature_scorer
 
     scores = {"PSNR of the edit to the source, dB": metrics.psnr(edited, source)}
     with suppress(InputError):  # one frame, tiny frames, or nothing that can be followed
@@ -22,7 +21,7 @@ def scores_of(source, edited, prompt: str, model: str, truth: tuple | None) -> d
         error = metrics.warp_error(edited, flow, valid)
         scores["E_warp by the source's flow x 1000, less is better"] = 1000 * error
     if model == "miniature":  # its CLIPModel lies beside it
-        clip = ClipScorer.from_pretrained(miniature_path("clip"))
+        clip = miniature_scorer()
         scores["CLIP-T to the prompt, more is better"] = metrics.clip_text(edited, prompt, clip)
         if len(edited) > 1:
             scores["CLIP-F of neighbours, more is smoother"] = metrics.clip_frames(edited, clip)

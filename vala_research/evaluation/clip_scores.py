@@ -5,6 +5,7 @@ Radford et al. 2021. Scores of two models do not compare: name the model beside 
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError, number_in
+from vala_research import InputError, miniature_path, number_in
 from vala_research.diffusion.loading import check_folder, load_network, read_json, reason_of
 from vala_research.frames import OPENAI_MEAN, OPENAI_STD, fit_to_size
 
@@ -95,6 +96,12 @@ class ClipScorer:
 
     def _like(self) -> Tensor:
         return self.model.logit_scale  # any parameter: device and dtype of the model
+
+
+@cache
+def miniature_scorer() -> ClipScorer:
+    """The miniature's CLIPModel, loaded once per process."""
+    return ClipScorer.from_pretrained(miniature_path("clip"))
 
 
 def normalisation(name: str, default: tuple) -> tuple[tuple[float, ...], tuple[float, ...]]:

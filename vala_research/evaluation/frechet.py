@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError, miniature_path
+from vala_research import InputError
 from vala_research.diffusion.checkpoint import check_runs, read_weights, tensor_of
 from vala_research.evaluation.checks import checked
-from vala_research.evaluation.clip_scores import ClipScorer
+from vala_research.evaluation.clip_scores import miniature_scorer
 
 
 def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> float:
@@ -52,7 +52,7 @@ def fid_miniature_clip(frames: Float[Tensor, "..."], reference: Float[Tensor, ".
     In [0, 4], smaller is nearer. Warns when n <= 64. Never compare it with `fid`.
     """
     sets = _colour(frames), _colour(reference, "reference frames")
-    scorer = ClipScorer.from_pretrained(miniature_path("clip"))
+    scorer = miniature_scorer()
     return frechet_distance(*(scorer.images(x) for x in sets))
 
 

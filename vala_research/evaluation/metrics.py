@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vala_research import InputError, miniature_path
+from vala_research import InputError
 from vala_research.evaluation.checks import checked, paired
-from vala_research.evaluation.clip_scores import ClipScorer
+from vala_research.evaluation.clip_scores import ClipScorer, miniature_scorer
 from vala_research.sprites.reader import read_attributes
 
 ClipSource = str | os.PathLike | ClipScorer  # a folder, a hub id, or one already loaded
@@ -231,4 +231,4 @@ def pickscore_miniature(frames: Float[Tensor, "..."], prompt: str) -> float:
     Runs anywhere. It is a second CLIP-T, on the scale of the logits: never compare it with
     `pickscore`.
     """
-    return pickscore(frames, prompt, miniature_path("clip"))
+    return pickscore(frames, prompt, miniature_scorer())

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError, miniature_path
+from vala_research import InputError
 from vala_research.diffusion.checkpoint import check_runs, read_weights, tensor_of
 from vala_research.evaluation.checks import paired
-from vala_research.evaluation.clip_scores import ClipScorer
+from vala_research.evaluation.clip_scores import miniature_scorer
 
 # Per convolution: number, stride, padding, is pooling before it, is its rectified output compared.
 ALEXNET = (
@@ -130,7 +130,7 @@ def lpips_miniature(frames: Float[Tensor, "..."], reference: Float[Tensor, "..."
     nearer. It has no learned heads. Never compare it with `lpips`.
     """
     frames, reference = paired(frames, reference)
-    scorer = ClipScorer.from_pretrained(miniature_path("clip"))
+    scorer = miniature_scorer()
     layers = zip(scorer.layers(frames), scorer.layers(reference), strict=True)
     values = [(F.normalize(u, dim=-1) - F.normalize(v, dim=-1)).square().sum(-1) for u, v in layers]
     return torch.stack(values).mean().item()

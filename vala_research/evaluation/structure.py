@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vala_research import InputError, miniature_path
+from vala_research import InputError
 from vala_research.diffusion.loading import load_network
 from vala_research.evaluation.checks import paired
-from vala_research.evaluation.clip_scores import ClipScorer, normalisation
+from vala_research.evaluation.clip_scores import ClipScorer, miniature_scorer, normalisation
 from vala_research.frames import fit_to_size
 
 DINO = "facebook/dino-vitb8"  # a hub id of the published metric's network
@@ -99,7 +99,7 @@ def structure_distance_miniature(
     In [0, 4]. Never compare it with DINO's. It separates look from layout less well: in 86 % of 200
     scenes another colour of the object moves it less than half a turn of the frame does.
     """
-    scorer = ClipScorer.from_pretrained(miniature_path("clip"))
+    scorer = miniature_scorer()
     return structure_distance(frames, reference, KeyEncoder.of_clip(scorer))
 
 
