@@ -119,6 +119,32 @@ def test_frames_go_to_the_device_chunk_by_chunk(tiny, on_device, video):
     assert pixels == [[1, *video.shape[1:]]]
 
 
+def test_a_temporal_adapter_acts_on_the_device(tiny, checkpoint, on_device, video, tmp_path):
+    """Its LoRA and its prompt tokens come from files that are read on the CPU."""
+    settings = AdapterSettings(n_shared=2, uses_frame_tokens=False, interval=(0, 1))
+    adapter = TemporalAdapter.attach(
+        type(tiny).from_pretrained(str(checkpoint)).unet, settings, None,
+        torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    for name, p in adapter.lora_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(p.data, std=0.3, generator=torch.Generator().manual_seed(1))
+    adapter.save_pretrained(tmp_path / "adapter")
+    arguments = call(video, attention="own")
+    bare = tiny(**arguments).frames
+    try:
+        tiny.load_adapter(tmp_path / "adapter")
+        with FakeGpu():
+            on_device.load_adapter(tmp_path / "adapter")
+        gpu = agreed(tiny, on_device, arguments)
+        assert gpu.waits.total() <= PLAIN, gpu.waits
+        assert (tiny(**arguments).frames - bare).abs().max() > 1e-3
+    finally:
+        tiny.unload_adapter()
+        with FakeGpu():
+            on_device.unload_adapter()
+
+
 def test_an_overflow_is_named_though_it_is_read_later(tiny, video):
     broken = copy.deepcopy(tiny)
     broken.unet.conv_out.bias.data.fill_(torch.inf)
