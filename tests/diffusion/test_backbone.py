@@ -263,3 +263,11 @@ def test_hub_errors_become_one_sentence(monkeypatch, error, message):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(InputError, match=message):
         resolve_checkpoint("someone/some-model")
+
+
+def test_a_compiled_video_model_keeps_its_axis_of_frames():
+    unet = tiny_motion_unet()
+    z, text = torch.randn(1, 3, 4, 8, 8), torch.randn(1, 4, unet.config.cross_attention_dim)
+    expected = Backbone(unet)(z, 500, text)
+    with torch.compiler.set_stance("force_eager"):  # nothing is compiled
+        torch.testing.assert_close(Backbone(torch.compile(unet))(z, 500, text), expected)

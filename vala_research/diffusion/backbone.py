@@ -28,6 +28,7 @@ from vala_research.diffusion.patching import Patch, chunking, patched
 UNet = UNet2DConditionModel | UNetMotionModel | UNet3DConditionModel | nn.Module  # compiled
 VIDEO_UNETS = (UNetMotionModel, UNet3DConditionModel)
 
+
 # Latent sites (images x height x width) that one call of a per-frame module may see. The
 # feed-forward layers of Stable Diffusion 1.5 then work in about 0.7 GB (fp16), for any clip.
 SITES_PER_CHUNK = 2**16
@@ -64,14 +65,14 @@ class Backbone:
         """
         # Lay out frames and branches as this class of UNet wants them.
         (g, f), dtype = z.shape[:2], self.dtype
-        has_time_axis = isinstance(self.unet, VIDEO_UNETS)
+        has_time_axis = is_video_model(self.unet)
         x = rearrange(z, "g f c h w -> g c f h w" if has_time_axis else "g f c h w -> (g f) c h w")
         rows = (text[:, None] if text.ndim == 3 else text).to(dtype)
         if rows.shape[1] not in (1, f):
             raise InputError(
                 f"There are {rows.shape[1]} rows of text for {f} frames: give one per frame or one."
             )
-        if isinstance(self.unet, UNet3DConditionModel):  # it repeats the prompt for every frame
+        if is_video_model(self.unet, UNet3DConditionModel):  # it repeats the prompt for every frame
             if rows.shape[1] > 1:
                 raise InputError(
                     "A UNet3DConditionModel reads one prompt for all frames: leave tokens of "
@@ -139,3 +140,8 @@ def device_of(network: Any) -> torch.device:
         if device is not None:
             return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     return network.device
+
+
+def is_video_model(unet: nn.Module, kinds: type | tuple[type, ...] = VIDEO_UNETS) -> bool:
+    """Whether a UNet sees frames as an axis, also one that torch.compile wraps."""
+    return isinstance(getattr(unet, "_orig_mod", unet), kinds)

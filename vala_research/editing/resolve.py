@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from vala_research import InputError
-from vala_research.diffusion.backbone import VIDEO_UNETS
+from vala_research.diffusion.backbone import is_video_model
 from vala_research.editing.source import Source
 
 OF_CALL = ("guidance_scale", "guidance_rescale", "clip_skip")
@@ -43,7 +43,7 @@ def resolved(source: Source, call: Source, pipe: Any) -> Source:
         filled["adapter"] = first_known(source.adapter, pipe.adapter)
 
     # The frames of a video model meet in its motion modules, not in its spatial attention.
-    usual = "own" if isinstance(unet, VIDEO_UNETS) else call.attention
+    usual = "own" if is_video_model(unet) else call.attention
     return replace(source, unet=unet, attention=first_known(source.attention, usual), **filled)
 
 

@@ -26,7 +26,7 @@ from vala_research.diffusion.attention import (
     get_policy,
     own,
 )
-from vala_research.diffusion.backbone import VIDEO_UNETS
+from vala_research.diffusion.backbone import is_video_model
 from vala_research.diffusion.injection import attention_patches
 from vala_research.diffusion.patching import Patch, chunks
 from vala_research.editing.source import SourceBackbone
@@ -49,7 +49,7 @@ def predicted(
     `attention_patches`.
     """
     # Windows are short anyway. A video model or a filter along frames looks at neighbours.
-    looks_along_frames = more or backbone.windows or isinstance(backbone.unet, VIDEO_UNETS)
+    looks_along_frames = more or backbone.windows or is_video_model(backbone.unet)
     parts = whole if looks_along_frames else stretches
     kept = []
     for part in parts(attention, x.shape[1]):
