@@ -232,7 +232,9 @@ def test_a_list_of_prompts_inverts_once(tiny, video, known, monkeypatch):
     assert torch.equal(both[:1], edit(tiny, video, "a grey square", negative_prompt="red"))
     one = [torch.Generator().manual_seed(i) for i in range(2)]
     asked = {"generator": one, "negative_prompt": ["red", ""]}
-    assert torch.equal(edit(tiny, video, ["a grey square", TARGET], **asked), both)
+    assert torch.equal(edit(tiny, [video] * 2, ["a grey square", TARGET], **asked), both)
+    with pytest.raises(InputError, match="holds 2 clips"):
+        edit(tiny, [video, video.flip(0)], ["a", "b"])
     with pytest.raises(InputError, match="generator is a list of 2: a call edits one clip"):
         edit(tiny, video, generator=one)
     pil = tiny(video, ["a", TARGET], num_inference_steps=1, attention="own").frames

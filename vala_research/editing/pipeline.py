@@ -20,6 +20,7 @@ from vala_research.diffusion.attention import Attending, get_policy
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
 from vala_research.diffusion.patching import one_call_at_a_time
+from vala_research.diffusion.video import once
 from vala_research.editing import checks
 from vala_research.editing.call import CallState, as_batch, call_back, check_guiding, restarted
 from vala_research.editing.clip import clip_attention
@@ -89,7 +90,8 @@ class VideoEditPipeline(
         """Edit a clip: invert it under one prompt, sample it under another.
 
         video: f c h w tensor or f h w c array, in [0, 1] or uint8; a list of PIL images; or a Clip.
-            Or a batch of one, such as the `.frames` of an edit. None when `latents` are given.
+            Or a batch of one, such as the `.frames` of an edit, or a list that repeats the clip
+            once per prompt. None when `latents` are given.
         prompt: describes the edited clip. A list asks for one edit per prompt, of a clip that is
             inverted once. source_prompt: describes the clip as it is.
         negative_prompt: the branch that guidance moves away from. None is the empty prompt, classic
@@ -151,7 +153,7 @@ class VideoEditPipeline(
         if all(w is None for w in weights):
             sources = sources[:1]  # nothing is ever fused
         get_policy(attention)
-        clip = self._known_clip(video, latents)
+        clip = self._known_clip(once(video, len(words)), latents)
         if clip.latents is not None:
             checks.check_steps(clip.latents, schedule)
 
