@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderTiny,
+    ConsistencyDecoderVAE,
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
@@ -20,6 +21,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.callbacks import SDCFGCutoffCallback
+from diffusers.utils import logging
 from tiny_models import D_TEXT, N_TOKENS, SD_SCHEDULE, tiny_unet
 
 from vala_research import InputError, VideoEditPipeline
@@ -85,6 +87,49 @@ def test_a_part_may_be_left_out_where_it_is_not_needed(tiny, video, known):
         edit(pipe, video, None, **{k: v for k, v in given.items() if "source" not in k})
 
 
+def test_prompts_are_encoded_as_in_diffusers_and_without_the_other_parts(tiny, video, known):
+    plain = StableDiffusionPipeline(**tiny.components, requires_safety_checker=False)
+    both = [TARGET, "a"]
+    for asked in [
+        (TARGET, "cpu", 1, True), (both, "cpu", 2, True), (both, "cpu", 2, True, ["red", "blue"]),
+        (TARGET, "cpu", 3, False), (TARGET, "cpu", 1, True, "red"),
+        (None, "cpu", 2, True, None, *plain.encode_prompt(both, "cpu", 1, True)),
+    ]:  # fmt: skip
+        ours, theirs = tiny.encode_prompt(*asked), plain.encode_prompt(*asked)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine is other is None or torch.allclose(mine, other, atol=1e-6)
+    text = {name: part if "te" in name[:4] or "tok" in name else None
+            for name, part in tiny.components.items()}  # fmt: skip
+    encoded = VideoEditPipeline(**text).encode_prompt(TARGET, source_prompt=SOURCE)
+    names = ("prompt_embeds", "negative_prompt_embeds", "source_prompt_embeds")
+    pipe = VideoEditPipeline(**{**tiny.components, "text_encoder": None, "tokenizer": None})
+    pipe.set_progress_bar_config(disable=True)
+    given = dict(zip(names, encoded, strict=True))
+    assert torch.allclose(edit(pipe, video, None, source_prompt="", **given), known, atol=1e-5)
+    with pytest.raises(InputError, match="no text encoder for prompt"):
+        pipe.encode_prompt(TARGET)
+    with pytest.raises(InputError, match="2 prompts and 3 negative prompts"):
+        tiny.encode_prompt(both, negative_prompt=["a"] * 3)
+
+
+def test_no_pickle_is_saved_and_the_loaded_parts_are_told(own, video, known, tmp_path):
+    with pytest.warns(UserWarning, match="would write pickles.*safetensors are written"):
+        own.save_pretrained(tmp_path, safe_serialization=False)
+    logger = logging.get_logger("diffusers.pipelines.pipeline_utils")
+    told, level = [], logger.level
+    logger.setLevel("INFO")
+    logger.addFilter(tell := lambda record: told.append(record.getMessage()) or False)
+    try:
+        again = VideoEditPipeline.from_pretrained(tmp_path)
+    finally:
+        logger.removeFilter(tell)
+        logger.setLevel(level)
+    parts = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    assert sorted(line.split()[1] for line in told) == sorted(parts)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(edit(again, video), known)
+
+
 REFUSED = {
     "latent consistency": {"time_cond_proj_dim": 8},
     "Stable Diffusion XL": dict(
@@ -120,6 +165,23 @@ def test_a_tiny_autoencoder_replaces_the_vae(own, video, tmp_path):
     own.save_pretrained(tmp_path)
     again = VideoEditPipeline.from_pretrained(tmp_path)
     assert type(again.vae) is AutoencoderTiny and torch.equal(again.encode(video), z)
+
+
+def test_a_vae_with_another_decoder_replaces_the_vae(own, video):
+    torch.manual_seed(0)
+    own.vae = ConsistencyDecoderVAE(
+        encoder_block_out_channels=(8, 16), encoder_down_block_types=("DownEncoderBlock2D",) * 2,
+        encoder_norm_num_groups=4, encoder_out_channels=4, decoder_add_attention=False,
+        decoder_block_out_channels=(8, 16), decoder_norm_num_groups=4,
+        decoder_down_block_types=("ResnetDownsampleBlock2D",) * 2,
+        decoder_up_block_types=("ResnetUpsampleBlock2D",) * 2,
+    ).eval()  # fmt: skip
+    z = own.encode(video)
+    torch.manual_seed(1)  # it draws
+    frames = own.decode(z)
+    torch.manual_seed(1)
+    latents = z / own.vae.config.scaling_factor
+    assert torch.equal(frames, (own.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1))
 
 
 def test_a_compiled_unet_edits_under_injection(own, video):
@@ -168,6 +230,13 @@ def test_a_list_of_prompts_inverts_once(tiny, video, known, monkeypatch):
     assert inverted == [1] and seen == [0, 1, 2] * 2 and len(both) == 2
     assert torch.equal(both[1:], known)
     assert torch.equal(both[:1], edit(tiny, video, "a grey square", negative_prompt="red"))
+    one = [torch.Generator().manual_seed(i) for i in range(2)]
+    asked = {"generator": one, "negative_prompt": ["red", ""]}
+    assert torch.equal(edit(tiny, [video] * 2, ["a grey square", TARGET], **asked), both)
+    with pytest.raises(InputError, match="holds 2 clips"):
+        edit(tiny, [video, video.flip(0)], ["a", "b"])
+    with pytest.raises(InputError, match="generator is a list of 2: a call edits one clip"):
+        edit(tiny, video, generator=one)
     pil = tiny(video, ["a", TARGET], num_inference_steps=1, attention="own").frames
     assert [len(clip) for clip in pil] == [3, 3]
     for wrong in ([], None):

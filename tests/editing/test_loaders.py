@@ -6,6 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
 from tiny_models import D_TEXT, N_TOKENS
 
@@ -185,6 +186,60 @@ def test_a_file_is_read_as_by_diffusers_text_encoder_included(plain, checkpoint,
     assert torch.equal(predicted(plain.unet), predicted(theirs.unet))
     text = theirs.encode_prompt(["a red circle"], "cpu", 1, False)[0]
     assert torch.equal(plain.encode_prompt(["a red circle"]), text) and not torch.equal(text, bare)
+
+
+def test_the_scale_of_a_call_acts_on_both_networks_and_is_undone(plain, tmp_path, video):
+    def edit(**asked):
+        once = {"num_inference_steps": 1, "attention": "own", "output_type": "pt"}
+        return plain(video, "a red circle", guidance_scale=1.0, **once, **asked).frames
+
+    def scaled(scale):
+        return edit(cross_attention_kwargs={"scale": scale})
+
+    bare = edit()
+    text = {TEXT_SITE: (drawn(RANK, D_TEXT, seed=3).float(), drawn(D_TEXT, RANK, seed=4).float())}
+    file = in_diffusers(style(plain.unet, 10), tmp_path / "unet.safetensors")
+    tensors = load_file(in_diffusers(text, tmp_path / "text.safetensors", "text_encoder."))
+    plain.load_lora_weights(load_file(file) | tensors, adapter_name="style")
+    full, words = edit(), plain.encode_prompt(["a red circle"])
+    half, none = scaled(0.5), scaled(0.0)
+    assert torch.equal(edit(), full) and not same(full, bare)
+    plain.set_adapters("style", 0.5)
+    assert same(half, edit()) and not same(half, full) and same(none, bare)
+    known = plain.encode_prompt(["a red circle"])
+    assert torch.equal(scaled(0.0), none) and same(edit(), half)  # set_adapters still holds
+    plain.set_adapters("style", 1.0)
+    assert not torch.equal(known, words)
+    found, _ = plain.encode_prompt("a red circle", lora_scale=0.5)
+    assert torch.allclose(found, known)
+
+    # Without a text encoder, the UNet's part is loaded. A LoRA is no part of a saved model.
+    plain.unload_lora_weights()
+    alone = VideoEditPipeline(**{**plain.components, "text_encoder": None, "tokenizer": None})
+    alone.load_lora_weights(file)
+    assert alone.get_list_adapters() == {"unet": ["default_0"]}
+    with pytest.raises(InputError, match="has a LoRA loaded.*unload_lora_weights"):
+        alone.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_diffusers_says_what_it_leaves_out_of_tensors(plain, tmp_path):
+    tensors = load_file(in_diffusers(style(plain.unet, 10), tmp_path / "a.safetensors"))
+    lost = next(name for name in tensors if ".lora_A." in name)
+    part = {name: x for name, x in tensors.items() if name != lost}
+    logger, told = logging.get_logger("diffusers.utils.peft_utils"), []
+    logger.addFilter(tell := lambda record: told.append(record.getMessage()) or False)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    try:
+        plain.load_lora_weights(part | {f"{lost}.cat": torch.ones(1)})
+    finally:
+        logging.set_verbosity(verbosity)
+        logger.removeFilter(tell)
+    assert "lora_A" in "".join(told) and ".cat" in "".join(told)
+    save_file(part, tmp_path / "part.safetensors")
+    with pytest.raises(InputError, match="is not complete.*lora_B.weight without the other"):
+        plain.load_lora_weights(tmp_path / "part.safetensors")
 
 
 def test_a_wrong_lora_is_one_sentence_and_changes_nothing(plain, tmp_path, monkeypatch):

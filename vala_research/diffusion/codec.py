@@ -95,7 +95,7 @@ def decode_latents(
     z = z / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
     k, dtype = vae_factor(vae), vae.dtype
     height, width = k * z.shape[-2], k * z.shape[-1]
-    frames, are_finite = z.new_empty(len(z), vae.config.out_channels, height, width), []
+    frames, are_finite = z.new_empty(len(z), 3, height, width), []
     for part in chunks_of(len(z), height, width, frames_per_chunk):
         decoded = vae.decode(z[part].to(dtype), return_dict=False)[0].to(z.dtype)
         are_finite.append(torch.isfinite(decoded).all())

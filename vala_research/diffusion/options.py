@@ -27,6 +27,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "load_connected_pipeline": ((None, False), "leave it out"),
     "from_flax": ((None, False), "choose safetensors weights"),
     "use_onnx": ((None, False), "choose safetensors weights"),
+    "dduf_file": ((None,), "unpack it, and give the folder"),
     "use_flashpack": ((None, False), "choose safetensors weights"),
 }
 

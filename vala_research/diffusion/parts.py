@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 
 from vala_research import InputError, number_in
 from vala_research.diffusion.checkpoint import PARTS, WITH_WEIGHTS, check_index
@@ -22,6 +23,7 @@ from vala_research.diffusion.solvers import check_scheduler
 from vala_research.diffusion.variants import variant_of
 
 MOST_TIMESTEPS = 100_000
+LOG = logging.get_logger("diffusers.pipelines.pipeline_utils")  # where diffusers tells of its parts
 # Calls that each network must understand; on the meta device nothing is computed.
 PROBES = {
     "vae": lambda vae: vae(torch.empty(1, 3, 32, 32, device="meta")),
@@ -48,7 +50,8 @@ def load_parts(name: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
     index = check_index(folder / "model_index.json", name, parts)
     if variant and not any(folder.glob(f"*/*.{variant}*safetensors")):
         raise InputError(
-            f"The checkpoint {name!r} has no weights of the variant {variant!r}: leave it out."
+            f"You are trying to load the model files of the `variant={variant}`, and {name!r} has "
+            f"no weights of the variant {variant!r}: leave it out."
         )
     for part, (library, _) in PARTS.items():
         if part in parts:
@@ -60,6 +63,7 @@ def load_parts(name: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
                 cls, folder / part, what, dtype=options.dtype(part), probe=PROBES[part],
                 **({} if chosen is None else {"variant": chosen}),
             )  # fmt: skip
+            LOG.info(f"Loaded {part} as {cls.__name__} from {name!r}.")
             continue
         try:
             check_folder(folder / part)
@@ -67,6 +71,7 @@ def load_parts(name: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
                 file = folder / part / "scheduler_config.json"
                 check_types(read_json(file), cls, file, MOST_TIMESTEPS)
             parts[part] = cls.from_pretrained(folder / part, local_files_only=True)
+            LOG.info(f"Loaded {part} as {cls.__name__} from {name!r}.")
         except (InputError, MemoryError):
             raise
         except Exception as error:

@@ -49,13 +49,23 @@ def as_frames(video: Any) -> Float[Tensor, "f 3 h w"]:
     return video if 0 <= low and high <= 1 else video.clamp(0, 1)  # a long clip is not copied
 
 
-def _without_batch(video: Any) -> Any:
-    """The one clip of a batch; any other video as it is."""
+def once(video: Any, n_prompts: int) -> Any:
+    """The clip of a list that repeats it once per prompt; any other video as it is."""
+    is_list = isinstance(video, list | tuple) and _is_batch(video)
+    repeats = is_list and len(video) == n_prompts and all(clip is video[0] for clip in video)
+    return video[0] if repeats else video
+
+
+def _is_batch(video: Any) -> bool:
     if isinstance(video, list | tuple):
         first = video[0] if video else None
-        is_batch = isinstance(first, list | tuple) or getattr(first, "ndim", 0) == 4
-    else:
-        is_batch = getattr(video, "ndim", 0) == 5
+        return isinstance(first, list | tuple) or getattr(first, "ndim", 0) == 4
+    return getattr(video, "ndim", 0) == 5
+
+
+def _without_batch(video: Any) -> Any:
+    """The one clip of a batch; any other video as it is."""
+    is_batch = _is_batch(video)
     if is_batch and len(video) > 1:
         raise InputError(
             f"The video holds {len(video)} clips: a call edits one, give one at a time."

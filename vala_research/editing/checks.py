@@ -24,13 +24,15 @@ def check_call(
     generator: Any,
     asked: Sequence[str],
     offered: Sequence[str],
+    n_prompts: int,
 ) -> None:
     """Check the plain arguments of an edit. asked: tensors the callback wants, out of offered."""
     check_guidance(guidance_scale)
     chosen_from("output_type", output_type, OUTPUT_TYPES)
-    if isinstance(generator, list) and len(generator) != 1:
+    if isinstance(generator, list) and len(generator) not in (1, n_prompts):
         raise InputError(
-            f"generator is a list of {len(generator)}: a call edits one clip, give one generator."
+            f"generator is a list of {len(generator)}: a call edits one clip, give one generator, "
+            "or one per prompt."
         )
     unknown = [name for name in asked if name not in offered]
     if unknown:

@@ -1,5 +1,6 @@
 """How a pipeline is made of its parts, loaded, and saved so that diffusers opens it."""
 
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,21 @@ class StableDiffusionParts(DiffusionPipeline):
         pipe.register_to_config(_name_or_path=name)
         return pipe if asked.device is None else pipe.to(asked.device)
 
-    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | PathLike, safe_serialization: bool = True, *args: Any,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
         """Save like every pipeline, with a `pipeline.py` by which plain diffusers opens it.
 
         DiffusionPipeline.from_pretrained(F, custom_pipeline=F, trust_remote_code=True) makes this
         class of the folder F, and StableDiffusionPipeline.from_pretrained(F) makes that one.
+        safe_serialization: False warns, and safetensors are written: no pickle could be read again.
         """
-        super().save_pretrained(save_directory, *args, **kwargs)
+        if not safe_serialization:
+            warnings.warn(
+                "safe_serialization=False would write pickles, which cannot be loaded here: "
+                "safetensors are written.",
+                stacklevel=2,
+            )
+        super().save_pretrained(save_directory, True, *args, **kwargs)
         write_text(Path(save_directory) / "pipeline.py", ENTRY)

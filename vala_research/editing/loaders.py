@@ -40,14 +40,14 @@ class LoraMixin(StableDiffusionLoraLoaderMixin):
         Raises InputError; then the LoRAs that were there stay as they are.
         """
         given, what = checked_source(pretrained_model_name_or_path_or_dict, "LoRA", kwargs)
-        networks = (self.unet, self.text_encoder)
-        layers = [m for n in networks for m in n.modules() if isinstance(m, BaseTunerLayer)]
-        known, active = self._lora_names(), [(m, m.active_adapters) for m in layers]
+        known = self._lora_names()
+        active = [(layer, layer.active_adapters) for layer in self._lora_layers()]
         if adapter_name in known and not hotswap:
             raise InputError(f"A LoRA named {adapter_name!r} is loaded: choose another name.")
         try:
-            with explained(what, LORA):
-                if isinstance(given, str):  # of tensors in memory, diffusers takes what it knows
+            # A file is checked. Of tensors in memory, diffusers says what it leaves out.
+            with explained(what, LORA, is_quiet=isinstance(given, str)):
+                if isinstance(given, str):
                     tensors, *_ = self.lora_state_dict(given, **kwargs)
                     check_lora(tensors, self.unet, what)
                 super().load_lora_weights(given, adapter_name, hotswap, **kwargs)
@@ -58,8 +58,21 @@ class LoraMixin(StableDiffusionLoraLoaderMixin):
                 layer.set_adapter(names)
             raise
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save like every pipeline. Refused while a LoRA is loaded, which no saved model holds."""
+        if self._lora_layers():
+            raise InputError(
+                "The model has a LoRA loaded: keep it with pipe.save_lora_weights or "
+                "pipe.fuse_lora, and save the model after pipe.unload_lora_weights()."
+            )
+        super().save_pretrained(*args, **kwargs)
+
     def _lora_names(self) -> set[str]:
         return {name for names in self.get_list_adapters().values() for name in names}
+
+    def _lora_layers(self) -> list[BaseTunerLayer]:
+        networks = [n for n in (self.unet, self.text_encoder) if n is not None]
+        return [m for n in networks for m in n.modules() if isinstance(m, BaseTunerLayer)]
 
 
 class TextualInversionMixin(TextualInversionLoaderMixin):
@@ -88,10 +101,10 @@ class TextualInversionMixin(TextualInversionLoaderMixin):
 
 
 @contextmanager
-def explained(what: str, remedy: str) -> Iterator[None]:
+def explained(what: str, remedy: str, is_quiet: bool = True) -> Iterator[None]:
     """Within the block, turn a failure of diffusers or peft into one sentence, and keep quiet."""
     try:
-        with silenced(logging):
+        with silenced(*[logging] * is_quiet):
             yield
     except (InputError, MemoryError):
         raise
@@ -150,7 +163,7 @@ def _only_file(folder: Path, name: str | None, what: str) -> Path:
 
 
 def check_lora(tensors: dict[str, Tensor], unet: nn.Module, what: str) -> None:
-    """Check names and shapes of a LoRA in diffusers' names. Raises InputError."""
+    """Check names, pairs and shapes of a LoRA in diffusers' names. Raises InputError."""
     named = {k.removeprefix("unet."): x for k, x in tensors.items() if k.startswith("unet.")}
     if not named and not any(k.startswith("text_encoder.") for k in tensors):
         raise InputError(f"{what} holds no weights for a UNet or a text encoder: {LORA}")
@@ -167,6 +180,10 @@ def check_lora(tensors: dict[str, Tensor], unet: nn.Module, what: str) -> None:
                 raise InputError(
                     f"{what} was made for another model (it changes {site} of {tuple(weight.shape)}"
                     f" by {tuple(matrix.shape)}): {LORA}"
+                )
+            if f"{site}.lora_{'B' if axis else 'A'}.weight" not in named:
+                raise InputError(
+                    f"{what} is not complete (it holds {name} without the other matrix): {LORA}"
                 )
     if missing and len(missing) == len(named):
         raise InputError(

@@ -26,6 +26,7 @@ from vala_research.editing.ip_adapter import picture_embeds
 from vala_research.editing.resolve import first_known
 from vala_research.editing.source import Source, confirm_finite
 from vala_research.editing.stream import Stream, streams_of
+from vala_research.editing.words import encode_prompt
 from vala_research.methods.anchors import AnchorSettings
 
 GUIDANCE_SCALE = 2.0  # best on validation clips of the miniature; Stable Diffusion: about 7.5
@@ -147,12 +148,7 @@ class EditParts:
         """Frames in [0, 1] of scaled latents."""
         return codec.decode_latents(self.vae, self._check_latents(latents), frames_per_chunk)
 
-    @torch.no_grad()
-    def encode_prompt(self, prompts: list[str]) -> Float[Tensor, "g n d"]:
-        """One text embedding a prompt; warns of words that are cut off or unknown."""
-        return codec.encode_prompts(
-            self.tokenizer, self.text_encoder, prompts, self._execution_device
-        )
+    encode_prompt = encode_prompt
 
     def _sample(
         self,

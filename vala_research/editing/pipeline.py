@@ -20,6 +20,7 @@ from vala_research.diffusion.attention import Attending, get_policy
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
 from vala_research.diffusion.patching import one_call_at_a_time
+from vala_research.diffusion.video import once
 from vala_research.editing import checks
 from vala_research.editing.call import CallState, as_batch, call_back, check_guiding, restarted
 from vala_research.editing.clip import clip_attention
@@ -57,7 +58,7 @@ class VideoEditPipeline(
     @one_call_at_a_time
     def __call__(
         self,
-        video: Any,
+        video: Any = None,
         prompt: str | list[str] | None = None,
         source_prompt: str | list[str] = "",
         negative_prompt: str | list[str] | None = None,
@@ -89,7 +90,8 @@ class VideoEditPipeline(
         """Edit a clip: invert it under one prompt, sample it under another.
 
         video: f c h w tensor or f h w c array, in [0, 1] or uint8; a list of PIL images; or a Clip.
-            Or a batch of one, such as the `.frames` of an edit. None when `latents` are given.
+            Or a batch of one, such as the `.frames` of an edit, or a list that repeats the clip
+            once per prompt. None when `latents` are given.
         prompt: describes the edited clip. A list asks for one edit per prompt, of a clip that is
             inverted once. source_prompt: describes the clip as it is.
         negative_prompt: the branch that guidance moves away from. None is the empty prompt, classic
@@ -114,13 +116,15 @@ class VideoEditPipeline(
             the T diffusion steps, and how strongly. None is its own; scale 0 turns it off. The
             inversion uses the same values.
         generator: of what is drawn: sources that start from noise, random key frames. Deterministic
-            DDIM from the mode of the VAE draws nothing.
+            DDIM from the mode of the VAE draws nothing. A list holds one per prompt; what is drawn
+            serves all edits, and comes from the first.
         latents: f c h w at the noisiest level, or an `Inversion`, to skip inverting.
         strength: last share of the steps that inversion and edit walk: less changes less.
         prompt_embeds, negative_prompt_embeds, source_prompt_embeds: prompts x tokens x width, in
             place of the prompts.
         clip_skip: leaves so many last layers of the text encoder out, in all prompts.
-        cross_attention_kwargs: `{"scale": 0.5}` scales a LoRA, in inversion and edit.
+        cross_attention_kwargs: `{"scale": 0.5}` scales a LoRA, its part in the text encoder too, in
+            inversion and edit.
         guidance_rescale: share of Lin et al. 2024 (arXiv 2305.08891, 3.4), see `rescaled_guidance`.
         ip_adapter_image, ip_adapter_image_embeds: what the edit, and not the inversion, sees by
             IP-Adapters, see `picture_embeds`.
@@ -134,21 +138,22 @@ class VideoEditPipeline(
         tensor_inputs = getattr(
             callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs
         )
-        checks.check_call(
-            guidance_scale, output_type, generator, tensor_inputs, self._callback_tensor_inputs
-        )
-        check_guiding(guidance_rescale, cross_attention_kwargs)
         words = words_of(
             prompt, source_prompt, negative_prompt, prompt_embeds, negative_prompt_embeds,
             source_prompt_embeds,
         )  # fmt: skip
+        checks.check_call(
+            guidance_scale, output_type, generator, tensor_inputs, self._callback_tensor_inputs,
+            len(words),
+        )  # fmt: skip
+        check_guiding(guidance_rescale, cross_attention_kwargs)
         sources = [Source()] if fusion is None else fusion.sources
         schedule = self._schedule(num_inference_steps, sources[0], inversion, strength)
         weights = [None] * len(schedule) if fusion is None else fusion.weights(len(schedule))
         if all(w is None for w in weights):
             sources = sources[:1]  # nothing is ever fused
         get_policy(attention)
-        clip = self._known_clip(video, latents)
+        clip = self._known_clip(once(video, len(words)), latents)
         if clip.latents is not None:
             checks.check_steps(clip.latents, schedule)
 

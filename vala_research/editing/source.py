@@ -18,6 +18,7 @@ from vala_research.diffusion.controlnet import control_residuals
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.patching import chunks
 from vala_research.diffusion.schedule import Schedule
+from vala_research.editing.words import scaled_lora
 
 Frames = slice | list[int]  # which frames of a clip
 
@@ -188,13 +189,18 @@ class SourceBackbone(Backbone):
             residuals = {**residuals, "added_cond_kwargs": {"image_embeds": rows}}
         a = self.activation
         if a is None:
-            return super().__call__(x, t, text, patches, added, residuals)
+            return self._asked(x, t, text, patches, added, residuals)
         if a.holds(t, a.token_interval):
             vision = None if a.vision is None else a.vision.to(text.device)
             text = a.adapter.condition(text, vision)
             text = text if text.shape[1] == 1 else text[:, frames]
         with a.adapter.active(a.holds(t, a.interval), a.scale):
-            return super().__call__(x, t, text, patches, added, residuals)
+            return self._asked(x, t, text, patches, added, residuals)
+
+    def _asked(self, *args: Any) -> Tensor:
+        # After a call at scale 0, diffusers would leave its LoRAs at weight 1.
+        with scaled_lora(self.unet, 1.0 if self.cross_attention_kwargs else None):
+            return super().__call__(*args)
 
 
 def confirm_finite(backbones: Sequence[SourceBackbone]) -> None:

@@ -1,14 +1,19 @@
 """The words of a call: prompts or their embeddings. A list of prompts asks for one edit each."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 
 from vala_research import InputError
 from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.codec import encode_prompts
+from vala_research.diffusion.patching import one_call_at_a_time
 
 Words = dict[str, Any]  # fields of a `Source`: prompts, or embeddings in their place
 
@@ -80,9 +85,12 @@ def encoded_words(source: Any, pipe: Any) -> Float[Tensor, "g n d"]:
             )
         is_own = source.text_encoder is pipe.text_encoder
         device = pipe._execution_device if is_own else device_of(source.text_encoder)
-        rows = encode_prompts(
-            source.tokenizer, source.text_encoder, list(texts.values()), device, source.clip_skip
-        )
+        scale = (source.cross_attention_kwargs or {}).get("scale")
+        with scaled_lora(source.text_encoder, scale):
+            rows = encode_prompts(
+                source.tokenizer, source.text_encoder, list(texts.values()), device,
+                source.clip_skip,
+            )  # fmt: skip
         known |= dict(zip(texts, rows, strict=True))
 
     shapes = {n: tuple(row.shape) for n, row in known.items()}
@@ -98,3 +106,80 @@ def encoded_words(source: Any, pipe: Any) -> Float[Tensor, "g n d"]:
 def embeds_of(source: Any, name: str) -> Tensor | None:
     """The embeddings that stand in place of this prompt."""
     return getattr(source, f"{name}_embeds")
+
+
+@contextmanager
+def scaled_lora(text_encoder: nn.Module, scale: float | None) -> Iterator[None]:
+    """Within the block, multiply the weights of a text encoder's LoRAs by a scale."""
+    modules = () if scale is None else text_encoder.modules()
+    layers = [module for module in modules if isinstance(module, BaseTunerLayer)]
+    before = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            layer.scale_layer(scale)
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
+
+
+@torch.no_grad()
+@one_call_at_a_time
+def encode_prompt(
+    pipe: Any, prompt: str | list[str] | None = None, device: Any = None,
+    num_images_per_prompt: int = 1, do_classifier_free_guidance: bool | None = None,
+    negative_prompt: str | list[str] | None = None, prompt_embeds: Tensor | None = None,
+    negative_prompt_embeds: Tensor | None = None, lora_scale: float | None = None,
+    clip_skip: int | None = None, source_prompt: str | None = None,
+) -> Tensor | tuple[Tensor | None, ...]:  # fmt: skip
+    """Encode prompts as in diffusers, for the arguments of an edit that have these names.
+
+    A list of prompts and nothing of the negative prompt gives their embeddings alone, g n d. Every
+    other call gives prompt_embeds and negative_prompt_embeds, and where a source_prompt is given,
+    source_prompt_embeds.
+    do_classifier_free_guidance: False leaves the negative prompt out.
+    lora_scale, clip_skip: act on all prompts, as in an edit.
+    Warns of words that are cut off or unknown. Raises InputError.
+    """
+    others = (do_classifier_free_guidance, negative_prompt, negative_prompt_embeds, source_prompt)
+    is_alone = isinstance(prompt, list | tuple) and all(other is None for other in others)
+    device = torch.device(device or pipe._execution_device)
+    encoded = partial(_embedded, pipe, device, lora_scale, clip_skip)
+    prompt_embeds = encoded("prompt", prompt, prompt_embeds)
+    n_prompts = len(prompt_embeds)
+    prompt_embeds = prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
+
+    # One negative prompt serves all prompts.
+    if not is_alone and do_classifier_free_guidance is not False:
+        text = negative_prompt or ("" if negative_prompt_embeds is None else None)
+        negative_prompt_embeds = encoded("negative_prompt", text, negative_prompt_embeds)
+        n_negative = len(negative_prompt_embeds)
+        if n_negative not in (1, n_prompts):
+            raise InputError(
+                f"There are {n_prompts} prompts and {n_negative} negative prompts: give as many."
+            )
+        negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(
+            len(prompt_embeds) // n_negative, dim=0
+        )
+    if source_prompt is not None:
+        source_prompt_embeds = encoded("source_prompt", source_prompt, None)
+        return prompt_embeds, negative_prompt_embeds, source_prompt_embeds
+    if not is_alone:
+        return prompt_embeds, negative_prompt_embeds
+    return prompt_embeds
+
+
+def _embedded(
+    pipe: Any, device: torch.device, lora_scale: float | None, clip_skip: int | None, name: str,
+    text: Any, embeds: Tensor | None,
+) -> Float[Tensor, "g n d"]:  # fmt: skip
+    """The embeddings that are given, or those of the text."""
+    rows = _rows(name, text, embeds)
+    if embeds is not None:
+        return embeds.to(device)
+    if rows == [None]:
+        raise InputError(f"There is no {name}: give {name} or {name}_embeds.")
+    if pipe.text_encoder is None:
+        raise InputError(f"There is no text encoder for {name}: give the pipeline one.")
+    with scaled_lora(pipe.text_encoder, lora_scale):
+        return encode_prompts(pipe.tokenizer, pipe.text_encoder, rows, device, clip_skip)
