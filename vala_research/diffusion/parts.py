@@ -50,8 +50,7 @@ def load_parts(name: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
     index = check_index(folder / "model_index.json", name, parts)
     if variant and not any(folder.glob(f"*/*.{variant}*safetensors")):
         raise InputError(
-            f"You are trying to load the model files of the `variant={variant}`, and {name!r} has "
-            f"no weights of the variant {variant!r}: leave it out."
+            f"The checkpoint {name!r} has no weights of the variant {variant!r}: leave it out."
         )
     for part, (library, _) in PARTS.items():
         if part in parts:
