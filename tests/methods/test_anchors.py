@@ -273,3 +273,18 @@ def test_bad_key_frame_requests_are_named():
         vala.select_keyframes(x, 2, "best")
     with pytest.raises(InputError, match="too many to enumerate"):
         vala.select_keyframes(torch.randn(40, 2, 3), 10, "optimal")
+
+
+def test_a_clip_of_thousands_of_frames_has_the_anchors_of_its_part():
+    """Two textures, the first at the sites that come first: no few sites stand for a clip."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
+    place = (torch.arange(48) >= 16).long()
+    noise = torch.randn(60, 48, 4, generator=generator)
+    part = centres[place] + torch.tensor([0.002, 0.3])[place][:, None] * noise
+    short = assign_anchors(part, AnchorSettings(n_anchors=2))
+    long = assign_anchors(part.repeat(50, 1, 1), AnchorSettings(n_anchors=2))
+    assert torch.isfinite(long.responsibilities).all()
+    torch.testing.assert_close(long.directions, short.directions, atol=0.02, rtol=0)
+    torch.testing.assert_close(long.weights, short.weights, atol=0.02, rtol=0)
+    assert len(long.keyframes) == 2

@@ -59,3 +59,13 @@ def test_normaliser_slope_is_minus_the_mean_length():
     step = 1e-4
     slope = (log_normaliser(16, KAPPA + step) - log_normaliser(16, KAPPA - step)) / (2 * step)
     assert torch.allclose(slope[3:], -mean_length(16, KAPPA)[3:], atol=1e-6)
+
+
+@pytest.mark.parametrize("d", [2, 4, 16, 64])
+def test_the_posterior_of_many_tokens_has_a_huge_concentration(d):
+    """A mean direction of a million like tokens: kappa times their number, where scipy ends."""
+    for kappa in (0.99e8, 1.01e8, 2e9, 7e9, 1e12):
+        expected, expected_length = reference(d, kappa)
+        one = torch.tensor([kappa], dtype=torch.float64)
+        assert log_normaliser(d, one).item() == pytest.approx(expected, rel=1e-15)
+        assert mean_length(d, one).item() == pytest.approx(expected_length, rel=1e-13)

@@ -17,6 +17,7 @@ Differs from paper: closed-form coordinate ascent replaces a network trained to 
 (one attention head over frames) only refines the posterior, on request.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -32,6 +33,7 @@ from vala_research.methods.mixture import Mixture, ascend, fitted, maximised, po
 
 GRANULARITIES = ("site", "token")
 FULL_SWEEPS = 1  # over all tokens, once a coreset has found the anchors
+CORE_FRAMES = 128  # of a coreset, at most
 NEAREST = 0.3  # share of an anchor's spread that a nearest token keeps; tuned on validation clips
 KEYFRAME_METHODS = ("vala", "uniform", "random", "first", "kmeans", "kmedoids", "optimal")
 
@@ -156,23 +158,26 @@ def _fitted_to_clip(
     f, n = u.shape[:2]
     tokens, a0, tolerance = u.flatten(0, 1), settings.dirichlet, settings.tolerance
 
-    # Sweeps over a coreset (the same sites of every frame) find and prune the anchors.
-    n_sites = min(n, max(1, settings.coreset // f)) if settings.coreset else n
+    # Sweeps over a coreset find and prune the anchors: the same sites of every frame, or, of a long
+    # clip, of evenly spread frames.
+    n_sites = min(n, max(1, settings.coreset // min(f, CORE_FRAMES))) if settings.coreset else n
     sites = torch.linspace(0, n - 1, n_sites, device=u.device).round().long()
-    core = u[:, sites].flatten(0, 1)
-    accuracy = tolerance * (10 if n_sites < n else 1)
+    step = math.ceil(f / CORE_FRAMES) if settings.coreset else 1
+    core = u[::step, sites].flatten(0, 1)
+    is_core = len(core) < len(tokens)
+    accuracy = tolerance * (10 if is_core else 1)
     mixture, objective = fitted(core, settings.n_anchors, a0, settings.max_sweeps, accuracy)
 
     # Sweeps over all tokens finish them. Counts of the coreset are first scaled to all tokens.
-    if n_sites < n:
-        mixture = replace(mixture, counts=a0 + (mixture.counts - a0) * n / n_sites)
-        mixture, objective = ascend(tokens, mixture, FULL_SWEEPS, tolerance)
+    if is_core:
+        scaled = a0 + (mixture.counts - a0) * len(tokens) / len(core)
+        mixture, objective = ascend(tokens, replace(mixture, counts=scaled), FULL_SWEEPS, tolerance)
 
     # The posterior of every token; after a coreset its evidence completes the objective.
     mixture = mixture[mixture.counts.argsort(descending=True)]
     logits = mixture.logits(tokens)
     evidence, r = posterior(logits)
-    if n_sites < n:
+    if is_core:
         objective.append((evidence - mixture.divergence()) / len(tokens))
     logits, r = (x.unflatten(1, (f, n)).permute(1, 2, 0) for x in (logits, r))
     return mixture, logits, r, objective

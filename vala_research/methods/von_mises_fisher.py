@@ -2,7 +2,7 @@
 
 Mardia and Jupp 2000, Directional Statistics, 9.3. Bessel functions are computed
 
-    by scipy for orders below 32,
+    by scipy for orders below 32, and by Hankel's expansion for kappa above 1e8,
     by their uniform expansion (DLMF 10.41.3) for larger orders,
     by their series for small kappa.
 
@@ -23,6 +23,7 @@ from torch import Tensor
 MAX_CONCENTRATION = 1e4
 EXPANDED_ORDER = 32  # from this order on the expansion is accurate enough
 SMALL = 1e-2  # below this concentration three terms of the series are enough
+LARGE = 1e8  # above this one, two terms of Hankel's expansion; scipy's function ends near 1e9
 
 
 def _expansion(order: float, kappa: np.ndarray) -> np.ndarray:
@@ -44,6 +45,14 @@ def _expansion(order: float, kappa: np.ndarray) -> np.ndarray:
     return main - 0.5 * (math.log(2 * math.pi * order) + np.log(root)) + np.log1p(series)
 
 
+def _scaled(order: float, x: np.ndarray) -> np.ndarray:
+    """exp(-x) I_order(x) for an order below EXPANDED_ORDER; DLMF 10.40.1 for large x."""
+    mu, far = 4 * order**2, 8 * np.maximum(x, LARGE)
+    series = 1 - (mu - 1) / far * (1 - (mu - 9) / (2 * far))
+    near = ive(order, np.minimum(x, LARGE))
+    return np.where(x > LARGE, series / np.sqrt(far * math.pi / 4), near)
+
+
 def _bessel(d: int, kappa: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """log I_nu(kappa) - nu log kappa and A_d(kappa) = I_{nu+1} / I_nu, nu = d/2 - 1."""
     nu = d / 2 - 1
@@ -53,13 +62,14 @@ def _bessel(d: int, kappa: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     # Scaled Bessel functions of scipy, which do not overflow. Small kappa are clamped meanwhile.
     is_small, x = kappa < SMALL, np.maximum(kappa, SMALL)
-    scaled, square = ive(nu, x), np.minimum(kappa, SMALL) ** 2
+    scaled, square = _scaled(nu, x), np.minimum(kappa, SMALL) ** 2
     value = np.log(scaled) + x - nu * np.log(x)
 
     # The series at small kappa, where the quotients above lose digits.
     series = square / (2 * d) * (1 + square / (4 * (d + 2)))
     limit = np.log1p(series) - nu * math.log(2) - math.lgamma(nu + 1)
-    ratio = np.where(is_small, kappa / d * (1 - square / (d * (d + 2))), ive(nu + 1, x) / scaled)
+    quotient = _scaled(nu + 1, x) / scaled
+    ratio = np.where(is_small, kappa / d * (1 - square / (d * (d + 2))), quotient)
     return np.where(is_small, limit, value), ratio
 
 
