@@ -27,14 +27,14 @@ def announce(
     """
     import psutil
 
+    from vala_research.editing.stretches import count_frames
+
     n, (h, w), n_steps = len(clip), clip.frames.shape[-2:], call.num_inference_steps
     expected = pipe.estimate(
         n, h, w, num_inference_steps=n_steps, guidance_scale=guidance_scale,
         inversion=call.inversion, injection=injection, fusion=fusion, attention=call.attention,
     )  # fmt: skip
-    of_one_step = pipe.estimate(
-        n, h, w, num_inference_steps=1, guidance_scale=1, has_latents=True, attention=call.attention
-    ).n_evaluations
+    of_one_step, _ = count_frames(call.attention, n)
 
     # Warm up on one frame, then time one step. The work itself will warn about the prompt.
     pipe.set_progress_bar_config(disable=True)

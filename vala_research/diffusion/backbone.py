@@ -28,7 +28,6 @@ from vala_research.diffusion.patching import Patch, chunking, patched
 UNet = UNet2DConditionModel | UNetMotionModel | UNet3DConditionModel | nn.Module  # compiled
 VIDEO_UNETS = (UNetMotionModel, UNet3DConditionModel)
 
-
 # Latent sites (images x height x width) that one call of a per-frame module may see. The
 # feed-forward layers of Stable Diffusion 1.5 then work in about 0.7 GB (fp16), for any clip.
 SITES_PER_CHUNK = 2**16

@@ -7,7 +7,6 @@ image UNet.
 from functools import partial
 from os import PathLike
 
-import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from diffusers.utils import logging
 from torch import nn
@@ -15,6 +14,7 @@ from torch import nn
 from vala_research import InputError, miniature_path
 from vala_research.diffusion.loading import load_network, reason_of, silenced
 from vala_research.diffusion.patching import is_temporal
+from vala_research.diffusion.variants import half_first
 
 MOTION = "give the folder or hub id of an AnimateDiff MotionAdapter with safetensors weights."
 
@@ -31,14 +31,9 @@ def load_motion_unet(
     """
     if not isinstance(motion, MotionAdapter):
         folder = miniature_path("motion") if str(motion) == "miniature" else motion
-        load = partial(
-            load_network, MotionAdapter, folder, f"The motion modules {str(folder)!r}", MOTION
-        )
-        half = {"variant": "fp16"} if unet.dtype == torch.float16 else {}
-        try:
-            motion = load(**half | hub)
-        except InputError:
-            motion = load(**hub)
+        what = f"The motion modules {str(folder)!r}"
+        load = partial(load_network, MotionAdapter, folder, what, MOTION, **hub)
+        motion = load() if "variant" in hub else half_first(unet.dtype, load)
 
     # Build the video model, then let it use the weights of `unet`.
     try:

@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from vala_research import InputError
@@ -71,6 +72,21 @@ def patched(unet: nn.Module, *patches: Patch) -> Iterator[int]:
                 undo.callback(_apply(patch, name, module))
             count += len(targets)
         yield count
+
+
+@contextmanager
+def scaled_lora(network: nn.Module, scale: float | None) -> Iterator[None]:
+    """Within the block, multiply the weights of a network's LoRAs of peft by a scale; None is 1."""
+    modules = () if scale is None else network.modules()
+    layers = [module for module in modules if isinstance(module, BaseTunerLayer)]
+    before = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            layer.scale_layer(scale)
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
 
 
 def named_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

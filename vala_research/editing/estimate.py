@@ -15,7 +15,7 @@ from vala_research.diffusion.null_text import NullTextSettings
 from vala_research.diffusion.schedule import Schedule
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.parts import GUIDANCE_SCALE
-from vala_research.editing.stretches import frames_seen
+from vala_research.editing.stretches import count_frames
 
 
 def peak_bytes(
@@ -96,7 +96,7 @@ def estimate_edit(
     n_branches = 2 if guidance_scale > 1 else 1
     n_injected = max(Injection.of(injection).n_steps(n_steps))
     n_inverted = 0 if has_latents else n_steps * evaluations_per_step(inversion, guidance_scale)
-    n_seen, n_at_once = frames_seen(attention, n_frames)
+    n_seen, n_at_once = count_frames(attention, n_frames)
     n_evaluations = n_seen * (n_inverted + n_steps * n_branches + n_injected)
 
     h, w = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor

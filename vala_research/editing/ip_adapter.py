@@ -112,9 +112,9 @@ def picture_embeds(
     if pictures is not None and embeds is not None:
         raise InputError("ip_adapter_image and ip_adapter_image_embeds are both given: give one.")
     if embeds is not None:
-        pairs = [_halves(rows, guidance_scale) for rows in _per_adapter(embeds, layers, list)]
+        pairs = [_halves(rows, guidance_scale) for rows in _per_adapter(embeds, layers)]
     elif pictures is not None:
-        many = _per_adapter(pictures, layers, list)
+        many = _per_adapter(pictures, layers)
         pairs = [_encoded(pipe, one, layer) for one, layer in zip(many, layers, strict=True)]
     else:
         pairs = [_blank(pipe, layer) for layer in layers]
@@ -132,17 +132,16 @@ def picture_embeds(
 
 def projections(unet: nn.Module) -> list[nn.Module]:
     """The layers by which a UNet's IP-Adapters read pictures; none where it has none."""
-    has_pictures = unet.config.get("encoder_hid_dim_type") == "ip_image_proj"
-    has_pictures |= getattr(unet.config, "encoder_hid_dim_type", None) == "ip_image_proj"
+    has_pictures = getattr(unet.config, "encoder_hid_dim_type", None) == "ip_image_proj"
     return list(unet.encoder_hid_proj.image_projection_layers) if has_pictures else []
 
 
-def _per_adapter(given: Any, layers: list, kind: type) -> list[Any]:
+def _per_adapter(given: Any, layers: list) -> list[Any]:
     """One entry per IP-Adapter. A list for a single one is an entry itself, unless it nests one."""
     if len(layers) == 1:
-        is_entry = not isinstance(given, kind) or len(given) != 1
+        is_entry = not isinstance(given, list) or len(given) != 1
         return [given] if is_entry else given
-    if not isinstance(given, kind) or len(given) != len(layers):
+    if not isinstance(given, list) or len(given) != len(layers):
         raise InputError(f"There are {len(layers)} IP-Adapters: give a list of one entry for each.")
     return given
 

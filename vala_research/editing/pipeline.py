@@ -14,12 +14,12 @@ from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from vala_research import InputError
 from vala_research.adapter.activation import AdapterMixin
 from vala_research.diffusion.attention import Attending, get_policy
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
 from vala_research.diffusion.patching import one_call_at_a_time
+from vala_research.diffusion.variants import half_first
 from vala_research.diffusion.video import once
 from vala_research.editing import checks
 from vala_research.editing.call import CallState, as_batch, call_back, check_guiding, restarted
@@ -197,10 +197,6 @@ def quiet_pipeline(model: str | PathLike, dtype: torch.dtype | None = None) -> V
 
     In half precision the weights of the variant "fp16" are read, where the model has them.
     """
-    variant = {"variant": "fp16"} if dtype == torch.float16 else {}
-    try:
-        pipe = VideoEditPipeline.from_pretrained(str(model), dtype, **variant)
-    except InputError:  # no such variant; or another reason, which is told without it
-        pipe = VideoEditPipeline.from_pretrained(str(model), dtype)
+    pipe = half_first(dtype, partial(VideoEditPipeline.from_pretrained, str(model), dtype))
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")

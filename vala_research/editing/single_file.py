@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer
 
 from vala_research import InputError
 from vala_research.assets import clip_merges
-from vala_research.diffusion.checkpoint import PARTS, PICKLES, check_index
+from vala_research.diffusion.checkpoint import PARTS, PICKLES, WITH_WEIGHTS, check_index
 from vala_research.diffusion.loading import check_folder
 from vala_research.diffusion.parts import check_parts
 from vala_research.editing.loaders import explained
@@ -102,7 +102,7 @@ class SingleFileMixin(FromSingleFileMixin):
                 pipe = super().from_single_file(
                     str(file), config=str(config), local_files_only=True, dtype=dtype, **kwargs
                 )
-        for part in ("vae", "text_encoder", "unet"):
+        for part in WITH_WEIGHTS:
             missing = [n for n, p in getattr(pipe, part).named_parameters() if p.is_meta]
             if missing:
                 raise InputError(

@@ -16,9 +16,8 @@ from vala_research.diffusion.attention import Attending
 from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.controlnet import control_residuals
 from vala_research.diffusion.inversion import Inversion
-from vala_research.diffusion.patching import chunks
+from vala_research.diffusion.patching import chunks, scaled_lora
 from vala_research.diffusion.schedule import Schedule
-from vala_research.editing.words import scaled_lora
 
 Frames = slice | list[int]  # which frames of a clip
 

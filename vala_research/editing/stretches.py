@@ -101,7 +101,7 @@ def n_fresh(n_context: int) -> int:
     return max(1, FRAMES_AT_ONCE // 2, FRAMES_AT_ONCE - n_context)
 
 
-def frames_seen(attention: Attending, n_frames: int) -> tuple[int, int]:
+def count_frames(attention: Attending, n_frames: int) -> tuple[int, int]:
     """Count the frames that the network sees: in all stretches of a clip, and at once.
 
     attention: a policy, or what becomes one once the clip is known.

@@ -1,19 +1,16 @@
 """The words of a call: prompts or their embeddings. A list of prompts asks for one edit each."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from vala_research import InputError
 from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.codec import encode_prompts
-from vala_research.diffusion.patching import one_call_at_a_time
+from vala_research.diffusion.patching import one_call_at_a_time, scaled_lora
 
 Words = dict[str, Any]  # fields of a `Source`: prompts, or embeddings in their place
 
@@ -106,21 +103,6 @@ def encoded_words(source: Any, pipe: Any) -> Float[Tensor, "g n d"]:
 def embeds_of(source: Any, name: str) -> Tensor | None:
     """The embeddings that stand in place of this prompt."""
     return getattr(source, f"{name}_embeds")
-
-
-@contextmanager
-def scaled_lora(text_encoder: nn.Module, scale: float | None) -> Iterator[None]:
-    """Within the block, multiply the weights of a text encoder's LoRAs by a scale."""
-    modules = () if scale is None else text_encoder.modules()
-    layers = [module for module in modules if isinstance(module, BaseTunerLayer)]
-    before = [dict(layer.scaling) for layer in layers]
-    try:
-        for layer in layers:
-            layer.scale_layer(scale)
-        yield
-    finally:
-        for layer, scaling in zip(layers, before, strict=True):
-            layer.scaling.update(scaling)
 
 
 @torch.no_grad()

@@ -181,12 +181,13 @@ class Weightless(TorchDispatchMode):
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return True if args[0].dtype is torch.bool else 0.0
         if func is torch.ops.aten._to_copy.default and args[0].is_meta:
-            if str((kwargs or {}).get("device")) == "cpu":  # the values of a small tensor
-                return torch.ones_like(args[0], device="cpu", dtype=(kwargs or {}).get("dtype"))
-        return func(*args, **(kwargs or {}))
+            if str(kwargs.get("device")) == "cpu":  # the values of a small tensor
+                return torch.ones_like(args[0], device="cpu", dtype=kwargs.get("dtype"))
+        return func(*args, **kwargs)
 
 
 class FusedAttention(TorchFunctionMode):
