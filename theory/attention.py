@@ -1,6 +1,6 @@
 """Compare one head of attention with its ideal, and bound the difference.
 
-GE-Adapter's theory (arXiv 2504.16016) C.3. Proofs: theory/README.md, C1 to C4.
+GE-Adapter (arXiv 2501.04606), appendix C.3. Proofs: theory/README.md, C1 to C4.
 """
 
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ def row(a: Tensor) -> Tensor:
 
 
 def centred(a: Tensor) -> Tensor:
-    """H a: each column without its mean."""
+    """Pi a: each column without its mean."""
     return a - a.mean(-2, keepdim=True)
 
 

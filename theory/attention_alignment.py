@@ -1,6 +1,6 @@
 """Bound the difference of attention outputs by queries and by tokens: C.10, C.11, C.12, C.14.
 
-GE-Adapter's theory (arXiv 2504.16016) C.3. Proofs: theory/README.md, C1 to C5.
+GE-Adapter (arXiv 2501.04606), appendix C.3. Proofs: theory/README.md, C1 to C5.
 """
 
 from math import sqrt
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from theory.attention import Comparison, Head, centred, fro, ideal_output, row, two
 from theory.attention_search import SIZES, as_drawn, draw, search, solves_it, solving
-from theory.verdict import Counterexample, Verdict, statement
+from theory.verdict import ROUNDING, Counterexample, Verdict, statement
 
 
 @statement("C.10")
@@ -19,8 +19,8 @@ def alignment(seed: int = 0, n_steps: int = 200) -> Verdict:
 
     Verdict: false. Equal tokens give equal outputs only for equal queries, and X_t is not X*.
 
-    True, for any X_t, Z, Z*, weights and X*, with H = I - 11'/L_tok, P of (X_t, Z):
-    ||X~ - X*||_F <= ||H V*||_2 / (2 sqrt d) [||H K* W_Q'||_2 ||X_t - X*||_F
+    True, for any X_t, Z, Z*, weights and X*, with Pi = I - 11'/n_tok, P of (X_t, Z):
+    ||X~ - X*||_F <= ||Pi V*||_2 / (2 sqrt d) [||Pi K* W_Q'||_2 ||X_t - X*||_F
         + ||X_t W_Q W_K'||_2 ||Z - Z*||_F] + ||P||_2 ||W_V||_2 ||Z - Z*||_F.   (F)
     No assumption is needed on the weights, the token counts or the existence of X* (Brouwer).
 
@@ -41,7 +41,7 @@ def alignment(seed: int = 0, n_steps: int = 200) -> Verdict:
     return Verdict(
         statement="C.10", verdict="false",
         claim="|X~ - X*|_F <= gamma |dZ|_F",
-        corrected="|X~ - X*|_F <= |HV*| / (2 sqrt d) (|HK*W_Q'| |X_t - X*|_F + |X_t W_Q W_K'| "
+        corrected="|X~ - X*|_F <= |Pi V*| / (2 sqrt d) (|Pi K* W_Q'| |X_t - X*|_F + |X_t W_Q W_K'| "
         "|dZ|_F) + |P| |W_V| |dZ|_F",
         measured=worst.value, bound=1.0,
         witness=worst.witness,
@@ -52,7 +52,7 @@ def alignment(seed: int = 0, n_steps: int = 200) -> Verdict:
             "iteration finds X* where (83) contracts": finds_ideals(seed),
         },
         counterexample=Counterexample(
-            "d = M = 1, Z = Z* = (0, 1, 1), weights 1, X_t = 5",
+            "d = n_q = 1, Z = Z* = (0, 1, 1), weights 1, X_t = 5",
             float(fro(broken.difference)), float(broken.bound_paper()),
         ),
         least_tightness=0.999, n_searched=differing.n_searched + alike.n_searched,
@@ -98,12 +98,12 @@ def decomposition(seed: int = 0, n: int = 1000) -> Verdict:
 def weights_differ(seed: int = 0, n_steps: int = 200) -> Verdict:
     """Lemma C.12, Eq. (98): ||term A||_F <= L_softmax ||W_Q|| ||W_K|| ||V*|| ||dZ||_F.
 
-    Verdict: false. The proof has a factor ||X_t||_F / sqrt d in (110), which (98) drops. It also
-    sets Q* = X_t W_Q where (83) has X* W_Q. With ||X_t||_F <= sqrt d and equal queries, (98)
-    follows, with L_softmax = 1/2.
+    Verdict: holds with hypotheses that its proof states: ||X_t||_F <= sqrt d (111), and equal
+    queries, Q* = X_t W_Q (103), where (83) has X* W_Q. Then (98) follows, with L_softmax = 1/2. As
+    written it fails: (110) has a factor ||X_t||_F / sqrt d, which (98) drops.
 
-    True: ||(P - P*) V*||_F <= ||H V*||_2 / (2 sqrt d)
-        [||H K* W_Q'||_2 ||X_t - X*||_F + ||X_t W_Q W_K'||_2 ||dZ||_F].
+    True: ||(P - P*) V*||_F <= ||Pi V*||_2 / (2 sqrt d)
+        [||Pi K* W_Q'||_2 ||X_t - X*||_F + ||X_t W_Q W_K'||_2 ||dZ||_F].
 
     Proof: theory/README.md, C3.
 
@@ -113,7 +113,14 @@ def weights_differ(seed: int = 0, n_steps: int = 200) -> Verdict:
     def ratio(c: Comparison) -> Tensor:
         return fro(c.term_a) / c.bound_a()
 
+    def claimed_ratio(c: Comparison) -> Tensor:
+        h, x = c.head, c.x / fro(c.x)[..., None, None] * sqrt(c.head.w_q.shape[-1])
+        c = Comparison(h, x, x, c.z, c.z_ideal)  # the paper's two hypotheses
+        claimed = two(h.w_q) * two(h.w_k) * two(c.z_ideal @ h.w_v) * fro(c.z - c.z_ideal) / 2
+        return fro(c.term_a) / claimed
+
     worst = search(as_drawn, ratio, seed, n_steps)
+    kind = search(as_drawn, claimed_ratio, seed, n_steps // 4)
 
     # Counterexample: one long query, tokens that move along it.
     e1, e2 = torch.eye(2, dtype=torch.float64)
@@ -122,12 +129,13 @@ def weights_differ(seed: int = 0, n_steps: int = 200) -> Verdict:
     broken = Comparison(Head(*torch.eye(2).double().expand(3, 2, 2)), x, x, z_ideal + dz, z_ideal)
     claimed = sqrt(2) * float(two(z_ideal) * fro(dz))  # the weights are 1, L_softmax = sqrt d
     return Verdict(
-        statement="C.12", verdict="false",
-        claim="|term A|_F <= L |W_Q| |W_K| |V*| |dZ|_F",
-        corrected="|term A|_F <= |HV*| / (2 sqrt d) (|HK*W_Q'| |X_t - X*|_F + |X_t W_Q W_K'| "
+        statement="C.12", verdict="holds with hypothesis",
+        claim="|term A|_F <= L_softmax |W_Q| |W_K| |V*| |dZ|_F",
+        corrected="|term A|_F <= |Pi V*| / (2 sqrt d) (|Pi K* W_Q'| |X_t - X*|_F + |X_t W_Q W_K'| "
         "|dZ|_F)",
         measured=worst.value, bound=1.0,
         witness=worst.witness,
+        hypotheses={"(98) holds with (103) and (111), L_softmax = 1/2": kind.value <= 1 + ROUNDING},
         counterexample=Counterexample(
             "Z* = +-e2 twice, dZ = +-e1 / 1000, X_t = (1000, 0), weights I",
             float(fro(broken.term_a)), claimed,
@@ -143,9 +151,9 @@ def combined(seed: int = 0, n_steps: int = 200) -> Verdict:
     Verdict: false. delta appears nowhere in the derivation: when W_V and delta grow together, term
     B grows but gamma does not. ||W_Q||, ||Z*|| and the 1 of term B are not constants either.
 
-    True for any number M of queries, with every factor kept. Norms are largest norms of a row, and
-    D is the diameter of V*'s rows:
-    ||X~ - X*||_row <= D / (2 sqrt d) [||K* W_Q'||_row ||X_t - X*||_row
+    True for any number of queries, with every factor kept. Norms are largest norms of a row, and
+    diam is the diameter of V*'s rows:
+    ||X~ - X*||_row <= diam / (2 sqrt d) [||K* W_Q'||_row ||X_t - X*||_row
         + ||X_t||_row ||W_Q W_K'||_2 ||dZ||_row] + ||W_V||_2 ||dZ||_row.   (R)
 
     Proof: theory/README.md, C5.
@@ -167,9 +175,9 @@ def combined(seed: int = 0, n_steps: int = 200) -> Verdict:
     broken = Comparison(head, x_ideal, x_ideal, z_ideal + 0.1, z_ideal)
     return Verdict(
         statement="C.14", verdict="false",
-        claim="gamma = L |W_K| |W_V| / delta",
-        corrected="|X~ - X*|_row <= D / (2 sqrt d) (|K*W_Q'|_row |X_t - X*|_row + |X_t|_row |W_Q "
-        "W_K'| |dZ|_row) + |W_V| |dZ|_row",
+        claim="gamma = L_softmax |W_K| |W_V| / delta",
+        corrected="|X~ - X*|_row <= diam / (2 sqrt d) (|K* W_Q'|_row |X_t - X*|_row + |X_t|_row "
+        "|W_Q W_K'| |dZ|_row) + |W_V| |dZ|_row",
         measured=worst.value, bound=1.0,
         witness=worst.witness,
         hypotheses={
@@ -177,7 +185,7 @@ def combined(seed: int = 0, n_steps: int = 200) -> Verdict:
             "X* solves (83) in the counterexample": left < 1e-12,
         },
         counterexample=Counterexample(
-            "d = 2, M = 1, L_tok = 6, W_K = I / 1000, W_Q = W_V = I, X_t = X*, dZ = .1",
+            "d = 2, n_q = 1, n_tok = 6, W_K = I / 1000, W_Q = W_V = I, X_t = X*, dZ = .1",
             float(fro(broken.difference)), float(broken.bound_paper()),
         ),
         least_tightness=0.999, n_searched=differing.n_searched + alike.n_searched,

@@ -13,7 +13,7 @@ from theory.attention import Comparison, Head, fro, row, two
 
 EPS = torch.finfo(torch.float64).eps
 Case = Callable[..., Comparison]
-SIZES = ((1, 1, 2), (2, 2, 4))  # d, M, L_tok of the attacks: N_s = N_u = d, as the paper asks
+SIZES = ((1, 1, 2), (2, 2, 4))  # d, n_q, n_tok of the attacks: N_s = N_u = d, as the paper asks
 
 
 @dataclass(frozen=True)

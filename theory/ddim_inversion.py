@@ -37,14 +37,14 @@ def denoising(
     Verdict: false. (53) without noise is the mean of DDPM. In fine steps it moves twice as far
     along eps as DDIM. Its errors grow with exponent 2L, errors of DDIM with exponent L.
 
-    Corrected: the constant of a step is A_t + |B_t| L, where ddim_step(z, eps) = A_t z + B_t eps;
-    eps(x) = -L x attains it. prod_t (A_t + |B_t| L) <= K(alpha_bar_T)^L / sqrt(alpha_bar_T) for any
-    schedule from alpha_bar_0 = 1 and any number of steps.
+    Corrected: the constant of a step is A_t + |H_t| L, where ddim_step(z, eps) = A_t z + H_t eps;
+    eps(x) = -L x attains it. prod_t (A_t + |H_t| L) <= kappa(alpha_bar_n)^L / sqrt(alpha_bar_n) for
+    any schedule from alpha_bar_0 = 1 and any number n of steps. L is L_eps.
 
     Proof: theory/README.md, B5: in x / sqrt(alpha_bar) a step is an Euler step in lambda.
 
     seed: of the attack over schedules of n_levels that end at Stable Diffusion's last level, L = 1.
-    Returns measured: sum ln((A_t + |B_t| L) sqrt(alpha_t)) / (L ln K), bound 1.
+    Returns measured: sum ln((A_t + |H_t| L) sqrt(alpha_t)) / (L ln kappa), bound 1.
     """
     signal = -float(levels_of(stable_diffusion())[-1].log())
 
@@ -64,8 +64,8 @@ def denoising(
     return Verdict(
         statement="DDIM", verdict="false",
         claim="the update (53) is the DDIM step",
-        corrected="DDIM errs by A_t + |B_t| L a step, in all by <= K(alpha_bar_T)^L / "
-        "sqrt(alpha_bar_T)",
+        corrected="DDIM's errors grow by A_t + |H_t| L_eps per step, in all by <= "
+        "kappa(alpha_bar_n)^L_eps / sqrt(alpha_bar_n)",
         measured=worst.value, bound=1.0,
         witness={"Stable Diffusion, L = 1, by steps": products, "closed form": closed},
         hypotheses={
@@ -94,20 +94,21 @@ def worst_path(n_steps: int, lipschitz: float = 1.0, is_inversion: bool = False)
 
 @statement("DDIM-inversion")
 def inversion(seed: int = 0, n_levels: int = 64, n_starts: int = 16, n_steps: int = 200) -> Verdict:
-    """The paper, C.6 by its title, and section 3.2: inversion is stable, and its path leads back.
+    """The paper, title of Theorem C.6: DDIM inversion is stable. (It has no numbered statement.)
 
-    Verdict: holds with hypotheses, for deterministic DDIM. (53) is no inversion: it denoises.
+    Verdict: holds with hypotheses, for deterministic DDIM. (53) is no inversion: it denoises. That
+    the path leads back is our addition; appendix C does not claim it.
 
-    Corrected: an inversion step t-1 -> t has the constant A_t + |B_t| L, attained by eps(x) = L x.
-    The product of constants is <= sqrt(alpha_bar_T) K(alpha_bar_T)^max(1, L) for any schedule from
-    alpha_bar_0 = 1. For L <= 1 an error at most doubles. The exact preimage of a step is the only
-    fixed point of z -> A z_s + B eps(z), reached at rate q, where
+    Corrected: an inversion step t-1 -> t has the constant A_t + |H_t| L, attained by eps(x) = L x.
+    The product of constants is <= sqrt(alpha_bar_n) kappa(alpha_bar_n)^max(1, L) for any schedule
+    from alpha_bar_0 = 1; L is L_eps. For L <= 1 an error at most doubles. The exact preimage of a
+    step is the only fixed point of z -> A z_s + H eps(z), reached at rate q, where
     q = (lambda_t - lambda_s) sqrt(alpha_bar_t) L < 1. The usual single iteration misses it.
 
     Proof: theory/README.md, B7: 1 + L (sinh s' - sinh s) / cosh s <= exp(max(1, L) (s' - s)).
 
     seed: of the attack over schedules of n_levels, L = 1.
-    Returns measured: sum ln((A_t + |B_t| L) / sqrt(alpha_t)) / ln K, bound 1.
+    Returns measured: sum ln((A_t + |H_t| L) / sqrt(alpha_t)) / ln kappa, bound 1.
     """
     signal = -float(levels_of(stable_diffusion())[-1].log())
 
@@ -126,9 +127,10 @@ def inversion(seed: int = 0, n_levels: int = 64, n_starts: int = 16, n_steps: in
     beyond = fixed_point_errors(0.01, 0.9, 3.0, seed, is_linear=True)
     return Verdict(
         statement="DDIM-inversion", verdict="holds with hypothesis",
-        claim="inversion is stable and leads back (title of C.6)",
-        corrected="errors grow by <= sqrt(alpha_bar_T) K(alpha_bar_T)^max(1, L); a step inverts "
-        "exactly, by fixed point, where q = (lambda_t - lambda_s) sqrt(alpha_bar_t) L < 1",
+        claim="DDIM inversion is stable (title of C.6)",
+        corrected="errors grow by <= sqrt(alpha_bar_n) kappa(alpha_bar_n)^max(1, L_eps); our "
+        "addition: a step inverts exactly, by fixed point, where q = (lambda_t - lambda_s) "
+        "sqrt(alpha_bar_t) L_eps < 1",
         measured=worst.value, bound=1.0,
         witness={
             "Stable Diffusion, L = 1, by steps": products, "closed form": closed, "q": q,

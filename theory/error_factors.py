@@ -2,7 +2,7 @@
 
 Levels are alpha_bar_0 >= ... >= alpha_bar_T, the least noisy level first.
 alpha_t = alpha_bar_t / alpha_bar_{t-1}. L is the network's Lipschitz constant.
-K(a) = (1 + sqrt(1 - a)) / sqrt(a).
+kappa(a) = (1 + sqrt(1 - a)) / sqrt(a).
 """
 
 from collections.abc import Callable, Iterator
@@ -66,45 +66,45 @@ def update_factor(alpha: float, alpha_bar: float) -> float:
 def ddim_coefficients(
     a: Float[Tensor, "*b"], b: Float[Tensor, "*b"]
 ) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
-    """(A, B) with ddim_step(z, eps, a, b) = A z + B eps."""
+    """(A, H) with ddim_step(z, eps, a, b) = A z + H eps."""
     scale = (b / a).sqrt()
     return scale, (1 - b).sqrt() - scale * (1 - a).sqrt()
 
 
 def denoising_factors(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b t"]:
-    """A_t + |B_t| L of the DDIM steps t -> t-1, t = 1..T."""
+    """A_t + |H_t| L of the DDIM steps t -> t-1, t = 1..T."""
     check_levels(levels, lipschitz)
     a, b = ddim_coefficients(levels[..., 1:], levels[..., :-1])
     return a + b.abs() * lipschitz
 
 
 def inversion_factors(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b t"]:
-    """A_t + |B_t| L of the inversion steps t-1 -> t, t = 1..T."""
+    """A_t + |H_t| L of the inversion steps t-1 -> t, t = 1..T."""
     check_levels(levels, lipschitz)
     a, b = ddim_coefficients(levels[..., :-1], levels[..., 1:])
     return a + b.abs() * lipschitz
 
 
 def log_growth(levels: Float[Tensor, "*b n"]) -> Float[Tensor, "*b"]:
-    """ln K(alpha_bar_T) - ln K(alpha_bar_0) = asinh lambda_T - asinh lambda_0."""
+    """ln kappa(alpha_bar_n) - ln kappa(alpha_bar_0) = asinh lambda_T - asinh lambda_0."""
     log_k = ((1 + (1 - levels).sqrt()) / levels.sqrt()).log()
     return log_k[..., -1] - log_k[..., 0]
 
 
 def log_update_bound(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
-    """ln of K^(2L) / sqrt(alpha_bar), an upper bound of sum ln C_t: theory/README.md, B4."""
+    """ln of kappa^(2L) / sqrt(alpha_bar), an upper bound of sum ln C_t: theory/README.md, B4."""
     return (levels[..., 0] / levels[..., -1]).log() / 2 + 2 * lipschitz * log_growth(levels)
 
 
 def log_denoising_bound(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
-    """ln of K^L / sqrt(alpha_bar), a bound of sum ln (A_t + |B_t| L): theory/README.md, B5."""
+    """ln of kappa^L / sqrt(alpha_bar), a bound of sum ln (A_t + |H_t| L): theory/README.md, B5."""
     return (levels[..., 0] / levels[..., -1]).log() / 2 + lipschitz * log_growth(levels)
 
 
 def log_inversion_bound(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
-    """ln of sqrt(alpha_bar) K^max(1, L), the bound for inversion: theory/README.md, B7.
+    """ln of sqrt(alpha_bar) kappa^max(1, L), the bound for inversion: theory/README.md, B7.
 
-    Fine steps approach sqrt(alpha_bar) K^L for every L. For L < 1 coarse steps exceed it.
+    Fine steps approach sqrt(alpha_bar) kappa^L for every L. For L < 1 coarse steps exceed it.
     """
     scale = (levels[..., -1] / levels[..., 0]).log() / 2
     return scale + max(1.0, lipschitz) * log_growth(levels)
@@ -121,7 +121,7 @@ def noise_gain(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor,
 
 
 def noise_gain_bound(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b"]:
-    """K(a)^(4L) (1 / a - 1), a = alpha_bar_{T-1}, for alpha_bar_0 = 1: theory/README.md, B6."""
+    """kappa(a)^(4L) (1 / a - 1), a = alpha_bar_{n-1}, for alpha_bar_0 = 1: theory/README.md, B6."""
     if not (levels[..., 0] == 1).all():
         raise InputError(
             "The final level is not 1: this bound starts at no noise. Give a first level of 1."
@@ -146,10 +146,10 @@ def sum_of_norms(levels: Tensor, lipschitz: float) -> float:
 def rms_closed_form(
     levels: Float[Tensor, " n"], lipschitz: float, n_values: int, start: float, bias: float
 ) -> float:
-    """Bound of R_0: sqrt(G_T^2 start^2 + N H) + bias sqrt(N) sum_t G_t; theory/README.md, B6.
+    """Bound of R_0: sqrt(G_n^2 start^2 + N V) + bias sqrt(N) sum_t G_t; theory/README.md, B6.
 
-    G_t = K(alpha_bar_t)^(2L) / sqrt(alpha_bar_t). levels: alpha_bar_0 = 1. n_values: N. start: R_T.
-    bias: b(S) sigma of the filter, at every step.
+    G_t = kappa(alpha_bar_t)^(2L) / sqrt(alpha_bar_t). levels: alpha_bar_0 = 1. n_values: N.
+    start: R_T. bias: b(S) sigma of the filter, at every step.
     """
     ends = range(2, len(levels) + 1)
     g = torch.stack([log_update_bound(levels[:n], lipschitz) for n in ends]).exp()

@@ -1,6 +1,6 @@
 """Learnt tokens reach some ideal tokens, not all: C.15.
 
-GE-Adapter's theory (arXiv 2504.16016) C.3; the tokens are `methods.prompt_tokens`. Proof:
+GE-Adapter (arXiv 2501.04606), appendix C.3; the tokens are `methods.prompt_tokens`. Proof:
 theory/README.md, C6.
 """
 
@@ -84,8 +84,8 @@ def token_sufficiency(seed: int = 0, n_steps: int = 800, d: int = 4, n_u: int = 
     return Verdict(
         statement="C.15", verdict="false",
         claim="N_s, N_u >= d: dZ -> 0",
-        corrected="min |dZ|_F^2 = |(I - HH^+) Z_u*|_F^2 + |C(Z) - Z_c*|_F^2; all ideals iff rank "
-        "H = N_u",
+        corrected="min |dZ|_F^2 = |(I - H_sub H_sub^+) Z_u*|_F^2 + |text - ideal text|_F^2; all "
+        "ideals are reached iff rank H_sub = N_u",
         measured=closest.value * float(least), bound=float(least),
         witness=dict(zip(("shared", "weight", "bias"), closest.point, strict=True)),
         hypotheses={

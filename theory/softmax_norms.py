@@ -1,6 +1,6 @@
 """Softmax halves differences; its rows are distributions, and not small: L_softmax, C.13.
 
-GE-Adapter's theory (arXiv 2504.16016) C.3. Proofs: theory/README.md, C1 and C2.
+GE-Adapter (arXiv 2501.04606), appendix C.3. Proofs: theory/README.md, C1 and C2.
 """
 
 from functools import partial
@@ -60,7 +60,7 @@ def lipschitz_constant(
     a, step = worst.point
     return Verdict(
         statement="L_softmax", verdict="vacuous",
-        claim="L_softmax <= sqrt d is a condition",
+        claim="L_softmax <= sqrt(d) is a condition",
         corrected="L_softmax = 1/2 for any number of tokens >= 2; TV <= tanh(osc / 4)",
         measured=worst.value, bound=0.5,
         witness={"a": a, "b": a + step},
@@ -78,12 +78,12 @@ def attention_norm(seed: int = 0, n_steps: int = 200) -> Verdict:
 
     Verdict: false, and (113) is false for every input with more queries than tokens.
 
-    True: sqrt(M / L_tok) <= ||P||_2 <= sqrt(max column sum of P) <= sqrt M, hence
+    True: sqrt(n_q / n_tok) <= ||P||_2 <= sqrt(max column sum of P) <= sqrt(n_q), hence
     ||term B||_F <= ||P||_2 ||W_V||_2 ||dZ||_F; row by row, the constant is 1.
 
-    Proof: ||P 1|| = sqrt M and ||1|| = sqrt L_tok give the first inequality. The others follow from
-    ||P||_2^2 <= ||P||_1 ||P||_inf, whose second factor is 1. Equal rows 1/L_tok attain the first
-    two. Rows that all choose one token attain the last two.
+    Proof: ||P 1|| = sqrt(n_q) and ||1|| = sqrt(n_tok) give the first inequality. The others follow
+    from ||P||_2^2 <= ||P||_1 ||P||_inf, whose second factor is 1. Equal rows 1/n_tok attain the
+    first two. Rows that all choose one token attain the last two.
 
     seed, n_steps: settings of the attacks over logits.
     Returns the largest ||P||_2 / sqrt(max column sum).
@@ -102,17 +102,17 @@ def attention_norm(seed: int = 0, n_steps: int = 200) -> Verdict:
     return Verdict(
         statement="C.13", verdict="false",
         claim="|P|_F <= 1, |term B|_F <= |W_V| |dZ|_F",
-        corrected="sqrt(M / L_tok) <= |P| <= sqrt(max column sum) <= sqrt M; |term B|_F <= |P| "
-        "|W_V| |dZ|_F",
+        corrected="sqrt(n_q / n_tok) <= |P| <= sqrt(max column sum) <= sqrt(n_q); |term B|_F <= "
+        "|P| |W_V| |dZ|_F",
         measured=best.value, bound=1.0,
         witness={"logits": best.point[0]},
         hypotheses={
-            "sqrt(M / L_tok) <= |P| holds and is attained": attained(lower),
-            "|P| <= sqrt M holds and is attained": attained(whole),
+            "sqrt(n_q / n_tok) <= |P| holds and is attained": attained(lower),
+            "|P| <= sqrt(n_q) holds and is attained": attained(whole),
             "row by row the constant is 1": rows_shrink(seed),
         },
         counterexample=Counterexample(
-            "d = 1, M = 4, L_tok = 2, any queries, both tokens moved by 1",
+            "d = 1, n_q = 4, n_tok = 2, any queries, both tokens moved by 1",
             float(fro(broken.term_b)), float(two(head.w_v) * fro(z + 1 - z)),
         ),
         least_tightness=0.999, n_searched=sum(f.n_searched for f in upper + lower + whole),
@@ -131,12 +131,12 @@ def filled(logits: Tensor) -> Tensor:
 
 
 def spread(logits: Tensor) -> Tensor:
-    """sqrt(M / L_tok) / ||P||_2."""
+    """sqrt(n_q / n_tok) / ||P||_2."""
     return sqrt(logits.shape[-2] / logits.shape[-1]) / two(logits.softmax(-1))
 
 
 def chosen(logits: Tensor) -> Tensor:
-    """||P||_2 / sqrt M."""
+    """||P||_2 / sqrt(n_q)."""
     return two(logits.softmax(-1)) / sqrt(logits.shape[-2])
 
 

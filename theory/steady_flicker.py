@@ -1,6 +1,6 @@
 """Steady flicker is a global minimum of the temporal loss. One more term makes it a saddle.
 
-The loss is (22) in arXiv 2501.04606 and 2504.16016, and L + w mean(1 - s_t), which is
+The loss is (22) of arXiv 2501.04606, and L + w mean(1 - s_t), which is
 `temporal_consistency_loss(features, flicker_weight=w)`.
 """
 

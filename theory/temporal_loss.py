@@ -1,6 +1,6 @@
 """The gradient of a feature grows as the feature shrinks: C.2 and C.3 of the temporal loss.
 
-Appendix C.1 of arXiv 2501.04606, lemmas 4.2 and 4.3 of arXiv 2504.16016. Everywhere m <= |F_t| for
+Appendix C.1 of arXiv 2501.04606 (4.2 and 4.3 in arXiv 2504.16016). Everywhere m <= |F_t| for
 all T frames. s_t and L are those of `vala_research.methods.temporal`. Curvature, hence C.1 and the
 rest of C.3, is in `temporal_curvature`.
 """
@@ -43,7 +43,8 @@ def loss_gradient(x: Tensor) -> Tensor:
 def similarity_gradient(seed: int = 0, n_points: int = 4000) -> Verdict:
     """Lemma C.2, (23) to (31): |F_t| <= M gives |grad_F Sim| <= 2 / M.
 
-    Verdict: false. (26) and (30) read |F| <= M as 1 / |F| <= 1 / M.
+    Verdict: holds with a hypothesis: M is a lower bound, M <= |F|, as (26) allows. As written, (26)
+    and (30) read |F| <= M as 1 / |F| <= 1 / M.
 
     Corrected: |grad_F Sim(F, G)| = sqrt(1 - s^2) / |F|, hence at most 1 / m for |F| >= m, with
     equality only for F orthogonal to G and |F| = m.
@@ -62,7 +63,7 @@ def similarity_gradient(seed: int = 0, n_points: int = 4000) -> Verdict:
     (grad,) = torch.autograd.grad(frame_similarity(short).sum(), short)
     attained = (grad.norm(dim=1) * short.detach().norm(dim=1)).max().item()
     return Verdict(
-        statement="C.2", verdict="false",
+        statement="C.2", verdict="holds with hypothesis",
         claim="where |F_t| <= M the gradient of the similarity is at most 2 / M",
         corrected="it is sqrt(1 - s^2) / |F|, at most 1 / m where |F| >= m",
         measured=max(size.max().item(), attained), bound=1.0,
@@ -90,8 +91,8 @@ def gradient_bound(
 ) -> Verdict:
     """Lemma C.3, (32) to (38): |F_t| <= M gives |grad_{F_t} L| <= 8 (T-2) / (M (T-1)).
 
-    Verdict: false, by C.2; also (36) takes 2 * 4 / M for 16 / M. With |F_t| >= M the bound is true,
-    but loose.
+    Verdict: holds with a hypothesis, M <= |F_t|, and is loose. As written it fails by C.2; also
+    (36) takes 2 * 4 / M for 16 / M.
 
     Corrected: |grad_{F_t} L| <= k_T / ((T-1) m), k_T = 4 (T = 3), 6.50715 (T = 4), 8.97748 (T > 4),
     each attained. For all frames together, |grad L|^2 <= 64 L / ((T-1) m^2).
@@ -117,7 +118,7 @@ def gradient_bound(
     short = torch.tensor([[1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
     short[1] *= 0.1 / math.sqrt(2)
     return Verdict(
-        statement="C.3a", verdict="false",
+        statement="C.3a", verdict="holds with hypothesis",
         claim="where |F_t| <= M a frame's gradient is at most 8 (T-2) / (M (T-1))",
         corrected="it is at most k_T / ((T-1) m) where |F_t| >= m, k_T = 4, 6.507, 8.977 for T = "
         "3, 4, > 4",
@@ -131,6 +132,8 @@ def gradient_bound(
                 attacks[n].value > 0.999 * bounds[n] for n in frames
             ),
             "|grad L|^2 <= 64 L / ((T-1) m^2)": all(_self_bounded(seed, n) for n in frames),
+            "with M <= |F_t| the paper's bound is above": all(bounds[n] <= 8 * (n - 2)
+                                                              for n in frames),
         },
         counterexample=Counterexample(
             "T = 3, M = 1, F = (e, .1 n, -e), n at 45 degrees",

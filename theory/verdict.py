@@ -2,7 +2,9 @@
 
 Every check in `theory` is a function of one statement, without required arguments, that returns a
 `Verdict`. The bound must hold under attack and be attained within a stated factor. Where the claim
-is false, a counterexample must break the claim as written.
+is false, a counterexample must break the claim as written. "false" means that no reading which the
+paper itself states saves the sentence. Where one does, the verdict is "holds with hypothesis", and
+the counterexample shows that the hypothesis is needed.
 """
 
 import math
@@ -12,7 +14,10 @@ from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any
 
+from theory.readings import READINGS, Reading, part_of
+
 VERDICTS = ("holds", "holds with hypothesis", "false", "vacuous")
+ATTAINED = 0.99  # share of a bound from which it counts as attained
 ROUNDING = 1e-6  # relative: an attack ends with differences of nearly equal numbers
 
 
@@ -66,6 +71,13 @@ class Verdict:
             raise ValueError(f"Unknown verdict {self.verdict!r}: one of {', '.join(VERDICTS)}.")
         if self.verdict == "false" and self.counterexample is None:
             raise ValueError(f"{self.statement} is called false without a counterexample.")
+        if self.verdict == "holds" and self.counterexample is not None:
+            raise ValueError(f"{self.statement} holds, but has a counterexample.")
+
+    @property
+    def reading(self) -> Reading:
+        """How the statement is read; empty for one that is not in `READINGS`."""
+        return READINGS.get(self.statement) or Reading("", "", "", "", "", "")
 
     @property
     def tightness(self) -> float:
@@ -73,6 +85,11 @@ class Verdict:
         if self.bound == 0:
             return 1.0 if self.measured <= 1e-12 else math.inf
         return self.measured / self.bound
+
+    @property
+    def attained(self) -> bool:
+        """The worst case comes within 1 percent of the bound."""
+        return self.tightness >= ATTAINED
 
     @property
     def reproduced(self) -> bool:
@@ -85,10 +102,25 @@ class Verdict:
         )
 
     def as_row(self) -> dict[str, Any]:
-        """One object of `python -m theory --json`."""
+        """One object of `python -m theory --json`.
+
+        counterexample: None unless the verdict is "false". without_hypothesis: the same for "holds
+        with hypothesis". breaks: both sides of the inequality that fails there.
+        """
         names = ("statement", "claim", "verdict", "corrected", "measured", "bound", "tightness")
         row = {name: getattr(self, name) for name in names}
-        row["counterexample"] = None if self.counterexample is None else str(self.counterexample)
+        point = None if self.counterexample is None else str(self.counterexample)
+        is_false = self.verdict == "false"
+        row |= {"counterexample": point if is_false else None}
+        row |= {"without_hypothesis": None if is_false else point}
+        if self.counterexample is not None:
+            row["breaks"] = [self.counterexample.lhs, self.counterexample.rhs]
+
+        # What the numbers are, and how the statement is read.
+        read = self.reading
+        row |= {"part_of": part_of(self.statement), "source": read.source, "words": read.words}
+        row |= {"reading": read.reading, "charitable_reading": read.charitable}
+        row |= {"proof": read.proof, "quantity": read.quantity, "attained": self.attained}
         row |= {"seconds": round(self.seconds, 3), "reproduced": self.reproduced}
         return row | {"hypotheses": self.hypotheses, "n_searched": self.n_searched}
 

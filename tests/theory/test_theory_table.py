@@ -14,7 +14,7 @@ import theory.__main__ as table
 from theory.verdict import STATEMENTS, Counterexample, Verdict
 
 KEYS = {"statement", "claim", "verdict", "counterexample", "corrected", "measured", "bound",
-        "tightness", "seconds", "reproduced"}  # fmt: skip
+        "tightness", "seconds", "reproduced", "reading", "charitable_reading"}  # fmt: skip
 GOOD = Verdict(
     statement="C.2", claim="x <= 1", verdict="false", corrected="x <= 2",
     measured=1.9, bound=2.0,
@@ -29,7 +29,7 @@ def number(name: str) -> int | None:
 
 
 @pytest.mark.slow
-def test_every_statement_reproduces_in_three_minutes_of_one_core(root):
+def test_every_statement_reproduces_in_a_minute_of_one_core(root):
     """Processor seconds, whatever else the machine does."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
@@ -45,10 +45,10 @@ def test_every_statement_reproduces_in_three_minutes_of_one_core(root):
     assert {"L_softmax", "DDIM"} <= {row["statement"] for row in rows}
     assert len({row["statement"] for row in rows}) == len(rows)
     for row in rows:
-        assert row["verdict"] != "false" or row["counterexample"], row["statement"]
+        assert bool(row["counterexample"]) == (row["verdict"] == "false"), row["statement"]
         assert row["n_searched"] > 0, row["statement"]
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert seconds <= 180  # 35 measured
+    assert seconds <= 60  # 40 measured on an idle machine
 
 
 @pytest.mark.parametrize(
