@@ -187,9 +187,11 @@ def self_attention_maps(
     return _read(view, layers, summary)
 
 
-def feature_maps(view: View, layers: Sequence[str]) -> dict[str, Float[Tensor, "f d h w"]]:
-    """Outputs of attention layers, before the residual addition."""
-    return _read(view, layers, lambda _a, _x, _c, out: _on_grid(out.mT, view.z))
+def feature_maps(
+    view: View, layers: Sequence[str], *patches: Patch
+) -> dict[str, Float[Tensor, "f d h w"]]:
+    """Outputs of attention layers, before the residual addition. patches: of the network."""
+    return _read(view, layers, lambda _a, _x, _c, out: _on_grid(out.mT, view.z), *patches)
 
 
 def probabilities(
@@ -218,7 +220,9 @@ def grid_of(n_sites: int, z: Float[Tensor, "f c h w"]) -> tuple[int, int]:
     return h, w
 
 
-def _read(view: View, layers: Sequence[str], summary: Summary) -> dict[str, Tensor]:
+def _read(
+    view: View, layers: Sequence[str], summary: Summary, *patches: Patch
+) -> dict[str, Tensor]:
     """A summary per layer. Frames are in order, in whatever chunks the network sees them."""
     known = [n for n, m in view.unet.named_modules() if isinstance(m, Attention)]
     if not layers or set(layers) - set(known):
@@ -235,7 +239,7 @@ def _read(view: View, layers: Sequence[str], summary: Summary) -> dict[str, Tens
 
         return kept
 
-    view.predict(Patch(lambda name, _: name in summaries, forward=keep))
+    view.predict(*patches, Patch(lambda name, _: name in summaries, forward=keep))
     return {name: torch.cat(parts) for name, parts in summaries.items()}
 
 

@@ -8,13 +8,18 @@ from notebook_runs import run
 from vala_research import InputError
 from vala_research.evaluation.cases import Case
 from vala_research.evaluation.verdicts import assert_claims
+from vala_research.experiments.theory.steady_flicker import (
+    flicker_kinds,
+    setting_claims,
+    setting_rows,
+    setting_table,
+    sprite_flicker,
+)
 from vala_research.experiments.theory.temporal_loss import (
     KINDS,
     claims,
     figure,
-    flicker_kinds,
     flicker_rows,
-    sprite_flicker,
     table,
 )
 
@@ -43,6 +48,35 @@ def test_flicker_has_no_loss_and_a_moving_clip_has(tiny):
     lack = 0.5 * (1 - measured.similarity)
     assert (measured.repaired - measured.loss - lack).abs().max() < 1e-12
     assert by_kind.loc["flicker", "repaired"].max() > 1e-6
+
+
+def test_where_flicker_costs_nothing_and_where_it_costs(tiny):
+    """Any weights: 0 if frames see themselves or shared tokens; not with the previous frame."""
+    clips = sprite_flicker(1, n_frames=4, size=32)
+    rows = pd.DataFrame(setting_rows(tiny, clips, times=(501,)))
+    loss = rows[rows.kind == "flicker"].set_index(["attention", "noise"]).loss
+    for attention in ("own", "first", "extended"):
+        assert loss[attention, "shared"] < 1e-10
+    assert loss["sparse_causal", "shared"] > 1e-9 and loss["own", "own"] > 1e-6
+    assert len(setting_table(rows)) == 5
+
+
+def planted_settings(own=0.0, causal=1e-3, noisy=0.2) -> pd.DataFrame:
+    settings = {("own", "shared", 1): own, ("first", "shared", 1): 0.0,
+                ("sparse_causal", "shared", 1): causal, ("own", "own", 501): noisy}  # fmt: skip
+    return pd.DataFrame([
+        {"clip": 0, "attention": a, "noise": n, "t": t, "kind": kind, "loss": loss}
+        for (a, n, t), flicker in settings.items()
+        for kind, loss in (("moving", 0.1), ("flicker", flicker))
+    ])  # fmt: skip
+
+
+def test_claims_of_the_settings_can_fail(capsys):
+    assert_claims(setting_claims(planted_settings()))
+    assert capsys.readouterr().out.count("confirmed: ") == 3
+    for wrong in (dict(own=1e-3), dict(causal=0.0), dict(noisy=0.05)):
+        with pytest.raises(AssertionError, match="not confirmed"):
+            assert_claims(setting_claims(planted_settings(**wrong)))
 
 
 def test_a_clip_that_does_not_change_has_neither(tiny):
@@ -82,12 +116,12 @@ def test_its_claims_can_fail(capsys):
 
 def test_the_notebook(tmp_path, miniature):
     """It runs from its parameters, and its csv redraws its figure."""
-    small = dict(n_clips=2, n_frames=4, attacked=[3], norms=[0.1, 1.0])
+    small = dict(n_clips=2, n_frames=4, attacked=[3], norms=[0.1, 1.0], times=[501])
     parameters, rows = run("40_theory_temporal_loss", tmp_path, **small)
     assert parameters["attacked"] == [3]
     flicker = rows[rows.part == "flicker"]
     assert len(flicker) == 2 * 3 * flicker.site.nunique()
     assert set(flicker.kind) == set(table(rows).index) == set(KINDS)
     sizes = rows.groupby("part").size().drop("flicker").to_dict()
-    assert sizes == {"gradient": 900, "lipschitz": 2, "curvature": 9}
+    assert sizes == {"gradient": 900, "lipschitz": 2, "curvature": 9, "setting": 2 * 2 * 5}
     assert len(figure(rows, dict.fromkeys(KINDS, torch.zeros(4, 3, 8, 8))).axes) == 3 + 3 * 4 + 2
