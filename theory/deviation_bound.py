@@ -19,7 +19,7 @@ def closed_form(mass: float, c: float) -> float:
     """Proved bound of the constant: 1 + max_v p (2 v^2 - 2 + c v^3) + (c p v^2)^2 / 8; B9.
 
     p = q / (1 + q), q = S exp(-v^2 / 2). c = 0 is the constant of a fixed sigma. Not attained: it
-    is 13 to 45 percent above `best_constant` at c = 1.
+    is 15 to 44 percent above `best_constant` at c = 1.
     """
     v = torch.linspace(0, FARTHEST, 24_001, dtype=torch.float64)
     p = _share(v, mass)

@@ -105,7 +105,7 @@ class Verdict:
         """One object of `python -m theory --json`.
 
         counterexample: None unless the verdict is "false". without_hypothesis: the same for "holds
-        with hypothesis". breaks: both sides of the inequality that fails there.
+        with hypothesis". lhs, rhs: both sides of the inequality that fails there.
         """
         names = ("statement", "claim", "verdict", "corrected", "measured", "bound", "tightness")
         row = {name: getattr(self, name) for name in names}
@@ -113,8 +113,7 @@ class Verdict:
         is_false = self.verdict == "false"
         row |= {"counterexample": point if is_false else None}
         row |= {"without_hypothesis": None if is_false else point}
-        if self.counterexample is not None:
-            row["breaks"] = [self.counterexample.lhs, self.counterexample.rhs]
+        row |= {side: getattr(self.counterexample, side, None) for side in ("lhs", "rhs")}
 
         # What the numbers are, and how the statement is read.
         read = self.reading

@@ -1,6 +1,6 @@
 """The temporal loss: its value, its gradient, the constants of its theory, what it does not say.
 
-Constants: C.1 to C.4 of arXiv 2504.16016, corrected. With |F_t| >= m over T frames, the gradient of
+Constants: C.1 to C.4 of arXiv 2501.04606, corrected. With |F_t| >= m over T frames, the gradient of
 the similarity is sqrt(1 - s^2) / |F|, that of L at most 16 / ((T-1) m) a frame, and the Hessian of
 L at most 32 / ((T-1) m^2). What is proved of them, and sharper, is in theory/.
 """

@@ -1,7 +1,7 @@
 """GE-Adapter's update: the mean of DDPM plus noise; and how far a step carries an error.
 
-GE-Adapter (arXiv 2501.04606), Eqs. (8) and (12); its stability: arXiv 2504.16016, Lemmas C.8 and
-C.9. The update denoises, t -> t-1. It is not DDIM: with noise in every step nothing inverts it.
+GE-Adapter (arXiv 2501.04606), Eqs. (8) and (12); its stability: Lemmas C.8 and C.9 there. The
+update denoises, t -> t-1. It is not DDIM: with noise in every step nothing inverts it.
 """
 
 from collections.abc import Iterator

@@ -1,12 +1,13 @@
 """Penalise features that change unevenly from frame to frame. Even change is not yet alignment.
 
-FTC blocks of GE-Adapter (arXiv 2501.04606) 3.2, Eqs. (3) and (4); theory in arXiv 2504.16016.
+FTC blocks of GE-Adapter (arXiv 2501.04606) 3.2, Eqs. (3) and (4); theory in its appendix C.1.
 
     s_t = <F_t, F_{t+1}> / (|F_t| |F_{t+1}|),   L = 1/(T-1) sum_{t=2}^{T-1} (s_t - s_{t-1})^2
 
 L vanishes whenever all s_t are equal. Frames e, -e, e, -e have similarity -1 throughout and L = 0:
-the strongest flicker is a global minimum. Always report the mean similarity beside the loss; or use
-L + w mean(1 - s_t), which vanishes only where all frames share a direction.
+the strongest flicker is a global minimum, and so is a clip that turns evenly. Always report the
+mean similarity beside the loss; or use L + w mean(1 - s_t), which vanishes only where all frames
+share a direction.
 
 The similarity is undefined at a zero feature. Its gradient has norm sqrt(1 - s^2) / |F|, which is
 unbounded near zero. A zero is therefore refused. An epsilon would hide it and break this identity.

@@ -1,6 +1,6 @@
 """Notebook 44: bounds of attention beside what they bound, and how near learnt tokens can come.
 
-GE-Adapter's theory (arXiv 2504.16016), C.10, C.14, C.15.
+GE-Adapter (arXiv 2501.04606), appendix C, C.10, C.14, C.15.
 """
 
 from collections.abc import Mapping, Sequence

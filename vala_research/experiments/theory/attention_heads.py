@@ -1,6 +1,6 @@
 """Heads, queries and tokens of real cross-attention layers, each beside an ideal one.
 
-Bounds of GE-Adapter's theory (arXiv 2504.16016, C.10 to C.14) are tried on them. The bounds speak
+Bounds of GE-Adapter (arXiv 2501.04606), C.10 to C.14, are tried on them. The bounds speak
 of one head; a layer's output is a linear map of its heads side by side.
 """
 

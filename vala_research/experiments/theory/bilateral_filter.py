@@ -1,6 +1,7 @@
 """Notebook 42: how far a bilateral filter moves images, and how far it stretches differences.
 
-Theory of GE-Adapter (arXiv 2504.16016), Lemma C.7.
+GE-Adapter (arXiv 2501.04606), appendix C, Lemma C.7. sigma is fixed: the default
+`BilateralSettings`, whose sigma follows the clip, has a larger constant (theory/README.md, B9).
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """Notebook 43: how errors may grow along a path, by which bound, and how they do.
 
-Theory of GE-Adapter (arXiv 2504.16016), C.6 to C.9.
+GE-Adapter (arXiv 2501.04606), appendix C, C.6 to C.9.
 """
 
 from collections.abc import Mapping, Sequence

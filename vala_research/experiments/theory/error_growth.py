@@ -1,6 +1,6 @@
 """How errors grow along the paths of a network, beside what its Lipschitz constants allow.
 
-Theory of GE-Adapter (arXiv 2504.16016), C.6 to C.9. A constant measured at points of a path is
+GE-Adapter (arXiv 2501.04606), appendix C, C.6 to C.9. A constant measured at points of a path is
 local, a lower bound of the network's own. So an error above a bound made of it refutes no theorem,
 and an error below it shows how far the theorem is from what happens.
 """
