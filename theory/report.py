@@ -1,7 +1,8 @@
 """Write verdicts as text: a row of the table, a summary, one statement in plain English."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from theory.readings import NUMBERED, part_of
 from theory.verdict import Verdict
@@ -84,7 +85,12 @@ def summary(verdicts: Iterable[Verdict]) -> str:
 
 def numbered(verdicts: Iterable[Verdict]) -> dict[str, str]:
     """Verdict of each numbered statement: of its own row, else the worst of its parts."""
-    rows = {v.statement: v.verdict for v in verdicts}
+    return numbered_rows([{"statement": v.statement, "verdict": v.verdict} for v in verdicts])
+
+
+def numbered_rows(objects: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The same, of objects of `python -m theory --json`."""
+    rows = {row["statement"]: row["verdict"] for row in objects}
     judged = {}
     for name in NUMBERED:
         parts = [verdict for row, verdict in rows.items() if part_of(row) == name]

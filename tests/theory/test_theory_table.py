@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import theory.__main__ as table
+from theory import note
 from theory.verdict import STATEMENTS, Counterexample, Verdict
 
 KEYS = {"statement", "claim", "verdict", "counterexample", "corrected", "measured", "bound",
@@ -44,6 +45,7 @@ def test_every_statement_reproduces_in_a_minute_of_one_core(root):
     assert {number(row["statement"]) for row in rows} - {None} == set(range(1, 16))
     assert {"L_softmax", "DDIM"} <= {row["statement"] for row in rows}
     assert len({row["statement"] for row in rows}) == len(rows)
+    assert note.tables(rows) == note.TABLES.read_text()  # else: python -m theory.note table.json
     for row in rows:
         assert bool(row["counterexample"]) == (row["verdict"] == "false"), row["statement"]
         assert row["n_searched"] > 0, row["statement"]
