@@ -187,10 +187,8 @@ def self_attention_maps(
     return _read(view, layers, summary)
 
 
-def feature_maps(
-    view: View, layers: Sequence[str], *patches: Patch
-) -> dict[str, Float[Tensor, "f d h w"]]:
-    """Outputs of attention layers, before the residual addition. patches: of the network."""
+def feature_maps(view: View, layers: Sequence[str], *patches: Patch) -> dict[str, Tensor]:
+    """Outputs of attention layers, f d h w, before the residual is added. patches: more of them."""
     return _read(view, layers, lambda _a, _x, _c, out: _on_grid(out.mT, view.z), *patches)
 
 
@@ -220,9 +218,7 @@ def grid_of(n_sites: int, z: Float[Tensor, "f c h w"]) -> tuple[int, int]:
     return h, w
 
 
-def _read(
-    view: View, layers: Sequence[str], summary: Summary, *patches: Patch
-) -> dict[str, Tensor]:
+def _read(view: View, layers: Sequence[str], summary: Summary, *patches: Patch) -> dict:
     """A summary per layer. Frames are in order, in whatever chunks the network sees them."""
     known = [n for n, m in view.unet.named_modules() if isinstance(m, Attention)]
     if not layers or set(layers) - set(known):
