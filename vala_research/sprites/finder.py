@@ -23,7 +23,6 @@ MIN_GAP = 0.2  # RGB distance between object and ground from which a mixture can
 BRIDGE = 1 / 16  # parts that are no farther apart than this, in frame widths, are one
 
 
-
 def find_object(
     frames: Float[Tensor, "f 3 h w"], colours: Sequence[str | None]
 ) -> Float[Tensor, "f h w"]:
