@@ -106,7 +106,7 @@ def tested(rows: pd.DataFrame, hypotheses: Iterable[Hypothesis]) -> list[Claim]:
     claims = []
     for hypothesis in hypotheses:
         for metric in (m for m in hypothesis.metrics if m in rows):
-            check_settings(set(rows.setting), (hypothesis.better, hypothesis.than))
+            check_settings(dict.fromkeys(rows.setting), (hypothesis.better, hypothesis.than))
             sign = METRICS[metric].sign
             gain = gain_of(rows, metric, hypothesis.better, hypothesis.than, sign)
             claims.append(Claim.of_gain(hypothesis.sentence, METRICS[metric].name, gain))
