@@ -13,7 +13,7 @@ from vala_research import InputError
 from vala_research.evaluation.metrics import jitter, path_error, presence, size_error
 from vala_research.evaluation.placement import placement, placement_row
 from vala_research.sprites.finder import find_object
-from vala_research.sprites.palette import PATTERNS, SHAPES
+from vala_research.sprites.palette import COLOURS, PATTERNS, SHAPES, tones
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import Motion, Scene
 
@@ -105,6 +105,17 @@ def test_ground_of_the_asked_colour_is_no_object():
     for pattern in PATTERNS:
         kept = render(Scene("circle", "yellow", "red", pattern, MOTION), 4).frames
         assert presence(kept, SCENE) == 0, pattern
+
+
+def test_a_colour_may_drift_and_a_tone_of_the_ground_is_no_object():
+    """Purple on its way to the second tone of pink; brown, and dots of orange's second tone."""
+    scene = Scene("star", "purple", "cyan", "plain", MOTION)
+    clip, second = render(scene, 4), tones("pink")[1]
+    drift = 0.6 * (second - torch.tensor(COLOURS["purple"]))[:, None, None]
+    assert drift.norm() > 0.15
+    assert presence(clip.frames + clip.mask * drift, scene) == 1
+    kept = render(Scene("circle", "blue", "orange", "dotted", MOTION), 4).frames
+    assert presence(kept, Scene("star", "brown", "white", "plain", MOTION)) == 0
 
 
 def test_frames_without_the_object_neither_help_nor_hide():

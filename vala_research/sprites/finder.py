@@ -1,7 +1,7 @@
 """Find the object of a known colour: which pixels it covers, to a fraction of a pixel.
 
-1. Core: the pixels that are nearer to the asked colour than to any other colour of the palette and
-   to any second tone of a background. Parts that almost touch are one. The core is the largest.
+1. Core: the pixels that are nearer to the asked colour than to any other colour of the palette, and
+   are no second tone of a background. Parts that almost touch are one. The core is the largest.
 2. Cover: at the core's border, the share of the object's colour in the mixture with the ground.
 """
 
@@ -69,10 +69,13 @@ def _core(frame: np.ndarray, colour: str) -> np.ndarray:
     """The pixels of the largest part of this colour; none where it is no object."""
     from scipy.ndimage import binary_dilation, label
 
-    others = [t for name in COLOURS if name != colour for t in tones(name).numpy()]
-    gap = np.linalg.norm(frame - np.array(COLOURS[colour]), axis=-1)
-    rivals = np.stack([np.linalg.norm(frame - other, axis=-1) for other in others])
-    mine = (gap < FARTHEST) & (gap < rivals.min(0))
+    def gap(tone) -> np.ndarray:
+        return np.linalg.norm(frame - np.asarray(tone, np.float32), axis=-1)
+
+    # A ground's second tone must be twice as near: a network's object may drift towards it.
+    own, others = gap(COLOURS[colour]), [tones(name) for name in COLOURS if name != colour]
+    rivals = np.stack([factor * gap(pair[i]) for pair in others for i, factor in ((0, 1), (1, 2))])
+    mine = (own < FARTHEST) & (own < rivals.min(0))
 
     # Noise may split an object: parts that touch when they are grown by half a bridge are one.
     reach = max(1, round(BRIDGE * frame.shape[1] / 2))
