@@ -170,7 +170,7 @@ def test_noise_and_blur_are_borne():
 
 
 def test_the_true_clip_after_the_vae_scores_nearly_zero(miniature):
-    """Over 8 test clips of 8 frames: path .07 (.14 at most), size .005, jitter .13 (.42 at most)."""
+    """Over 8 test clips of 8 frames: path .07 (.14 at most), size .005, jitter .13 (at most .4)."""
     from vala_research.editing.pipeline import quiet_pipeline
     from vala_research.evaluation.cases import edit_cases
     from vala_research.sprites.scene import WORLD
