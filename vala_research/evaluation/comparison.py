@@ -199,8 +199,9 @@ def per_clip(
     """
     order = list(dict.fromkeys(rows.setting)) if settings is None else list(settings)
     edit = [column for column in ("kind", "index") if column in rows]
-    edits = rows[rows.setting.isin(order)].pivot_table(metric, edit, "setting", dropna=False)
-    return edits.reindex(columns=order).dropna().groupby("index").mean()
+    rows = rows[rows.setting.isin(order)]
+    is_unknown = rows[metric].isna().groupby([rows[column] for column in edit]).transform("any")
+    return rows[~is_unknown].pivot_table(metric, "index", "setting").reindex(columns=order)
 
 
 def comparison_table(
