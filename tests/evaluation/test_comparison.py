@@ -1,5 +1,6 @@
 """Comparisons are paired, resumable and honest about direction; every clip is edited alike."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -16,7 +17,15 @@ from vala_research.diffusion.attention import (
 from vala_research.evaluation import benchmark, comparison
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.cases import edit_cases, folder_cases
-from vala_research.evaluation.comparison import Run, compare, comparison_table, per_clip
+from vala_research.evaluation.comparison import (
+    PLACEMENT,
+    Run,
+    compare,
+    comparison_table,
+    per_clip,
+)
+from vala_research.evaluation.comparison_figures import gains_figure, within_clips
+from vala_research.evaluation.verdicts import Hypothesis, tested
 from vala_research.methods.anchors import AnchorSettings
 from vala_research.sprites.scene import WORLD
 
@@ -66,7 +75,8 @@ def test_the_true_edits_own_flow_follows_an_outline_that_the_sources_flow_leaves
     for case in edit_cases(WORLD, "validation", 4, ("colour", "shape")):
         material = case.material(4, 64)
         right = benchmark.edit_row(material.truth, case, material)
-        assert right["warp_error_truth"] < 2e-3 and right["success"] == 1
+        assert right["warp_error_truth"] < 2e-3 and right["success"] == right["presence"] == 1
+        assert right["path_error"] == right["size_error"] == right["jitter"] == 0
         if case.kind == "colour":
             assert right["warp_error_truth"] == right["warp_error"]
         else:
@@ -76,6 +86,8 @@ def test_the_true_edits_own_flow_follows_an_outline_that_the_sources_flow_leaves
     one = cases(1)[0].material(3, 32)
     bare = type(one)(one.frames, one.flow, one.flow_valid, one.truth)
     assert "warp_error_truth" not in benchmark.edit_row(one.truth, cases(1)[0], bare)
+    unknown = benchmark.edit_row(one.truth, cases(1)[0], replace(bare, truth=None))
+    assert not {"presence", "path_error", "size_error", "jitter"} & set(unknown)
 
 
 def test_several_processes_make_the_same_rows(checkpoint, tmp_path):
@@ -127,6 +139,52 @@ def test_gains_are_paired_by_clip_and_positive_when_better():
     assert warp.low < warp["mean"] < warp.high
     with pytest.raises(InputError, match="No rows of 'c'"):
         comparison_table(rows, "c")
+
+
+def lost_rows() -> pd.DataFrame:
+    """Under b the path is half a pixel better on easy edits, and the hard ones lose the object."""
+    paths = {("a", "easy"): 1.0, ("a", "hard"): 5.0, ("b", "easy"): 0.5, ("b", "hard"): math.nan}
+    return pd.DataFrame(
+        dict(setting=s, kind=k, index=i, path_error=path + i, jitter=math.nan,
+             psnr=20.0 + (s == "b"), presence=float(path == path))
+        for (s, k), path in paths.items() for i in range(8)
+    )  # fmt: skip
+
+
+def test_a_lost_object_gains_nothing():
+    """Its edit counts under neither setting: else b, which loses the hard edits, gained 2.5."""
+    rows = lost_rows()
+    table = comparison_table(rows, "a").set_index(["metric", "setting"])
+    path = table.loc[("path_error", "b")]
+    assert path.gain == pytest.approx(0.5) and path.n_gain == path.n == 8
+    assert table.loc[("path_error", "a"), "mean"] == pytest.approx(3 + 3.5)
+    assert table.loc[("presence", "b"), "gain"] == pytest.approx(-0.5)
+    assert "jitter" not in table.index  # no edit has one
+    (claim,) = tested(rows, [Hypothesis("b is nearer", "b", "a", ["path_error"])])
+    assert claim.value == pytest.approx(0.5) and claim.verdict == "confirmed"
+    means = within_clips(rows, PLACEMENT).set_index(["metric", "setting"])["mean"]
+    assert means["path_error", "a"] - means["path_error", "b"] == pytest.approx(0.5)
+    assert set(means.index.get_level_values(0)) == {
+        "path_error", "presence"
+    }  # fmt: skip
+
+
+def test_a_setting_that_loses_every_object_has_no_path_and_no_verdict():
+    rows = lost_rows()
+    rows.loc[rows.setting == "b", "path_error"] = math.nan
+    table = comparison_table(rows, "a").set_index(["metric", "setting"])
+    path = table.loc[("path_error", "b")]
+    assert math.isnan(path["mean"]) and math.isnan(path.gain) and path.n == path.n_gain == 0
+    (claim,) = tested(rows, [Hypothesis("b is nearer", "b", "a", ["path_error"])])
+    assert claim.verdict == "not established" and claim.n == 0
+    alone = within_clips(rows, ["path_error"]).set_index("setting")
+    assert alone["mean"].a == pytest.approx(3 + 3.5) and math.isnan(alone["mean"].b)
+    assert alone[["low", "high"]].isna().all(axis=None)
+    # The figure draws what has a gain.
+    drawn = gains_figure(table.reset_index(), metrics=("path_error", "psnr", "presence"))
+    assert [ax.get_title().split(",")[0] for ax in drawn.axes] == [
+        "PSNR to the true edit", "frames with the object"
+    ]  # fmt: skip
 
 
 def test_clips_of_a_folder_are_edited_without_a_true_edit(checkpoint, tmp_path):

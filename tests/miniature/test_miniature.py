@@ -178,6 +178,14 @@ def test_the_card_says_what_was_measured(miniature):
     assert f"{quality['vae']['sprites_psnr']:.1f} dB" in text
     assert {e["kind"] for e in quality["edits"]} == set(edits.EDITS)
     assert card.card_text(quality) == text
+    # Where the object is has its columns as soon as that is measured.
+    placed = dict(presence=0.9, path_error=1.25, size_error=0.1, jitter=0.5)
+    quality["edits"] = [e | placed for e in quality["edits"]]
+    lines = card.card_text(quality).splitlines()
+    header = next(line for line in lines if "CLIP-F | s |" in line)
+    assert header.endswith("| present | path | size | jitter |")
+    edited = [line for line in lines if line.endswith("| 0.90 | 1.2 | 0.10 | 0.5 |")]
+    assert len(edited) == len(quality["edits"])
 
 
 def test_the_vae_round_trip_is_above_30_db(pipe):

@@ -17,12 +17,13 @@ from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation import metrics
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.cases import edit_cases
-from vala_research.evaluation.comparison import Run, compare
+from vala_research.evaluation.comparison import PLACEMENT, Run, compare
 from vala_research.evaluation.statistics import summarise
 from vala_research.files import write_json, write_text
 from vala_research.frames import fit_to_size
 from vala_research.miniature.abilities import prompt_accuracy, reconstruction_quality
 from vala_research.miniature.configuration import SCHEDULE, TEXT, UNET, VAE, VISION
+from vala_research.miniature.edit_table import edit_table, placement_words
 from vala_research.sprites.edits import EDITS
 from vala_research.sprites.reader import read_attributes
 from vala_research.sprites.render import render
@@ -107,7 +108,8 @@ def summary(rows: pd.DataFrame) -> list[dict]:
     edited: the share of clips in which every edited attribute is right in most frames.
     """
     lines = []
-    columns = ("psnr", "source_psnr", "success", "warp_error", "clip_f", "seconds", "peak_mib")
+    columns = ("psnr", "source_psnr", "success", "warp_error", "clip_f", "seconds", "peak_mib",
+               *PLACEMENT)  # fmt: skip
     for (setting, kind), group in rows.groupby(["setting", "kind"], sort=False):
         gain = summarise(group.gain.to_numpy())
         means = group[[c for c in columns if c in group]].mean().to_dict()
@@ -169,23 +171,15 @@ def card_text(quality: dict) -> str:
                      "schedule": SCHEDULE, "setting": setting}  # fmt: skip
     return CARD.format(
         hardware=quality["hardware"], stages="\n".join(stages), recon="\n".join(inversions),
-        edits="\n".join(map(_edit_line, quality["edits"])), accuracy="\n".join(accuracy),
+        edits=edit_table(quality["edits"]), accuracy="\n".join(accuracy),
         shapes=", ".join(WORLD.shapes), colours=", ".join(WORLD.colours),
         patterns=", ".join(WORLD.patterns), size=SIZE, held_out=", ".join(held_out),
         config=json.dumps(configuration, indent=1), sprites=vae["sprites_psnr"],
         natural=vae["natural_psnr"], guidance=prompts["guidance"], n_frames=quality["n_frames"],
         read=vae["attributes_read_after_round_trip"],
         degrees=math.degrees(WORLD.tilt + WORLD.turn),
+        placed=placement_words(quality["edits"]),
     )  # fmt: skip
-
-
-def _edit_line(e: dict) -> str:
-    return (
-        f"| {e['setting']} | {e['kind']} | {e['psnr']:.1f} | {e['source_psnr']:.1f} | "
-        f"{e['gain']:+.1f} [{e['gain_low']:+.1f}, {e['gain_high']:+.1f}] | {e['edited']:.2f} | "
-        f"{e['success']:.2f} | {1e3 * e['warp_error']:.1f} | {e['clip_f']:.1f} | "
-        f"{e['seconds']:.1f} | {e['peak_mib']:.0f} | {e['n']} |"
-    )
 
 
 CARD = """# The miniature
@@ -229,10 +223,8 @@ Edits of test clips of {n_frames} frames; PSNR in dB to the true edit, beside th
 the share of frames in which all four attributes are right, read among the whole world's 8 shapes
 and 12 colours; E_warp x 1e-3 under the true flow; CLIP-F by the miniature's own CLIP over
 consecutive frames; seconds on one core; MiB: peak memory of the process, on a CPU with its
-libraries (about 500).
+libraries (about 500).{placed}
 
-| setting | edit | PSNR | source | gain [95%] | edited | success | E_warp | CLIP-F | s | MiB | n |
-|---|---|---|---|---|---|---|---|---|---|---|---|
 {edits}
 
 ## Configuration

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-METRICS = ("psnr", "success", "warp_error", "clip_t", "clip_f")
+METRICS = ("psnr", "success", "warp_error", "clip_t", "clip_f", "jitter")
 
 
 def planted_rows(levels: dict[str, dict], n: int = 12, kinds=("shape", "colour"), noise=0.0):

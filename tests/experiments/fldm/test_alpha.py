@@ -1,5 +1,7 @@
 """Experiment 21: slopes over the ratio, ends that are the single models, and claims that fail."""
 
+import math
+
 import pytest
 from planted_rows import failed, plain, planted_rows
 
@@ -30,7 +32,7 @@ def test_a_mixture_between_the_ends_beats_neither():
     """Until it is made better than both."""
     levels = curve()
     mixtures = [c for c in alpha.claims(planted_rows(levels)) if "a mixture" in c.sentence]
-    assert len(mixtures) == 5 and "confirmed" not in {c.verdict for c in mixtures}
+    assert len(mixtures) == 6 and "confirmed" not in {c.verdict for c in mixtures}
     levels["a = 0.5"] = levels["a = 0.5"] | dict(psnr=9.0)
     claims = alpha.claims(planted_rows(levels, noise=0.01))
     best = {c.measured: c.verdict for c in claims if "a mixture" in c.sentence}
@@ -53,16 +55,24 @@ def test_asserted_claims_can_fail(setting, off, sentence):
     assert failed(alpha.claims(planted_rows(levels, n=3))) == [sentence]
 
 
+def test_a_jitter_that_too_few_clips_have_is_not_judged():
+    rows = planted_rows(curve(), n=3)
+    rows.loc[(rows["index"] > 0) & (rows.setting == "a = 0.5"), "jitter"] = math.nan
+    assert "jitter" not in {claim.measured for claim in alpha.claims(rows)}
+    assert not failed(alpha.claims(rows.assign(jitter=math.nan)))
+
+
 def test_curves_over_the_ratio_end_at_the_single_models():
     levels = {f"a = {a / 10:g}": plain(psnr=a / 10) for a in range(11)}
     levels |= {IMAGE: plain(psnr=0.0), VIDEO: plain(psnr=1.0)}
     rows = planted_rows(levels, noise=0.01)
     fig = alpha.figure(rows)
     psnr = fig.axes[0]
-    assert psnr.get_title() == "PSNR to the true edit, dB" and len(fig.axes) == 6
+    assert psnr.get_title() == "PSNR to the true edit, dB" and len(fig.axes) == 8
     line = next(x for x in psnr.lines if x.get_label() == "constant a, tau 0")
     assert list(line.get_xdata()) == pytest.approx([i / 10 for i in range(11)])
     ends = {x.get_label(): x.get_xdata()[0] for x in psnr.lines if x.get_linestyle() == "None"}
     assert ends == {IMAGE: 0, VIDEO: 1}
+    assert len(alpha.figure(rows.drop(columns="jitter")).axes) == 6
     unknown = alpha.figure(rows.drop(columns=["gain", "success"]))
     assert unknown.axes[0].get_title() == "PSNR to the source, dB"

@@ -100,7 +100,11 @@ def test_the_ends_are_the_single_models_in_pictures_too(tiny, tmp_path):
 # --- claims -------------------------------------------------------------------------------------
 
 
-LEVELS = {IMAGE: plain(warp_error=1.1, success=1.2), VIDEO: plain(), FUSED: plain(psnr=0.5)}
+LEVELS = {
+    IMAGE: plain(warp_error=1.1, success=1.2, jitter=3.0),
+    VIDEO: plain(),
+    FUSED: plain(psnr=0.5),
+}
 
 
 def test_claims_are_paired_and_mind_the_direction():
@@ -109,6 +113,8 @@ def test_claims_are_paired_and_mind_the_direction():
     steadier = claims["fused is steadier than the image model", "E_warp"]
     assert steadier.value == pytest.approx(0.1)
     assert steadier.verdict == "confirmed" and steadier.n == 12
+    jitter = claims["fused is steadier than the image model", "jitter"]
+    assert jitter.value == pytest.approx(2) and jitter.verdict == "confirmed"
     steadier = claims["fused is steadier than the image model", "CLIP-F"]
     assert steadier.verdict == "not established"
     sentence = "the image model follows the text better than the video model"
@@ -136,7 +142,7 @@ def test_asserted_claims_can_fail():
 
 
 def test_metrics_that_are_missing_are_left_out_and_settings_are_not():
-    rows = planted_rows(LEVELS).drop(columns=["success", "clip_t", "clip_f"])
+    rows = planted_rows(LEVELS).drop(columns=["success", "clip_t", "clip_f", "jitter"])
     gains = [c for c in fusion.claims(rows) if not c.is_asserted]
     assert {c.measured for c in gains} == {"E_warp", "PSNR"}
     with pytest.raises(InputError, match="No rows of 'fused'"):

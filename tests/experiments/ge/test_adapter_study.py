@@ -128,6 +128,13 @@ def test_the_table_of_hosts_against_plain_means():
     assert table.gain["a", "warp_error"] == pytest.approx(0.5)
     assert table.gain["b, c", "warp_error"] == pytest.approx(-0.25)
     assert table.gain[adapter_gains.ALL_HOSTS, "warp_error"] == pytest.approx(0.125)
+    # An edit that lost its object on one side counts on neither, whatever the other host.
+    lost = rows.assign(jitter=4.0 - rows.setting.str.endswith(" with"))
+    lost.loc[lost["setting"].eq("a, with") & (lost["index"] < 2), "jitter"] = float("nan")
+    lost.loc[lost["setting"].eq("a, without") & (lost["index"] < 2), "jitter"] = 99.0
+    jitter = adapter_gains.table(lost).set_index(["setting", "metric"]).xs("jitter", level=1)
+    assert jitter.gain[["a", "b, c", adapter_gains.ALL_HOSTS]].tolist() == pytest.approx([1, 1, 1])
+    assert jitter.n_gain[["a", "b, c", adapter_gains.ALL_HOSTS]].tolist() == [4, 6, 6]
     baseline = table.loc["without"]
     assert baseline.gain.isna().all()
     assert baseline["mean"]["psnr"] == pytest.approx(

@@ -1,6 +1,7 @@
 """Notebook 12 runs from its parameters alone, and its claims can fail."""
 
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -100,3 +101,15 @@ def test_the_claims_can_fail():
     assert claims(unsure)[3].verdict == "not established"  # neither a loss nor its absence
     without = planted(0.5, 2.0, 0.9).replace(BEST, "VALA 2 key frames")
     assert claims(without) == []
+
+
+def test_frames_that_agree_are_seen_in_jitter():
+    """Reported, not asserted; an edit that lost its object has no jitter and is left out."""
+    for change, verdict in (
+        (-1.0, "confirmed"), (1.0, "contradicted"), (math.nan, "not established"),
+    ):  # fmt: skip
+        rows = planted(0.5, 2.0, 0.9)
+        rows["jitter"] = 5.0 + rows["index"] + change * (rows.setting == BEST)
+        claim = claims(rows)[-1]
+        assert claim.measured == "jitter, reduction" and claim.verdict == verdict
+        assert not claim.is_asserted
