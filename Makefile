@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PINS := pyproject.toml constraints.txt
-INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e
+# Python compiles what it imports, a sixth of the modules: pip would compile them all, on one core.
+INSTALL = $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check \
+  -c constraints.txt -e
 
 help:
 	@echo "make quickstart   edit the demo clip; results in runs/quickstart/"
@@ -17,8 +19,10 @@ help:
 quickstart: .venv/core.stamp
 	@$(BIN)/vala quickstart -o runs/quickstart
 
-# A worker a core; the tests of a file, which share models, go to one worker.
-test: lint
+# A worker per core; the tests of a file, which share models, go to one worker. One of the tests is
+# import-linter.
+test: .venv/test.stamp
+	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/test.stamp

@@ -1,6 +1,7 @@
 """Shapes in signatures are checked here, and only here; what needs weights skips without them."""
 
 import ast
+import gc
 import itertools
 import os
 from pathlib import Path
@@ -50,6 +51,19 @@ import torch  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that at the end no worker waits for another one's last file."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    long |= {item.path for item in items if "notebook" in item.path.name}
+    items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector of garbage need not walk it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The top of the repository."""
@@ -78,9 +92,9 @@ def pipe(miniature):
     return pipe
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
-    """Folder of a tiny random checkpoint of the Stable Diffusion class."""
+    """Folder of a tiny random checkpoint of the Stable Diffusion class; no test writes in it."""
     from tiny_models import tiny_checkpoint
 
     return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from fresh_processes import FRESH
 
 from vala_research import InputError, write_clip
 from vala_research.diffusion.attention import (
@@ -78,7 +79,8 @@ def test_the_true_edits_own_flow_follows_an_outline_that_the_sources_flow_leaves
     assert "warp_error_truth" not in benchmark.edit_row(one.truth, cases(1)[0], bare)
 
 
-def test_several_processes_make_the_same_rows(checkpoint, tmp_path):
+def test_several_processes_make_the_same_rows(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "get_context", lambda kind: FRESH)
     own = {"own": SETTINGS["own"]}
     run = Run(checkpoint, n_frames=2, size=32, n_processes=1)
     alone = compare(cases(2), own, tmp_path / "a.csv", run)
