@@ -45,6 +45,9 @@ _import_hook.JaxtypingTransformer = OuterFunctions
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 install_import_hook(["vala_research", "theory"], CHECKER)
 
+# Imports make a million objects and hardly any garbage: see `pytest_collection_finish`.
+gc.disable()
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -60,6 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What was imported stays: the collector of garbage need not walk it again and again."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
