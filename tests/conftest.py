@@ -56,9 +56,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, so that at the end no worker waits for another one's last file."""
-    long = {item.path for item in items if item.get_closest_marker("slow")}
-    long |= {item.path for item in items if "notebook" in item.path.name}
-    items.sort(key=lambda item: item.path not in long)
+    def is_short(item: pytest.Item) -> bool:
+        folder, name = item.path.parts[-2:]
+        return "notebook" not in name and folder not in ("miniature", "theory")
+
+    items.sort(key=is_short)
 
 
 def pytest_collection_finish() -> None:
