@@ -43,7 +43,7 @@ def test_fusion_on_the_miniature(tmp_path, motion):
 def test_ratios_on_the_miniature(tmp_path, motion):
     """The ends are asserted inside to be the single models."""
     out = tmp_path / "out"
-    seconds = run("21_fldm_alpha", tmp_path, n_clips=1, output=str(out))
+    seconds = run("21_fldm_alpha", tmp_path, output=str(out))
     assert seconds < 240  # 20 on an idle machine
     table = pd.read_csv(out / "fldm_alpha.csv")
     assert set(table.setting) == {IMAGE, VIDEO, "a = 0", "a = 0.5", "a = 1"}
@@ -52,7 +52,7 @@ def test_ratios_on_the_miniature(tmp_path, motion):
 
 def test_schedules_on_the_miniature(tmp_path, motion):
     out = tmp_path / "out"
-    seconds = run("22_fldm_schedules", tmp_path, n_clips=1, output=str(out))
+    seconds = run("22_fldm_schedules", tmp_path, output=str(out))
     assert seconds < 240  # 20 on an idle machine
     table = pd.read_csv(out / "fldm_schedules.csv")
     assert len(table) == 2 * 4 and set(table.kind) == {"shape", "colour"}
