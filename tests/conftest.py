@@ -56,6 +56,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, so that at the end no worker waits for another one's last file."""
+
     def is_short(item: pytest.Item) -> bool:
         folder, name = item.path.parts[-2:]
         return "notebook" not in name and folder not in ("miniature", "theory")
