@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PINS := pyproject.toml constraints.txt
-INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e
+INSTALL = $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check \
+  -c constraints.txt -e
+# What pip would do on one core. Files for other versions of Python do not compile, nor are imported.
+COMPILE = ($(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests/' .venv/lib || true)
 
 help:
 	@echo "make quickstart   edit the demo clip; results in runs/quickstart/"
@@ -17,8 +20,10 @@ help:
 quickstart: .venv/core.stamp
 	@$(BIN)/vala quickstart -o runs/quickstart
 
-# A worker a core; the tests of a file, which share models, go to one worker.
-test: lint
+# A worker per core; the tests of a file, which share models, go to one worker. One of the tests is
+# import-linter.
+test: .venv/test.stamp
+	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/test.stamp
@@ -54,9 +59,9 @@ clean:
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/core.stamp: $(PINS) | .venv/bin/python
-	@$(INSTALL) . && touch $@
+	@$(INSTALL) . && $(COMPILE) && touch $@
 
 .venv/test.stamp .venv/notebooks.stamp: .venv/%.stamp: $(PINS) | .venv/bin/python
-	@$(INSTALL) '.[$*]' && touch $@ .venv/core.stamp
+	@$(INSTALL) '.[$*]' && $(COMPILE) && touch $@ .venv/core.stamp
 
 .PHONY: help quickstart test lint gpu lab miniature constraints clean

@@ -1,6 +1,7 @@
 """Shapes in signatures are checked here, and only here; what needs weights skips without them."""
 
 import ast
+import gc
 import itertools
 import os
 from pathlib import Path
@@ -44,10 +45,30 @@ _import_hook.JaxtypingTransformer = OuterFunctions
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 install_import_hook(["vala_research", "theory"], CHECKER)
 
+# Imports make a million objects and hardly any garbage: see `pytest_collection_finish`.
+gc.disable()
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that at the end no worker waits for another one's last file."""
+
+    def is_short(item: pytest.Item) -> bool:
+        folder, name = item.path.parts[-2:]
+        return "notebook" not in name and folder not in ("miniature", "theory")
+
+    items.sort(key=is_short)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector of garbage need not walk it again and again."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -78,9 +99,9 @@ def pipe(miniature):
     return pipe
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
-    """Folder of a tiny random checkpoint of the Stable Diffusion class."""
+    """Folder of a tiny random checkpoint of the Stable Diffusion class; no test writes in it."""
     from tiny_models import tiny_checkpoint
 
     return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")

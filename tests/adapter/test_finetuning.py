@@ -1,11 +1,8 @@
 """Training: the right loss, only the adapter learns, and a killed run ends as an unbroken one."""
 
 import csv
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import ControlNetModel
+from fresh_processes import started
 from safetensors.torch import load_file
 from tiny_models import tiny_unet
 
-from vala_research import InputError
+from vala_research import InputError, VideoEditPipeline
 from vala_research.adapter.batches import Control, Encoders, numbered_batches
 from vala_research.adapter.loss import Batch, LossSettings, Noising, adapter_loss, draw_noising
 from vala_research.adapter.settings import AdapterSettings
@@ -55,8 +53,6 @@ def fresh(checkpoint):
     """A pipeline of its own with a new adapter: `fresh(settings)`."""
 
     def make(settings: AdapterSettings = BARE):
-        from vala_research import VideoEditPipeline
-
         pipe = VideoEditPipeline.from_pretrained(str(checkpoint))
         pipe.set_progress_bar_config(disable=True)
         d_vision = D_VISION if settings.uses_frame_tokens else None
@@ -345,49 +341,41 @@ def test_batches_are_a_function_of_their_number():
     assert [s["name"] for s in next(shared)[1]] == names[3]
 
 
-PATHS = [str(Path(__file__).parents[i]) for i in (0, 1)]
-SCRIPT = """
-import sys, torch
-sys.path[:0] = {tests!r}
-from test_finetuning import Clips, QUICK, see, D_VISION
-from dataclasses import replace
-from vala_research import VideoEditPipeline
-from vala_research.adapter.settings import AdapterSettings
-from vala_research.adapter.temporal_adapter import TemporalAdapter
-from vala_research.adapter.training import train
-pipe = VideoEditPipeline.from_pretrained({model!r})
-generator = torch.Generator().manual_seed(1)
-adapter = TemporalAdapter.attach(pipe.unet, AdapterSettings(n_shared=2), D_VISION, generator)
-torch.manual_seed({seed})  # whatever else is drawn must not matter
-print("ready", flush=True)
-train(pipe, adapter, Clips(), sys.argv[1], replace(QUICK, max_steps=20), vision=see)
-"""
+def trained(
+    model: Path, folder: Path, settings: TrainingSettings, dtype: torch.dtype, n_threads: int
+) -> None:
+    """Train with prompt tokens, in a process of its own."""
+    torch.set_num_threads(n_threads)
+    pipe = VideoEditPipeline.from_pretrained(str(model), dtype)
+    generator = torch.Generator().manual_seed(1)
+    adapter = TemporalAdapter.attach(pipe.unet, AdapterSettings(n_shared=2), D_VISION, generator)
+    torch.manual_seed(7)  # whatever else is drawn must not matter
+    train(pipe, adapter, Clips(), folder, settings, vision=see)
 
 
 def test_a_killed_run_ends_bit_for_bit_as_an_unbroken_one(checkpoint, fresh, tmp_path):
     """SIGKILL at random moments, also while a checkpoint is written; then the same command."""
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    script = SCRIPT.format(tests=PATHS, model=str(checkpoint), seed=7)
+    settings = replace(QUICK, max_steps=20)
 
     def run(folder: Path) -> None:
         pipe, adapter = fresh(AdapterSettings(n_shared=2))
-        train(pipe, adapter, Clips(), folder, replace(QUICK, max_steps=20), vision=see)
+        train(pipe, adapter, Clips(), folder, settings, vision=see)
 
     run(whole)
     rng, n_kills = random.Random(), 0  # other moments in every run of this test
     for _ in range(2):
-        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, str(broken)], stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, env={**os.environ, **threads},
-        )  # fmt: skip
+        process = started(
+            trained, checkpoint, broken, settings, torch.float32, torch.get_num_threads()
+        )
         target = rng.uniform(_last_step(broken) + 1, 15)
-        while process.poll() is None and _last_step(broken) < target:
+        while process.is_alive() and _last_step(broken) < target:
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        n_kills += process.wait() == -signal.SIGKILL
+        process.kill()
+        process.join()
+        n_kills += process.exitcode == -signal.SIGKILL
     assert n_kills, "it was never killed"
     run(broken)
     assert same(weights(whole), weights(broken))
@@ -512,10 +500,10 @@ def test_losses_that_mean_nothing(change, message):
 
 def test_mixed_precision_keeps_trained_weights_in_float32(checkpoint, tmp_path):
     """In a process of its own: accelerate holds one precision a process."""
-    script = SCRIPT.replace("from_pretrained({model!r})",
-                            "from_pretrained({model!r}, torch.bfloat16)")  # fmt: skip
-    script = script.format(tests=PATHS, model=str(checkpoint), seed=0)
-    script = script.replace("max_steps=20", "max_steps=2, mixed_precision='bf16'")
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    settings, log = replace(QUICK, max_steps=2, mixed_precision="bf16"), tmp_path / "log.txt"
+    process = started(
+        trained, checkpoint, tmp_path, settings, torch.bfloat16, torch.get_num_threads(), log=log
+    )
+    process.join()
+    assert process.exitcode == 0, log.read_text()[-2000:]
     assert all(v.dtype == torch.float32 for v in weights(tmp_path).values())

@@ -4,9 +4,9 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing import get_context
 
 import pytest
+from fresh_processes import FRESH
 from test_cli import refused, vala
 from tiny_datasets import msrvtt, sprite_clip
 
@@ -87,13 +87,10 @@ def test_killed_at_any_moment_and_repeated_it_gives_the_same_bytes(tmp_path):
         (tmp_path / f"data/clip{k:02d}.txt").write_text("a caption")
     options = ["--clips-per-shard", "3", "--size", "48"]
     assert vala("shards", tmp_path / "data", "-o", tmp_path / "whole", *options)[0] == 0
-    # A fork server imports once what each of the processes would import again.
-    fresh = get_context("forkserver")
-    fresh.set_forkserver_preload(["vala_research.data.shards"])
     given, settings = (tmp_path / "data", tmp_path / "killed"), {"clips_per_shard": 3, "size": "48"}
     n_killed = 0
     for wanted in (1, 2, 5):  # shards that are there when it is killed
-        process = fresh.Process(target=shards, args=given, kwargs=settings)
+        process = FRESH.Process(target=shards, args=given, kwargs=settings)
         process.start()
         while process.is_alive():
             if len(list((tmp_path / "killed").glob("shard-*.tar"))) >= wanted:

@@ -5,13 +5,14 @@ import json
 import os
 import platform
 import signal
-import subprocess
 import sys
+import time
 
 import psutil
 import pytest
 import torch
 from diffusers import ControlNetModel
+from fresh_processes import started
 from safetensors.torch import load_file
 from test_cli import refused, vala
 from tiny_datasets import sprite_clip
@@ -20,6 +21,7 @@ from tiny_models import tiny_checkpoint, tiny_unet
 from vala_research import VideoEditPipeline
 from vala_research.adapter.state import Log
 from vala_research.adapter.temporal_adapter import TemporalAdapter
+from vala_research.cli.app import main
 from vala_research.diffusion.controlnet import canny_edges
 
 QUICK = ["--steps", 2, "--accumulation", 1, "--warmup", 1, "--learning-rate", 1e-2, "--size", 16]
@@ -158,6 +160,12 @@ def test_outlines_are_where_the_colour_changes():
     assert edges[1, 0].any(1)[2:-2].all() and torch.equal(edges[:, 0], edges[:, 2])
 
 
+def called(*arguments: str) -> None:
+    """`vala`, in the process that it is called in."""
+    sys.argv = ["vala", *arguments]
+    main()
+
+
 def test_two_processes_train_what_one_does(tmp_path, clips, model, one_thread, monkeypatch):
     """Each takes every other batch, and gradients are averaged: weights and log of one process.
 
@@ -176,13 +184,24 @@ def test_two_processes_train_what_one_does(tmp_path, clips, model, one_thread, m
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name, accumulation in (("one", 2), ("alone", 1)):
         assert vala(*command, "--accumulation", accumulation, "-o", tmp_path / name)[0] == 0
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    given = [*command, "--accumulation", 1, "-o", tmp_path / "two"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, "vala_research.cli", *map(str, given)],
-        capture_output=True, text=True,
+
+    # As torch.distributed.run starts them: it keeps the store, and gives each process its rank.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    given = [*map(str, command), "--accumulation", "1", "-o", str(tmp_path / "two")]
+    shared = dict(
+        WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port),
+        TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0",
+        ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    logs = [tmp_path / f"rank-{rank}.log" for rank in range(2)]
+    both = [started(called, *given, log=log, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+            for rank, log in enumerate(logs)]  # fmt: skip
+    while any(p.exitcode is None for p in both) and not any(p.exitcode for p in both):
+        time.sleep(0.02)  # where one fails, the other would wait for it
+    codes = [process.exitcode for process in both]
+    for process in both:
+        process.kill()
+    assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
     (one, log), (two, other), (alone, _) = map(trained, ("one", "two", "alone"))
     assert (two - one).norm() < 1e-4 * one.norm()
     assert (alone - one).norm() > 1e-2 * one.norm()

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from vala_research import InputError, VideoEditPipeline
 from vala_research.cli.app import app
+from vala_research.diffusion.parts import PROBES
 
 BAD = {
     "torch_dtyp": ({"torch_dtyp": torch.float16}, "no option 'torch_dtyp': write 'torch_dtype'"),
@@ -132,3 +133,22 @@ def test_an_sdxl_folder_is_refused_for_its_second_text_encoder(checkpoint, tmp_p
 def test_the_commands_take_variant_and_revision(command):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
     assert "--variant" in result.output and "--revision" in result.output
+
+
+def test_a_network_is_called_once_per_configuration(checkpoint, tmp_path, monkeypatch):
+    """Without its weights, before they are read; another configuration is called anew."""
+    calls = []
+    for part, probe in PROBES.items():
+        counted = lambda network, part=part, probe=probe: (calls.append(part), probe(network))  # noqa: E731
+        monkeypatch.setitem(PROBES, part, counted)
+    for _ in range(2):
+        VideoEditPipeline.from_pretrained(checkpoint)
+    assert sorted(calls) == ["text_encoder", "unet", "vae"]
+    config = shutil.copytree(checkpoint, tmp_path / "other") / "unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 32}))
+    VideoEditPipeline.from_pretrained(tmp_path / "other")
+    assert calls[3:] == ["unet"]
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"norm_num_groups": 3}))
+    for _ in range(2):  # a network that failed is not known
+        with pytest.raises(InputError, match="cannot be loaded"):
+            VideoEditPipeline.from_pretrained(tmp_path / "other")

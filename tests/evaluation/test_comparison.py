@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from fresh_processes import FRESH
 
 from vala_research import InputError, write_clip
 from vala_research.diffusion.attention import (
@@ -90,7 +91,8 @@ def test_the_true_edits_own_flow_follows_an_outline_that_the_sources_flow_leaves
     assert not {"presence", "path_error", "size_error", "jitter"} & set(unknown)
 
 
-def test_several_processes_make_the_same_rows(checkpoint, tmp_path):
+def test_several_processes_make_the_same_rows(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "get_context", lambda kind: FRESH)
     own = {"own": SETTINGS["own"]}
     run = Run(checkpoint, n_frames=2, size=32, n_processes=1)
     alone = compare(cases(2), own, tmp_path / "a.csv", run)

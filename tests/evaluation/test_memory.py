@@ -1,10 +1,10 @@
 """Live bytes are counted exactly; an edit's growth is linear in the frames, whatever it attends."""
 
 import os
-import signal
 
 import pytest
 import torch
+from fresh_processes import killed
 
 from vala_research import InputError
 from vala_research.evaluation.memory import (
@@ -78,10 +78,6 @@ def test_a_fresh_process_gives_back_what_it_frees(monkeypatch):
     assert in_fresh_process(os.getpid) != os.getpid()
     with pytest.raises(ZeroDivisionError):
         in_fresh_process(divmod, 1, 0)
-
-
-def killed(n_frames: int):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_killed_process_is_an_input_error():

@@ -104,6 +104,16 @@ def test_pieces_do_not_show(monkeypatch):
     )
 
 
+def test_small_images_are_not_cut_into_many_pieces(monkeypatch):
+    """64 images of 5 x 5 sites are two pieces of work, each of 50 images."""
+    from vala_research.methods.pairwise_mean import _Window
+
+    made, shift = [], _Window.shift
+    monkeypatch.setattr(_Window, "shift", lambda self, x: made.append(len(x)) or shift(self, x))
+    bilateral_filter(noise(64, 1, 5, 5), 5, 1.0, 0.5)
+    assert made == [50, 14]
+
+
 def test_without_an_intensity_scale_it_is_the_gaussian_blur():
     z = noise(3, 4, 9, 8)
     g = torch.exp(-(torch.arange(-2.0, 3, dtype=torch.float64) ** 2) / 2)

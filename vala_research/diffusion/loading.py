@@ -26,6 +26,8 @@ MAX_BYTES, MAX_DEPTH, MAX_NUMBER = 2**24, 32, 2**31
 NAMES_CODE = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code")
 SLACK = 2**20  # numbers that a network may hold beside the weights of its file
 FETCH = "fetch it again."
+# Networks that passed `_check_network`: class, probe, number of weights and configuration.
+CALLED: set[tuple] = set()
 CLIP = "give a folder or hub id of a CLIP model with safetensors weights."
 
 
@@ -114,7 +116,6 @@ def check_types(config: dict[str, Any], cls: type, where: Path, most: float = MA
 
 def _allowed(default: Any, hint: str) -> tuple[type, ...]:
     """The types that a value may have where a class has this default and hint; none: any."""
-    known: dict[type, tuple[type, ...]]
     known = {bool: (bool,), str: (str,), int: (int,), float: (int, float), tuple: (list,)}
     allowed = known.get(type(default), ())
     if allowed and "float" in hint:
@@ -148,12 +149,9 @@ def load_network(
         with silenced(ours, theirs):
             if folder.is_dir():
                 hub["local_files_only"] = True
-                skeleton = _skeleton(cls, folder)
-                if probe is not None:
-                    probe(skeleton)
-            model, info = cls.from_pretrained(
-                str(place), use_safetensors=True, output_loading_info=True, **hub
-            )
+                _check_network(cls, folder, probe)
+            hub |= {"use_safetensors": True, "output_loading_info": True}
+            model, info = cls.from_pretrained(str(place), **hub)
     except (InputError, MemoryError):
         raise
     except Exception as error:
@@ -175,8 +173,8 @@ def load_network(
     return model.eval()
 
 
-def _skeleton(cls: type, folder: Path) -> nn.Module:
-    """The network of a folder without its weights, on the meta device.
+def _check_network(cls: type, folder: Path, probe: Callable[[nn.Module], Any] | None) -> None:
+    """Check a folder's network without its weights, on the meta device, and call it by probe.
 
     Raises InputError if it has other numbers of layers or weights than the file holds.
     """
@@ -196,7 +194,10 @@ def _skeleton(cls: type, folder: Path) -> nn.Module:
         if is_wrong:
             raise InputError(f"{where} has {key} {str(value)[:50]}, which is out of range: {FETCH}")
 
-    # The network as the configuration describes it.
+    # The network as the configuration describes it. One that was built and called before is known.
+    known_as = (cls, probe, sum(counts), json.dumps(config, sort_keys=True))
+    if known_as in CALLED:
+        return
     if issubclass(cls, ConfigMixin):
         check_types(config, cls, where)
         with torch.device("meta"):
@@ -214,7 +215,9 @@ def _skeleton(cls: type, folder: Path) -> nn.Module:
         raise InputError(
             f"{where} describes {described} weights and the file holds {sum(counts)}: {FETCH}"
         )
-    return skeleton.eval()
+    if probe is not None:
+        probe(skeleton.eval())
+    CALLED.add(known_as)
 
 
 def _sizes(file: Path) -> list[int]:
@@ -231,17 +234,15 @@ def load_vision_tower(name_or_path: str, **hub: Any) -> nn.Module:
     """
     from transformers import CLIPVisionModel
 
-    name = str(name_or_path)
+    name, remedy = str(name_or_path), CLIP
     folder = miniature_path("clip") if name == "miniature" else name
-    remedy = CLIP
     if hub.get("local_files_only") and not Path(folder).is_dir():
         remedy = (
             "an adapter's file names it, which downloads nothing; if you trust it, run "
             f"`hf download {name}`, or give vision_encoder."
         )
-    what = f"The vision encoder {name!r}"
-    model = load_network(CLIPVisionModel, folder, what, remedy, torch.float32, **hub)
-    return model.requires_grad_(False)
+    what, dtype = f"The vision encoder {name!r}", torch.float32
+    return load_network(CLIPVisionModel, folder, what, remedy, dtype, **hub).requires_grad_(False)
 
 
 def reason_of(error: BaseException) -> str:

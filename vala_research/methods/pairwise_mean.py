@@ -42,12 +42,15 @@ def window_mean(
 
 
 def _piece_length(x: Tensor, dim: int, rh: int, rw: int) -> int:
-    """Length along `dim` to filter at once: about a CPU's cache, and twice the memory of x."""
-    most = 1 << (17 if x.device.type == "cpu" else 24)
-    n_copies = 7 * work_dtype(x).itemsize / x.element_size()
+    """Length along `dim` to filter at once: about a CPU's cache, and twice the memory of x.
+
+    Small x are filtered 4096 numbers at a time: below, calls cost more than their arithmetic.
+    """
+    least, most = 1 << 12, 1 << (17 if x.device.type == "cpu" else 24)
+    wider = work_dtype(x).itemsize / x.element_size()
+    size = min(most, max(least, 2 * x.numel() / 7) / wider)  # seven numbers of work per site
     h, w = x.shape[2:]
-    padded = (h + 2 * rh) * (w + 2 * rw) if dim == 0 else h + 2 * rh
-    return max(1, int(min(most, 2 * x.numel() / n_copies) / padded))
+    return max(1, int(size / ((h + 2 * rh) * (w + 2 * rw) if dim == 0 else h + 2 * rh)))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def motion(miniature) -> None:
 
 def test_fusion_on_the_miniature(tmp_path, motion):
     out = tmp_path / "out"
-    seconds = run("20_fldm_fusion", tmp_path, output=str(out))
+    seconds = run("20_fldm_fusion", tmp_path, steps=2, output=str(out))
     assert seconds < 240  # 20 on an idle machine
     rows = pd.read_csv(out / "rows.csv")
     assert set(rows.setting) == {"image only", "video only", "fused"} and {*METRICS} <= set(rows)
@@ -37,7 +37,7 @@ def test_fusion_on_the_miniature(tmp_path, motion):
     table = pd.read_csv(out / "fldm_fusion.csv").set_index(["setting", "metric"])
     mean = rows[rows.setting == "fused"].psnr.mean()
     assert table.loc[("fused", "psnr")]["mean"] == pytest.approx(mean)
-    assert json.loads((out / "fldm_fusion.json").read_text())["parameters"]["steps"] == 4
+    assert json.loads((out / "fldm_fusion.json").read_text())["parameters"]["steps"] == 2
 
 
 def test_ratios_on_the_miniature(tmp_path, motion):
@@ -65,7 +65,7 @@ def test_schedules_on_the_miniature(tmp_path, motion):
 
 def test_latent_compatibility_on_the_miniature(tmp_path, motion):
     out = tmp_path / "out"
-    parameters = dict(output=str(out), n_frames=2, steps=3)
+    parameters = dict(output=str(out), n_frames=2, steps=2)
     seconds = run("23_fldm_latent_compatibility", tmp_path, **parameters)
     assert seconds < 240  # 30 on an idle machine
     for name in ("fldm_latent_compatibility", "fldm_foreign_spaces"):
