@@ -93,12 +93,12 @@ def check_source(source: Source, name: str, vae: Any, shape: Sequence[int]) -> N
             f"{name} has latents of shape {tuple(source.latents.latents.shape)} and the clip's are "
             f"{tuple(shape)}: invert this clip."
         )
-    if source.controlnet is not None:
-        size = (n_frames, 3, h * vae_factor(vae), w * vae_factor(vae))
-        found = None if source.control is None else tuple(source.control.shape)
-        if found != size:
+    size = (n_frames, 3, h * vae_factor(vae), w * vae_factor(vae))
+    for control in source.controls or ():
+        if control.pictures is not None and tuple(control.pictures.shape) != size:
             raise InputError(
-                f"{name} has a ControlNet and control pictures of shape {found}: give {size}."
+                f"{name} has a ControlNet and control pictures of shape "
+                f"{tuple(control.pictures.shape)}: give {size}."
             )
 
 

@@ -1,6 +1,7 @@
 """How a pipeline is made of its parts, loaded, and saved so that diffusers opens it."""
 
 import warnings
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
+    ControlNetModel,
     DiffusionPipeline,
     SchedulerMixin,
     UNet2DConditionModel,
@@ -25,7 +27,8 @@ from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.checkpoint import resolve_checkpoint
 from vala_research.diffusion.compatible import check_networks
 from vala_research.diffusion.options import load_options
-from vala_research.diffusion.parts import load_parts
+from vala_research.diffusion.parts import control_part, load_parts
+from vala_research.editing.defaults import EditDefaults, read_defaults
 from vala_research.files import write_text
 
 ENTRY = '''"""Open this folder by diffusers, with vala_research installed:
@@ -41,12 +44,14 @@ class StableDiffusionParts(DiffusionPipeline):
     """A pipeline of the parts of Stable Diffusion 1.x/2.x; None is a part that is left out.
 
     nn.Module: a network compiled by torch. feature_extractor, image_encoder: of an IP-Adapter.
-    safety_checker: is kept, and never called.
+    safety_checker: is kept, and never called. controlnet: see `ControlMixin`.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
-    _optional_components = ["safety_checker", "feature_extractor", "image_encoder"]
+    _optional_components = ["safety_checker", "feature_extractor", "image_encoder", "controlnet"]
     _exclude_from_cpu_offload = ["safety_checker"]
+
+    edit_defaults: EditDefaults = EditDefaults()
 
     def __init__(
         self,
@@ -58,13 +63,14 @@ class StableDiffusionParts(DiffusionPipeline):
         safety_checker: StableDiffusionSafetyChecker | None = None,
         feature_extractor: ImageProcessingMixin | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
+        controlnet: ControlNetModel | nn.Module | None = None,
     ):
         super().__init__()
         check_networks(vae, text_encoder, tokenizer, unet, scheduler)
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
             safety_checker=safety_checker, feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
+            image_encoder=image_encoder, controlnet=controlnet,
         )  # fmt: skip
         self.vae_scale_factor = 8 if vae is None else vae_factor(vae)
         self._first_scheduler = scheduler
@@ -84,7 +90,11 @@ class StableDiffusionParts(DiffusionPipeline):
         name, parts = str(name_or_path), tuple(cls._get_signature_types())
         asked = load_options(dtype, options, parts)
         folder = resolve_checkpoint(name, tuple(asked.parts), **asked.hub)
-        pipe = cls(**load_parts(name, Path(folder), asked))
+        parts, defaults = load_parts(name, Path(folder), asked), read_defaults(folder)
+        if defaults.control is not None:
+            parts |= control_part(name, Path(folder), asked, parts["unet"])
+        pipe = cls(**parts)
+        pipe.edit_defaults = defaults
         pipe.register_to_config(_name_or_path=name)
         return pipe if asked.device is None else pipe.to(asked.device)
 
@@ -106,3 +116,14 @@ class StableDiffusionParts(DiffusionPipeline):
             )
         super().save_pretrained(save_directory, True, *args, **kwargs)
         write_text(Path(save_directory) / "pipeline.py", ENTRY)
+        defaults = self.edit_defaults
+        if self.controlnet is None:
+            defaults = replace(defaults, control=None)
+        defaults.save(save_directory)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any):
+        """As in diffusers; the defaults of an edit come along."""
+        pipe = super().from_pipe(pipeline, **kwargs)
+        pipe.edit_defaults = getattr(pipeline, "edit_defaults", EditDefaults())
+        return pipe
