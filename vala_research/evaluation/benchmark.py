@@ -22,6 +22,7 @@ from vala_research.editing.source import Source
 from vala_research.evaluation import metrics
 from vala_research.evaluation.cases import ClipCase, EditCase, Material
 from vala_research.evaluation.memory import forget_peak, peak_mebibytes
+from vala_research.evaluation.placement import placement_row
 from vala_research.methods.anchors import AnchorSettings
 from vala_research.sprites.reader import read_attributes
 
@@ -209,6 +210,7 @@ def edit_row(
     * warp_error_truth: E_warp under the true edit's own flow. A right new outline does not lose by
       it, and an old outline does.
     * success: share of frames with every attribute right; and one column per attribute.
+    * presence, path_error, size_error, jitter: of the edited object, see `placement`.
     """
     reference = material.frames if material.truth is None else material.truth
     row = {
@@ -223,6 +225,7 @@ def edit_row(
         read, right = read_attributes(frames), case.attributes
         row["success"] = sum(r == right for r in read) / len(read)
         row |= {k: sum(r[k] == right[k] for r in read) / len(read) for k in ATTRIBUTES}
+        row |= placement_row(frames, case.target)
     if clip_scorer is not None:
         row["clip_t"] = metrics.clip_text(frames, case.prompt, clip_scorer)
         row["clip_f"] = metrics.clip_frames(frames, clip_scorer)

@@ -24,7 +24,7 @@ from vala_research.evaluation.cases import ClipCase, EditCase
 from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.kept_rows import KeptRows, key_of
 from vala_research.evaluation.provenance import revision
-from vala_research.evaluation.statistics import paired_gain, summarise
+from vala_research.evaluation.statistics import UNKNOWN, Gain, paired_gain, summarise
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Metric:
 METRICS = {
     "psnr": Metric("PSNR", "PSNR to the true edit, dB"),
     "success": Metric("success", "attribute success, %", 100),
+    "presence": Metric("presence", "frames with the object, %", 100),
+    "path_error": Metric("path error", "path error, pixels", 1, -1),
+    "size_error": Metric("size error", "size error, %", 100, -1),
+    "jitter": Metric("jitter", "jitter, pixels", 1, -1),
     "warp_error": Metric("E_warp", "E_warp x 1000", 1000, -1),
     "warp_error_truth": Metric("E_warp", "E_warp x 1000, true edit's flow", 1000, -1),
     "clip_f": Metric("CLIP-F", "CLIP-F"),
@@ -54,6 +58,7 @@ METRICS = {
     "fid": Metric("FID", "FID to the source", 1, -1),
     "fid_miniature": Metric("FID (miniature)", "FID (miniature) x 1000", 1000, -1),
 }
+PLACEMENT = ("presence", "path_error", "size_error", "jitter")  # where the object is
 
 
 @dataclass(frozen=True)
@@ -184,13 +189,18 @@ def _edit_clip(*job) -> list[dict]:
     return list(run_edits(pipe, *job, clip_scorer=scorer))
 
 
-def per_clip(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One value per clip (row) and setting (column): the mean over the clip's edits.
+def per_clip(
+    rows: pd.DataFrame, metric: str, settings: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """One value per clip (row) and setting (column; None: all): the mean over the clip's edits.
 
-    The edits of one clip are not independent. So intervals count clips.
+    The edits of one clip are not independent. So intervals count clips. An edit that has no value
+    under one of the settings, such as the path of a lost object, is left out under all of them.
     """
-    order = list(dict.fromkeys(rows.setting))
-    return rows.pivot_table(metric, "index", "setting")[order]
+    order = list(dict.fromkeys(rows.setting)) if settings is None else list(settings)
+    edit = [column for column in ("kind", "index") if column in rows]
+    edits = rows[rows.setting.isin(order)].pivot_table(metric, edit, "setting", dropna=False)
+    return edits.reindex(columns=order).dropna().groupby("index").mean()
 
 
 def comparison_table(
@@ -199,20 +209,30 @@ def comparison_table(
     """One row per setting and metric: mean, 95% interval, paired gain on the baseline, p-value.
 
     gain: positive is better, whatever the metric's direction. Its interval and its p-value (two
-    sided, not corrected for the number of comparisons) are of the difference on the same clips.
+    sided, not corrected for the number of comparisons) are of the difference on the same edits.
+    n: clips of the mean; n_gain: clips of the gain. They are fewer where edits have no value.
     """
-    table = []
-    for metric in (m for m in metrics if m in rows):
-        values = per_clip(rows, metric)
-        if baseline not in values:
-            raise InputError(f"No rows of {baseline!r}: choose one of {', '.join(values)}.")
-        for name in values:
-            s = summarise(values[name].to_numpy())
+    table, names = [], list(dict.fromkeys(rows.setting))
+    if baseline not in names:
+        raise InputError(f"No rows of {baseline!r}: choose one of {', '.join(names)}.")
+    for metric in (m for m in metrics if m in rows and rows[m].notna().any()):
+        sign = METRICS[metric].sign if metric in METRICS else 1
+        for name in names:
+            values = per_clip(rows, metric, [name])[name].to_numpy()
+            s = summarise(values) if len(values) else UNKNOWN
             line = {"setting": name, "metric": metric, "mean": s.mean, "low": s.low,
                     "high": s.high, "n": s.n}  # fmt: skip
             if name != baseline:
-                sign = METRICS[metric].sign if metric in METRICS else 1
-                g = paired_gain(*(sign * values[x].to_numpy() for x in (name, baseline)))
-                line |= {"gain": g.mean, "gain_low": g.low, "gain_high": g.high, "p": g.p_value}
+                g = gain_of(rows, metric, name, baseline, sign)
+                line |= {"gain": g.mean, "gain_low": g.low, "gain_high": g.high, "p": g.p_value,
+                         "n_gain": g.n}  # fmt: skip
             table.append(line)
     return pd.DataFrame(table)
+
+
+def gain_of(rows: pd.DataFrame, metric: str, name: str, baseline: str, sign: int) -> Gain:
+    """Gain of a setting on another, over the edits on which both have a value; NaN of none."""
+    pairs = sign * per_clip(rows, metric, [name, baseline])
+    if pairs.empty:
+        return UNKNOWN
+    return paired_gain(pairs[name].to_numpy(), pairs[baseline].to_numpy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,13 +14,13 @@ from matplotlib.figure import Figure
 
 from vala_research.evaluation.comparison import METRICS, per_clip
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.statistics import FEWEST, summarise
+from vala_research.evaluation.statistics import FEWEST, UNKNOWN, summarise
 
 
 def gains_figure(
     table: pd.DataFrame,
     costs: Mapping[str, float] | None = None,
-    metrics: Iterable[str] = ("warp_error", "psnr", "success"),
+    metrics: Iterable[str] = ("warp_error", "jitter", "psnr", "success"),
 ) -> Figure:
     """A dot and its 95% interval for each editor and metric: the paired gain on the baseline.
 
@@ -37,7 +38,7 @@ def gains_figure(
             shown = METRICS[metric]
             factor = shown.factor
             title = shown.axis + ", reduction" * (shown.sign < 0)
-            rows = gains[gains.metric == metric].set_index("setting").loc[names]
+            rows = gains[gains.metric == metric].set_index("setting").reindex(names)
             for y, (name, row) in enumerate(rows.iterrows()):
                 colour = COLOURS[1] if "VALA" in name else COLOURS[0]
                 ends = factor * row.gain_low, factor * row.gain_high
@@ -48,7 +49,7 @@ def gains_figure(
         labels = [f"{n}  ({costs[n]:.2f}x)" if costs else n for n in names]
         axes[0].set_yticks(range(len(names)), labels)
         axes[0].set_ylim(len(names) - 0.5, -0.5)
-        n = int(gains.n.min())
+        n = int(gains[gains.metric.isin(metrics)].n_gain.min())
         fig.supxlabel(
             f"gain on `{baseline}`, same clips (n = {n}){intervals(n)}; right is better", fontsize=8
         )
@@ -93,10 +94,11 @@ def within_clips(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
 
     A clip's own level, which all settings share, is taken out before the interval is formed. So
     the interval shows how surely settings differ, not how much clips do (Morey 2008, Confidence
-    intervals from normalized data).
+    intervals from normalized data). Edits that have no value under one of the settings are left
+    out. Where none is left, the mean is over each setting's own edits, without an interval.
     """
     table = []
-    for metric in (m for m in metrics if m in rows):
+    for metric in (m for m in metrics if m in rows and rows[m].notna().any()):
         values = per_clip(rows, metric)
         levels, k = values.mean(axis=1), values.shape[1]
 
@@ -104,7 +106,9 @@ def within_clips(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
         spread = values.sub(levels, axis=0) - (values.mean() - levels.mean())
         widened = values.mean() + spread * np.sqrt(k / max(1, k - 1))
         for name in values:
-            s = summarise(widened[name].to_numpy())
+            own = per_clip(rows, metric, [name])[name]
+            alone = replace(UNKNOWN, mean=own.mean(), n=len(own))
+            s = summarise(widened[name].to_numpy()) if len(values) else alone
             table.append({"setting": name, "metric": metric, "mean": s.mean, "low": s.low,
                           "high": s.high, "n": s.n})  # fmt: skip
     return pd.DataFrame(table)

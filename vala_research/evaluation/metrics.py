@@ -1,6 +1,7 @@
 """Metrics: one function per reported number. Each states its range, direction and reference.
 
 LPIPS, FID and structure distance lie in files of their own: `perceptual`, `frechet`, `structure`.
+Presence, path error, size error and jitter of an object are those of `placement`.
 Conventions: pixels in [0, 1]; a value per frame, then the mean over frames; flow in pixels per
 frame, dx first. Papers differ in backbone, pairs, reference and scale, so every docstring names
 its own.
@@ -18,6 +19,10 @@ from torch import Tensor
 from vala_research import InputError
 from vala_research.evaluation.checks import checked, paired
 from vala_research.evaluation.clip_scores import ClipScorer, miniature_scorer
+from vala_research.evaluation.placement import jitter as jitter  # named here, like every metric
+from vala_research.evaluation.placement import path_error as path_error
+from vala_research.evaluation.placement import presence as presence
+from vala_research.evaluation.placement import size_error as size_error
 from vala_research.sprites.reader import read_attributes
 
 ClipSource = str | os.PathLike | ClipScorer  # a folder, a hub id, or one already loaded

@@ -33,6 +33,9 @@ class Gain(Summary):
     p_value: float = 1.0
 
 
+UNKNOWN = Gain(float("nan"), float("nan"), float("nan"), 0, float("nan"))  # of no clip
+
+
 def summarise(values: Values, confidence: float = 0.95, seed: int = 0) -> Summary:
     """Mean of one value per clip with its bootstrap interval (BCa, 9999 resamples).
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from vala_research import InputError
-from vala_research.evaluation.comparison import METRICS, per_clip
+from vala_research.evaluation.comparison import METRICS, gain_of
 from vala_research.evaluation.statistics import FEWEST, Gain, paired_gain
 
 CONFIRMED, CONTRADICTED, OPEN = "confirmed", "contradicted", "not established"
@@ -100,16 +100,15 @@ def verdict(gain: Gain) -> str:
 def tested(rows: pd.DataFrame, hypotheses: Iterable[Hypothesis]) -> list[Claim]:
     """One claim per hypothesis and metric: the paired gain over clips, positive is better.
 
-    Metrics that the rows lack are left out. Intervals are not corrected for their number.
+    Metrics that the rows lack are left out. Intervals are not corrected for their number. A metric
+    that no clip has under both settings is not established.
     """
     claims = []
     for hypothesis in hypotheses:
         for metric in (m for m in hypothesis.metrics if m in rows):
-            values = METRICS[metric].sign * per_clip(rows, metric)
-            check_settings(values, (hypothesis.better, hypothesis.than))
-            gain = paired_gain(
-                values[hypothesis.better].to_numpy(), values[hypothesis.than].to_numpy()
-            )
+            check_settings(set(rows.setting), (hypothesis.better, hypothesis.than))
+            sign = METRICS[metric].sign
+            gain = gain_of(rows, metric, hypothesis.better, hypothesis.than, sign)
             claims.append(Claim.of_gain(hypothesis.sentence, METRICS[metric].name, gain))
     return claims
 

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
-from vala_research.evaluation.comparison import METRICS, per_clip
+from vala_research.evaluation.comparison import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.comparison_figures import axis_title, intervals, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import paired_gain
@@ -35,7 +35,7 @@ from vala_research.experiments.fldm.settings import (
     single_models,
 )
 
-SHOWN = ("psnr", "success", "clip_t", "warp_error", "clip_f")
+SHOWN = ("psnr", "success", "clip_t", "warp_error", "clip_f", "jitter")
 ENDS = {IMAGE: "a = 0", VIDEO: "a = 1"}
 
 
@@ -69,7 +69,7 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Make one row per setting and metric: mean over clips and 95% interval within clips."""
-    return within_clips(rows, SHOWN)
+    return within_clips(rows, dict.fromkeys((*SHOWN, *PLACEMENT)))
 
 
 def claims(rows: pd.DataFrame) -> list[Claim]:
@@ -77,8 +77,9 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
 
     Asserted: both ends are the single models, and no mixture is the video model.
     """
-    metrics = [metric for metric in SHOWN if metric in rows]
-    values = {metric: per_clip(rows, metric) for metric in metrics}
+    values = {metric: per_clip(rows, metric) for metric in SHOWN if metric in rows}
+    metrics = [m for m, by_clip in values.items() if m != "jitter" or len(by_clip) > 1]
+    values = {metric: values[metric] for metric in metrics}
     trends = [_trend(metric, values[metric]) for metric in metrics]
     mixtures = [_best_mixture(metric, values[metric]) for metric in metrics]
     ends = [_end(name, values) for name in ENDS]
@@ -143,7 +144,7 @@ def figure(rows: pd.DataFrame) -> Picture:
 
     The last panel shows the way from one model to the other through consistency and alignment.
     """
-    metrics = [metric for metric in SHOWN if metric in rows]
+    metrics = [metric for metric in SHOWN if metric in rows and rows[metric].notna().any()]
     path = next((pair for pair in PAIRS if set(pair) <= set(rows)), ())
     means = within_clips(rows, {*metrics, *path}).set_index(["metric", "setting"])
     columns = (len(metrics) + 2) // 2

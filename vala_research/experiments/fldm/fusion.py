@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from vala_research import chosen_from
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
-from vala_research.evaluation.comparison import METRICS, per_clip
+from vala_research.evaluation.comparison import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.comparison_figures import (
     axis_title,
     interval_mark,
@@ -40,8 +40,8 @@ from vala_research.experiments.fldm.settings import (
 )
 
 ALIGNMENT = ("success", "clip_t")  # with the text: what is read in the frames, CLIP-T
-CONSISTENCY = ("warp_error", "clip_f")  # over time
-SHOWN = ("psnr", "success", "warp_error", "clip_t", "clip_f")
+CONSISTENCY = ("warp_error", "clip_f", "jitter")  # over time
+SHOWN = ("psnr", "success", "warp_error", "clip_t", "clip_f", *PLACEMENT)
 PAIRS = (("warp_error", "success"), ("clip_f", "clip_t"))  # consistency, alignment
 
 COMPLEMENTARY = tuple(

@@ -62,7 +62,8 @@ def summary(grid: FusionGrid, point: Point) -> str:
     """The two metrics, and what else is known."""
     row = grid.rows[grid.edit_of[point]]
     names = {"success": ("attribute success, %:", 100), "clip_t": ("CLIP-T", 1),
-             "warp_error": ("E_warp x 1000:", 1000), "clip_f": ("CLIP-F", 1)}  # fmt: skip
+             "warp_error": ("E_warp x 1000:", 1000), "clip_f": ("CLIP-F", 1),
+             "jitter": ("jitter, pixels:", 1)}  # fmt: skip
 
     def told(*metrics: str) -> str:
         known = [(*names[m], row[m]) for m in metrics if m in row]
@@ -72,7 +73,7 @@ def summary(grid: FusionGrid, point: Point) -> str:
     return "<br>".join([
         f"<b>{html.escape(grid.prompt)}</b>",
         f"text alignment: {told('success', 'clip_t')}",
-        f"temporal consistency: {told('warp_error', 'clip_f')}",
+        f"temporal consistency: {told('warp_error', 'clip_f', 'jitter')}",
         f"PSNR to {reference}: {row['psnr']:.2f} dB",
         f"rows: source, edit{', true edit' * (grid.truth is not None)}",
     ])  # fmt: skip

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import EditSetting, edited_frames
-from vala_research.evaluation.comparison import METRICS, comparison_table
+from vala_research.evaluation.comparison import METRICS, PLACEMENT, comparison_table
 from vala_research.evaluation.comparison_figures import axis_title, interval_mark, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.sheet import strip
@@ -101,7 +101,8 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Make one row per setting and metric: the mean, and the paired gain on the same space."""
-    return comparison_table(part_of(rows, "edits"), SAME, ("psnr", "success", "warp_error"))
+    metrics = ("psnr", "success", "warp_error", *PLACEMENT)
+    return comparison_table(part_of(rows, "edits"), SAME, metrics)
 
 
 def claims(rows: pd.DataFrame) -> list[Claim]:

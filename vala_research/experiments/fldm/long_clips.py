@@ -18,7 +18,7 @@ from vala_research.diffusion.motion import load_motion_unet
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
-from vala_research.evaluation.comparison import METRICS
+from vala_research.evaluation.comparison import METRICS, PLACEMENT
 from vala_research.evaluation.comparison_figures import axis_title, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.flops import weightless
@@ -121,7 +121,7 @@ def costs(settings: Settings) -> pd.DataFrame:
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per length and model: means over edits, and the cost of one."""
     by = ["frames", "setting"]
-    means = [m for m in (*SHOWN, "seam_warp", "other_warp") if m in rows]
+    means = [m for m in (*SHOWN, *PLACEMENT, "seam_warp", "other_warp") if m in rows]
     cost = [c for c in ("tflop", "weights", "live", "peak", "process") if c in rows]
     return rows.groupby(by, sort=False)[[*means, *cost]].mean().reset_index()
 
@@ -133,8 +133,8 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     """
     found = []
     for n, part in rows.groupby("frames"):
-        hypothesis = Hypothesis(f"{n} frames: fused beats the image model", FUSED, IMAGE, SHOWN)
-        found += tested(part, [hypothesis])
+        sentence, metrics = f"{n} frames: fused beats the image model", (*SHOWN, *PLACEMENT)
+        found += tested(part, [Hypothesis(sentence, FUSED, IMAGE, metrics)])
         for name in (VIDEO, FUSED):
             if len(excess := seam_excess(part, name)):
                 gain = paired_gain(excess, np.zeros_like(excess))

@@ -19,7 +19,7 @@ from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.editing.plan import Plan
 from vala_research.editing.source import Source
 from vala_research.evaluation.benchmark import EditSetting
-from vala_research.evaluation.comparison import METRICS, per_clip
+from vala_research.evaluation.comparison import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.comparison_figures import axis_title, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.flops import meta_policy, relative, weightless
@@ -147,7 +147,7 @@ def relative_costs(
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per setting and metric: mean, interval within clips, and what the edit costs."""
-    means = within_clips(rows, [m for m in SHOWN if m in rows])
+    means = within_clips(rows, (*SHOWN, *PLACEMENT))
     return means.assign(flops=means.setting.map(rows.groupby("setting").flops.first()))
 
 
@@ -155,7 +155,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     """Whether one more source gains on one fewer, by rule and metric; asserted are the facts."""
     hypotheses = [
         Hypothesis(f"{more} sources beat {few}, {rule} weights", line[more], line[few], (metric,))
-        for metric in (*SHOWN, "clip_t")
+        for metric in (*SHOWN, "clip_t", "jitter")
         for rule, line in _by_rule(rows).items()
         for few, more in zip(line, list(line)[1:], strict=False)
     ]  # fmt: skip

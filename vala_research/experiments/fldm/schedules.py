@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from vala_research import InputError
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
-from vala_research.evaluation.comparison import METRICS, per_clip
+from vala_research.evaluation.comparison import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.comparison_figures import axis_title
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import Gain, paired_gain
@@ -88,8 +88,9 @@ def shown(rows: pd.DataFrame) -> tuple[str, ...]:
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Make one row per kind of edit and schedule: the mean of each metric, as drawn."""
-    means = rows.groupby(["kind", "setting"], sort=False)[list(shown(rows))].mean()
+    """Make one row per kind of edit and schedule: the means as drawn, and of the placement."""
+    metrics = [*shown(rows), *(m for m in PLACEMENT if m in rows)]
+    means = rows.groupby(["kind", "setting"], sort=False)[metrics].mean()
     return means.reset_index()
 
 

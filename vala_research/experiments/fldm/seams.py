@@ -68,5 +68,5 @@ def seam_excess(rows: pd.DataFrame, name: str) -> np.ndarray:
     if rows.empty or name not in set(rows.setting) or IMAGE not in set(rows.setting):
         return np.empty(0)
     rows = rows.assign(ratio=np.log(rows.seam_warp / rows.other_warp))
-    values = per_clip(rows, "ratio")
+    values = per_clip(rows, "ratio", dict.fromkeys((name, IMAGE)))
     return (values[name] - values[IMAGE]).dropna().to_numpy()

@@ -13,6 +13,7 @@ from matplotlib import rc_context
 from vala_research.diffusion.bilateral_inversion import BilateralInversion
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
+from vala_research.evaluation.comparison import PLACEMENT
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.verdicts import Claim, n_clips_of
@@ -102,7 +103,8 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 def edit_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean over edits per host and way of inverting."""
     edits = part_of(rows, "edits")
-    columns = [c for c in ("inversion_psnr", "psnr", "success", "warp_error") if c in edits]
+    asked = ("inversion_psnr", "psnr", "success", "warp_error", *PLACEMENT)
+    columns = [c for c in asked if c in edits]
     return edits.groupby(["host", "setting"], sort=False)[columns].mean()
 
 
