@@ -72,9 +72,10 @@ def miniature_clip() -> str:
 def pipe(miniature):
     """The miniature without its ControlNet, in float32 on the CPU, without progress bars."""
     from vala_research import VideoEditPipeline
+    from vala_research.editing.defaults import EditDefaults
 
     pipe = VideoEditPipeline.from_pretrained("miniature", controlnet=None)
-    pipe.edit_defaults = mild_defaults()
+    pipe.edit_defaults = EditDefaults(guidance_scale=2.0)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -93,7 +94,6 @@ def tiny(checkpoint):
     from vala_research import VideoEditPipeline
 
     pipe = VideoEditPipeline.from_pretrained(str(checkpoint))
-    pipe.edit_defaults = mild_defaults()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -104,13 +104,6 @@ def video() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(3, 3, 4, 6, generator=generator)
     return torch.nn.functional.interpolate(coarse, size=(16, 24), mode="bilinear")
-
-
-def mild_defaults():
-    """Guidance 2 where a test does not say it: 7.5 enlarges rounding errors."""
-    from vala_research.editing.defaults import EditDefaults
-
-    return EditDefaults(guidance_scale=2.0)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from skimage.feature import canny
 from torch import Tensor
 
 from vala_research import InputError, chosen_from, number_in
-from vala_research.diffusion.backbone import device_of
+from vala_research.diffusion.backbone import device_of, vae_factor
 from vala_research.diffusion.loading import load_network
 
 
@@ -50,8 +50,8 @@ class ControlSettings:
 
     picture: str = "frames"
     scale: float = 1.0
-    interval: Sequence[float] = (0.0, 1.0)
-    in_inversion: bool = True
+    interval: Any = (0.0, 1.0)
+    in_inversion: Any = True  # a file may hold anything
 
     def __post_init__(self):
         chosen_from("picture of a ControlNet", self.picture, PICTURES)
@@ -119,6 +119,16 @@ def check_controlnet(controlnet: ControlNetModel, unet: UNet2DConditionModel, wh
                 f"{what} has {key} {theirs} and the UNet {ours}: give one that was trained for "
                 "this UNet."
             )
+
+
+def check_factor(controlnet: ControlNetModel, vae: Any) -> None:
+    """Check that a ControlNet makes its pictures as small as the VAE. Raises InputError."""
+    factor = 2 ** (len(controlnet.config.conditioning_embedding_out_channels) - 1)
+    if factor != vae_factor(vae):
+        raise InputError(
+            f"The ControlNet makes its pictures {factor} times smaller and the VAE "
+            f"{vae_factor(vae)} times: give one that was trained for this model."
+        )
 
 
 def control_residuals(

@@ -44,13 +44,14 @@ class StableDiffusionParts(DiffusionPipeline):
     """A pipeline of the parts of Stable Diffusion 1.x/2.x; None is a part that is left out.
 
     nn.Module: a network compiled by torch. feature_extractor, image_encoder: of an IP-Adapter.
-    safety_checker: is kept, and never called. controlnet: see `ControlMixin`.
+    safety_checker: is kept, and never called.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
-    _optional_components = ["safety_checker", "feature_extractor", "image_encoder", "controlnet"]
+    _optional_components = ["safety_checker", "feature_extractor", "image_encoder"]
     _exclude_from_cpu_offload = ["safety_checker"]
 
+    controlnet: ControlNetModel | None = None  # see `ControlMixin`
     edit_defaults: EditDefaults = EditDefaults()
 
     def __init__(
@@ -63,14 +64,13 @@ class StableDiffusionParts(DiffusionPipeline):
         safety_checker: StableDiffusionSafetyChecker | None = None,
         feature_extractor: ImageProcessingMixin | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
-        controlnet: ControlNetModel | nn.Module | None = None,
     ):
         super().__init__()
         check_networks(vae, text_encoder, tokenizer, unet, scheduler)
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
             safety_checker=safety_checker, feature_extractor=feature_extractor,
-            image_encoder=image_encoder, controlnet=controlnet,
+            image_encoder=image_encoder,
         )  # fmt: skip
         self.vae_scale_factor = 8 if vae is None else vae_factor(vae)
         self._first_scheduler = scheduler
@@ -82,19 +82,21 @@ class StableDiffusionParts(DiffusionPipeline):
         dtype, torch_dtype: of the networks (default float32), or a dictionary by their names; the
             solver works in float32 whatever it is.
         options: as in diffusers, or refused:
-            vae, text_encoder, tokenizer, unet, scheduler, ... in place of the checkpoint's;
+            vae, text_encoder, tokenizer, unet, scheduler, ... in place of the checkpoint's, also
+            controlnet, where the checkpoint carries one (None leaves it out);
             variant (one that is alone is found), revision, cache_dir, token, local_files_only;
             device_map: one device.
         Only safetensors are read. Raises InputError.
         """
-        name, parts = str(name_or_path), tuple(cls._get_signature_types())
+        name, parts = str(name_or_path), (*cls._get_signature_types(), "controlnet")
         asked = load_options(dtype, options, parts)
         folder = resolve_checkpoint(name, tuple(asked.parts), **asked.hub)
-        parts, defaults = load_parts(name, Path(folder), asked), read_defaults(folder)
+        defaults, parts = read_defaults(folder), load_parts(name, Path(folder), asked)
         if defaults.control is not None:
             parts |= control_part(name, Path(folder), asked, parts["unet"])
+        controlnet = parts.pop("controlnet", None)
         pipe = cls(**parts)
-        pipe.edit_defaults = defaults
+        pipe.controlnet, pipe.edit_defaults = controlnet, defaults
         pipe.register_to_config(_name_or_path=name)
         return pipe if asked.device is None else pipe.to(asked.device)
 
@@ -116,14 +118,16 @@ class StableDiffusionParts(DiffusionPipeline):
             )
         super().save_pretrained(save_directory, True, *args, **kwargs)
         write_text(Path(save_directory) / "pipeline.py", ENTRY)
-        defaults = self.edit_defaults
-        if self.controlnet is None:
-            defaults = replace(defaults, control=None)
-        defaults.save(save_directory)
+        if self.controlnet is not None:
+            self.controlnet.save_pretrained(Path(save_directory) / "controlnet")
+            self.edit_defaults.save(save_directory)
+        elif self.edit_defaults != EditDefaults():
+            replace(self.edit_defaults, control=None).save(save_directory)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any):
-        """As in diffusers; the defaults of an edit come along."""
+        """As in diffusers; the ControlNet and the defaults of an edit come along."""
         pipe = super().from_pipe(pipeline, **kwargs)
-        pipe.edit_defaults = getattr(pipeline, "edit_defaults", EditDefaults())
+        if isinstance(pipeline, cls):
+            pipe.controlnet, pipe.edit_defaults = pipeline.controlnet, pipeline.edit_defaults
         return pipe

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+
+from diffusers import ControlNetModel
 
 from vala_research import InputError
 from vala_research.diffusion.controlnet import Control, ControlSettings, load_controlnet
@@ -14,9 +15,12 @@ from vala_research.editing.defaults import EditDefaults
 
 
 class ControlMixin:
-    """Lets a pipeline with a `unet` host a ControlNet, as its component `controlnet`."""
+    """Lets a pipeline with a `unet` host a ControlNet.
 
-    controlnet: Any
+    It is no component of the pipeline: plain Stable Diffusion has no place for it.
+    """
+
+    controlnet: ControlNetModel | None
     edit_defaults: EditDefaults
 
     @one_call_at_a_time
@@ -30,13 +34,13 @@ class ControlMixin:
         `ControlSettings`. Raises InputError; then the ControlNet that was there stays in place.
         """
         settings = ControlSettings(picture, scale, interval, in_inversion)
-        self.register_modules(controlnet=load_controlnet(where, self.unet))
+        self.controlnet = load_controlnet(where, self.unet)
         self.edit_defaults = replace(self.edit_defaults, control=settings)
 
     @one_call_at_a_time
     def unload_controlnet(self) -> None:
         """Leave the ControlNet out of later edits."""
-        self.register_modules(controlnet=None)
+        self.controlnet = None
         self.edit_defaults = replace(self.edit_defaults, control=None)
 
     @property

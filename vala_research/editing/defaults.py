@@ -25,7 +25,7 @@ class EditDefaults:
     control: how the checkpoint's ControlNet is used; None where it has none.
     """
 
-    num_inference_steps: int = 50
+    num_inference_steps: Any = 50  # a file may hold anything
     guidance_scale: float = 7.5
     inversion: str = "ddim"
     attention: str = "anchors"

@@ -193,7 +193,7 @@ def streams_of(
             windows=windows_of(clip.shape[0], source.window, source.overlap),
             device=device,
             activation=activation_of(source, pipe, own, clip.frames, inverted),
-            controls=controls_of(source, pipe, clip),
+            controls=controls_of(source, pipe, clip, device),
             n_timesteps=len(own.alpha_bar),
             cross_attention_kwargs=source.cross_attention_kwargs,
             pictures=source.pictures,
@@ -208,11 +208,15 @@ def streams_of(
     return streams
 
 
-def controls_of(source: Source, pipe: Any, clip: KnownClip) -> list[Control]:
-    """The source's ControlNets with their pictures, which show the clip, inverted or not."""
+def controls_of(
+    source: Source, pipe: Any, clip: KnownClip, device: torch.device
+) -> list[Control]:
+    """The source's ControlNets on its device, with pictures of the clip, inverted or not."""
     frames, controls = clip.frames, source.controls or ()
     if frames is None and controls and clip.latents.trajectory:
         frames = pipe.decode(clip.latents.trajectory[-1])
+    for control in controls:
+        control.network.to(device)
     return [control.of_clip(frames) for control in controls]
 
 
