@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from vala_research import InputError
 from vala_research.adapter.loss import Batch, LossSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
-from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.codec import check_size
+from vala_research.diffusion.controlnet import check_factor
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,7 @@ def check_training(
     if adapter.settings.uses_frame_tokens and encoders.vision is None:
         raise InputError("The adapter has frame tokens: give an image encoder (`vision`).")
     if encoders.control is not None:
-        levels = encoders.control.controlnet.config.conditioning_embedding_out_channels
-        factor = 2 ** (len(levels) - 1)
-        if factor != vae_factor(pipe.vae):
-            raise InputError(
-                f"The ControlNet makes its pictures {factor} times smaller and the VAE "
-                f"{vae_factor(pipe.vae)} times: give one that was trained for this model."
-            )
+        check_factor(encoders.control.controlnet, pipe.vae)
     with torch.no_grad():
         batch = encoders.batch([first], [True])
         adapter.condition(batch.text, None if batch.vision is None else batch.vision[0])

@@ -9,10 +9,12 @@ from pathlib import Path
 from vala_research import InputError
 from vala_research.cli.loading import (
     check_adapter,
+    check_control,
     check_names,
     check_outputs,
     check_unnamed,
     checked_loras,
+    filled,
     load_clip_and_model,
     try_clip,
 )
@@ -20,15 +22,14 @@ from vala_research.cli.options import (
     Adapter,
     AdapterInterval,
     AdapterScale,
-    Attention,
     ClipPath,
+    Control,
+    ControlNet,
+    ControlScale,
     Device,
     Dtype,
     Editing,
     Frames,
-    Guidance,
-    Injection,
-    Inversion,
     Lora,
     Model,
     Place,
@@ -37,7 +38,6 @@ from vala_research.cli.options import (
     Seed,
     Size,
     SourcePrompt,
-    Steps,
     Stride,
     Variant,
     option,
@@ -45,7 +45,19 @@ from vala_research.cli.options import (
 from vala_research.cli.report import announce, report, write_record
 from vala_research.cli.scores import scores_of, strip_format, write_strip
 
+OWN = "the model's own"
 Prompt = option(str, "Describe the edited clip.")
+Attention = option(
+    str | None, "Let frames attend by own, first, sparse_causal, extended or anchors.", default=OWN
+)
+Inversion = option(str | None, "Invert by ddim, exact, bilateral or null_text.", default=OWN)
+Injection = option(
+    float | None, "Inject the source's attention in this first share of the steps.", default=OWN
+)
+Steps = option(int | None, "Take this many diffusion steps each way.", default=OWN)
+Guidance = option(
+    float | None, "Follow the prompt this strongly; 1 or less turns guidance off.", default=OWN
+)
 NegativePrompt = option(str | None, "Describe what to move away from.", default="none")
 Output = option(Path, "Write an mp4, webm, gif or a folder of frames.", "-o", "--output")
 OutputFolder = option(Path, "Write into this folder.", "-o", "--output")
@@ -87,16 +99,19 @@ def edit(
     model: Model = "miniature",
     variant: Variant = None,
     revision: Revision = None,
-    attention: Attention = "anchors",
-    inversion: Inversion = "ddim",
-    injection: Injection = 0.0,
-    steps: Steps = 50,
-    guidance: Guidance = 2.0,
+    attention: Attention = None,
+    inversion: Inversion = None,
+    injection: Injection = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     negative_prompt: NegativePrompt = None,
     adapter: Adapter = None,
     adapter_interval: AdapterInterval = None,
     adapter_scale: AdapterScale = None,
     lora: Lora = None,
+    controlnet: ControlNet = None,
+    control: Control = "frames",
+    control_scale: ControlScale = 1.0,
     motion: Motion = None,
     video_weight: VideoWeight = 0.7,
     fusion_schedule: Schedule = "decay_image",
@@ -118,7 +133,9 @@ def edit(
         adapter_scale=adapter_scale,
     )  # fmt: skip
     loras = checked_loras(lora or [])
-    place = Place(model, device, dtype, adapter, variant, revision, loras)
+    place = Place(
+        model, device, dtype, adapter, variant, revision, loras, controlnet, control, control_scale
+    )
     fusing = None if motion is None else Fusing(motion, video_weight, fusion_schedule, tau)
     outputs, sampling = Outputs(output, strip, json_path), Sampling(frames, stride, size)
     run_edit(clip, outputs, call, place, sampling, fusing, seed)
@@ -126,10 +143,10 @@ def edit(
 
 def quickstart(
     output: OutputFolder = Path("runs/quickstart"),
-    attention: Attention = "anchors",
-    injection: Injection = 0.0,
-    steps: Steps = 50,
-    guidance: Guidance = 2.0,
+    attention: Attention = None,
+    injection: Injection = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
 ) -> None:
     """Edit the demo clip, whose true edit is known, and say how near the edit comes to it."""
     from vala_research.assets import demo_clip
@@ -161,13 +178,17 @@ def run_edit(
     import torch
 
     from vala_research.data.clips import write_clip
+    from vala_research.editing.defaults import EditDefaults
 
     # Everything that can be refused is refused before the long work.
     check_adapter(place, call)
+    check_control(place)
     _check_outputs(path, outputs, try_clip(path, sampling))
-    check_names(call, call.guidance_scale, call.injection)
+    tried = filled(call, EditDefaults())
+    check_names(tried, tried.guidance_scale, tried.injection)
     schedule = fusing and _schedule(fusing)
     clip, pipe, device = load_clip_and_model(path, place, sampling)
+    call = filled(call, pipe.edit_defaults)
     fusion = fusing and _fusion(pipe, fusing.motion, schedule)
     estimate = announce(pipe, clip, call, call.guidance_scale, call.injection, fusion)
 
@@ -217,4 +238,5 @@ def _fusion(pipe, motion: str, schedule):
     from vala_research.editing.source import Source
 
     video = load_motion_unet(pipe.unet, motion)
-    return Fusion([Source(video, window=max_frames(video)), Source()], schedule)
+    source = Source(video, window=max_frames(video), controls=pipe.controls)
+    return Fusion([source, Source()], schedule)

@@ -85,7 +85,8 @@ def run_inversion(
     target, beside = _checked_files(path, output)
     check_names(call)
     clip, pipe, device = load_clip_and_model(path, place, sampling)
-    scale = 2.0 if call.inversion == "null_text" else 1.0  # only null text asks a second branch
+    is_guided = call.inversion == "null_text"  # only null text asks a second branch
+    scale = pipe.edit_defaults.guidance_scale if is_guided else 1.0
     estimate = announce(pipe, clip, call, scale)
 
     start = time.perf_counter()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from vala_research import InputError, chosen_from, number_in
-from vala_research.cli.options import DTYPES, Inverting, Place, Sampling, sides
+from vala_research.cli.options import DTYPES, Editing, Inverting, Place, Sampling, sides
 from vala_research.files import check_output
 
 
@@ -28,12 +29,27 @@ def check_names(call: Inverting, guidance_scale: float = 1.0, injection: float =
         raise InputError(f"--steps is {call.num_inference_steps}: give at least 1.")
 
 
+def filled(call: Editing, defaults) -> Editing:
+    """The call with the values of a checkpoint, its `EditDefaults`, where it says nothing."""
+    own = {k: v for k, v in vars(defaults).items() if getattr(call, k, ...) is None}
+    return replace(call, **own)
+
+
 def check_adapter(place: Place, call: Inverting) -> None:
     """Refuse options of an adapter where none is loaded."""
     if place.adapter is None and (call.adapter_interval, call.adapter_scale) != (None, None):
         raise InputError(
             "--adapter-interval and --adapter-scale belong to an adapter: give --adapter."
         )
+
+
+def check_control(place: Place) -> None:
+    """Refuse what no ControlNet can see, and options of one where none is given."""
+    from vala_research.diffusion.controlnet import ControlSettings
+
+    settings = ControlSettings(place.control, place.control_scale)
+    if place.controlnet in (None, "none") and settings != ControlSettings():
+        raise InputError("--control and --control-scale belong to a ControlNet: give --controlnet.")
 
 
 def checked_loras(given: list[str]) -> tuple[tuple[str, float], ...]:
@@ -135,7 +151,11 @@ def load_model(place: Place):
     weights = {option: value for option, value in weights.items() if value is not None}
     is_file = Path(place.model).is_file()
     load = VideoEditPipeline.from_single_file if is_file else VideoEditPipeline.from_pretrained
+    if place.controlnet is not None and not is_file:
+        weights["controlnet"] = None
     pipe = load(place.model, dtype=dtype, **weights).to(name)
+    if place.controlnet not in (None, "none"):
+        pipe.load_controlnet(place.controlnet, place.control, place.control_scale)
     if place.loras:
         load_loras(pipe, place.loras)
     if place.adapter is not None:

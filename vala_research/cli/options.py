@@ -40,6 +40,12 @@ Stride = option(int, "Use every n-th frame.")
 Size = option(str | None, "Scale frames to SIDE or HEIGHTxWIDTH pixels.", default="the model's")
 Device = option(str, "Run on auto, cpu, cuda, cuda:1 or mps.")
 Dtype = option(str, "Compute in float32, float16 or bfloat16.")
+ControlNet = option(
+    str | None, "Keep the layout by a ControlNet: a folder, a hub id, or none.", "--controlnet",
+    default="the model's own",
+)  # fmt: skip
+Control = option(str, "Show the ControlNet the clip's frames or its canny outlines.")
+ControlScale = option(float, "Let the ControlNet act this strongly.")
 Seed = option(int, "Seed all random draws.", min=0, max=2**63 - 1)
 Adapter = option(str | None, "Load 'miniature' or a folder of vala train.", default="none")
 AdapterInterval = option(
@@ -62,7 +68,8 @@ Strict = option(bool, "Fail on a clip that is missing or damaged.", "--strict")
 class Place:
     """A model, which weights of it, its adapter and LoRAs, and the device and dtype they run in.
 
-    loras: file and scale of each.
+    loras: file and scale of each. controlnet: None is the model's own, and "none" is none; control
+    and control_scale: what it sees, and how strongly it acts.
     """
 
     model: str = "miniature"
@@ -72,6 +79,9 @@ class Place:
     variant: str | None = None
     revision: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
+    controlnet: str | None = None
+    control: str = "frames"
+    control_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -97,11 +107,14 @@ class Inverting:
 
 @dataclass(frozen=True, kw_only=True)
 class Editing(Inverting):
-    """Arguments of `VideoEditPipeline.__call__`."""
+    """Arguments of `VideoEditPipeline.__call__`; None is the model's own value."""
 
     prompt: str
-    guidance_scale: float
-    injection: float = 0.0
+    num_inference_steps: int | None = None
+    attention: str | None = None
+    inversion: str | None = None
+    guidance_scale: float | None = None
+    injection: float | None = None
     negative_prompt: str | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,12 @@ def announce(
     )  # fmt: skip
     of_one_step, _ = count_frames(call.attention, n)
 
-    # Warm up on one frame, then time one step. The work itself will warn about the prompt.
+    # Warm up on one frame, then time one step, with the ControlNet that an edit's steps have. The
+    # work itself will warn about the prompt.
     pipe.set_progress_bar_config(disable=True)
+    own = pipe.edit_defaults
+    if own.control is not None:
+        pipe.edit_defaults = replace(own, control=replace(own.control, in_inversion=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         one_step = dict(num_inference_steps=1, attention=call.attention)
@@ -46,6 +51,7 @@ def announce(
         pipe.invert(clip, call.source_prompt, **one_step)
     seconds = (time.perf_counter() - start) * expected.n_evaluations / of_one_step
     pipe.set_progress_bar_config(leave=False)
+    pipe.edit_defaults = own
 
     bound = "at most " if call.inversion in ("exact", "null_text") else ""
     typer.echo(

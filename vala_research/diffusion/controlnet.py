@@ -3,6 +3,8 @@
 ControlNet (Zhang et al. 2023, arXiv 2302.05543) keeps the layout of a frame by a picture of it.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -13,8 +15,8 @@ from skimage.color import rgb2gray
 from skimage.feature import canny
 from torch import Tensor
 
-from vala_research import InputError
-from vala_research.diffusion.backbone import device_of
+from vala_research import InputError, chosen_from, number_in
+from vala_research.diffusion.backbone import device_of, vae_factor
 from vala_research.diffusion.loading import load_network
 
 
@@ -29,6 +31,71 @@ def canny_edges(frames: Float[Tensor, " f 3 h w"], sigma: float = 1.0) -> Float[
     return edges[:, None].expand(-1, 3, -1, -1).to(frames)
 
 
+PICTURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "frames": lambda frames: frames, "canny": canny_edges,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ControlSettings:
+    """What a ControlNet sees, and where and how strongly it acts.
+
+    picture: "frames", the clip itself, as a ControlNet for edits sees it (ip2p, tile); or "canny",
+        its outlines.
+    scale: factor of its residuals.
+    interval: where it acts, as fractions of the T diffusion steps.
+    in_inversion: whether it acts in the inversion too. Only then does an edit between equal prompts
+        return to the clip.
+    """
+
+    picture: str = "frames"
+    scale: float = 1.0
+    interval: Any = (0.0, 1.0)
+    in_inversion: Any = True  # a file may hold anything
+
+    def __post_init__(self):
+        chosen_from("picture of a ControlNet", self.picture, PICTURES)
+        number_in("The scale of a ControlNet", self.scale, -1e3, 1e3)
+        if not isinstance(self.in_inversion, bool):
+            raise InputError(f"in_inversion is {str(self.in_inversion)[:50]}: give true or false.")
+        ends = self.interval if isinstance(self.interval, list | tuple) else ()
+        is_right = len(ends) == 2 and all(isinstance(x, int | float) for x in ends)
+        if not is_right or not 0 <= ends[0] < ends[1] <= 1:
+            raise InputError(
+                f"The interval of a ControlNet is {str(self.interval)[:50]}: give two fractions of "
+                "T in order, such as 0.2 1."
+            )
+        object.__setattr__(self, "interval", tuple(map(float, ends)))  # json has lists
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet at work on a clip.
+
+    pictures: one per frame, f 3 h w in [0, 1]; None makes them from the clip by the settings.
+    """
+
+    network: ControlNetModel
+    settings: ControlSettings = ControlSettings()
+    pictures: Float[Tensor, "f 3 h w"] | None = None
+
+    def of_clip(self, frames: Float[Tensor, "f 3 h w"] | None) -> "Control":
+        """This control with its pictures. Raises InputError where they cannot be made."""
+        if self.pictures is not None:
+            return self
+        if frames is None:
+            raise InputError(
+                "A ControlNet sees the clip, and only latents are given: give the video too, or "
+                "unload the ControlNet."
+            )
+        return replace(self, pictures=PICTURES[self.settings.picture](frames))
+
+    def acts(self, t: int, n_timesteps: int) -> bool:
+        """Whether it acts at timestep t of n_timesteps."""
+        low, high = self.settings.interval
+        return low * n_timesteps <= t <= high * n_timesteps
+
+
 def load_controlnet(where: str | PathLike, unet: UNet2DConditionModel) -> ControlNetModel:
     """Load a ControlNet from a folder or hub id, on the device and in the precision of `unet`.
 
@@ -38,26 +105,57 @@ def load_controlnet(where: str | PathLike, unet: UNet2DConditionModel) -> Contro
     controlnet = load_network(
         ControlNetModel, where, f"The ControlNet {str(where)!r}", remedy, unet.dtype
     )
+    check_controlnet(controlnet, unet, f"The ControlNet {str(where)!r}")
+    return controlnet.to(device_of(unet))
+
+
+def check_controlnet(controlnet: ControlNetModel, unet: UNet2DConditionModel, what: str) -> None:
+    """Check that a ControlNet was made for a UNet of these widths. Raises InputError."""
     for key in ("in_channels", "cross_attention_dim", "block_out_channels"):
         theirs, ours = controlnet.config[key], unet.config[key]
         theirs, ours = (list(x) if isinstance(x, tuple) else x for x in (theirs, ours))
         if theirs != ours:
             raise InputError(
-                f"The ControlNet {str(where)!r} has {key} {theirs} and the UNet {ours}: give one "
-                "that was trained for this UNet."
+                f"{what} has {key} {theirs} and the UNet {ours}: give one that was trained for "
+                "this UNet."
             )
-    return controlnet.to(device_of(unet))
+
+
+def check_factor(controlnet: ControlNetModel, vae: Any) -> None:
+    """Check that a ControlNet makes its pictures as small as the VAE. Raises InputError."""
+    factor = 2 ** (len(controlnet.config.conditioning_embedding_out_channels) - 1)
+    if factor != vae_factor(vae):
+        raise InputError(
+            f"The ControlNet makes its pictures {factor} times smaller and the VAE "
+            f"{vae_factor(vae)} times: give one that was trained for this model."
+        )
 
 
 def control_residuals(
-    controlnet: ControlNetModel, x: Float[Tensor, "g f c h w"], t: int,
-    text: Float[Tensor, "g n d"], control: Float[Tensor, "f 3 y x"], scale: float,
+    controls: Sequence[Control], x: Float[Tensor, "g f c h w"], t: int,
+    text: Float[Tensor, "g n d"], frames: slice | list[int], n_timesteps: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """The residuals of a ControlNet, by the names of the UNet's arguments."""
+    """The residuals of the ControlNets that act at t, by the names of the UNet's arguments.
+
+    frames: which frames of the clip x holds. Residuals of several ControlNets add up.
+    """
     g, f = x.shape[:2]
-    dtype = controlnet.dtype
-    down, mid = controlnet(
-        x.flatten(0, 1).to(dtype), t, text[:, None].expand(-1, f, -1, -1).flatten(0, 1).to(dtype),
-        control.repeat(g, 1, 1, 1).to(dtype), conditioning_scale=scale, return_dict=False,
-    )  # fmt: skip
-    return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+    rows = text[:, None].expand(-1, f, -1, -1).flatten(0, 1)
+    down: list[Tensor] = []
+    for control in controls:
+        if not control.acts(t, n_timesteps):
+            continue
+        net = control.network
+        pictures = control.pictures[frames].to(x.device, net.dtype)
+        more, mid = net(
+            x.flatten(0, 1).to(net.dtype), t, rows.to(net.dtype), pictures.repeat(g, 1, 1, 1),
+            conditioning_scale=control.settings.scale, return_dict=False,
+        )  # fmt: skip
+        more = [*more, mid]
+        down = [a + b for a, b in zip(down, more, strict=True)] if down else more
+    if not down:
+        return {}
+    return {
+        "down_block_additional_residuals": tuple(down[:-1]),
+        "mid_block_additional_residual": down[-1],
+    }

@@ -9,6 +9,7 @@ from diffusers.utils import logging
 from vala_research import InputError, number_in
 from vala_research.diffusion.checkpoint import PARTS, WITH_WEIGHTS, check_index
 from vala_research.diffusion.compatible import check_networks
+from vala_research.diffusion.controlnet import check_controlnet
 from vala_research.diffusion.loading import (
     FETCH,
     check_folder,
@@ -105,6 +106,22 @@ def image_parts(
             folder / "feature_extractor", local_files_only=True
         )
     return loaded
+
+
+def control_part(name: str, folder: Path, options: LoadOptions, unet: Any) -> dict[str, Any]:
+    """Load the ControlNet of a checkpoint, unless the options give one or leave it out."""
+    from diffusers import ControlNetModel
+
+    if "controlnet" in options.parts:
+        return {}
+    what = f"The controlnet of {name!r}"
+    chosen = variant_of(folder / "controlnet", options.hub.get("variant"), what)
+    given = {} if chosen is None else {"variant": chosen}
+    controlnet = load_network(
+        ControlNetModel, folder / "controlnet", what, dtype=options.dtype("controlnet"), **given
+    )
+    check_controlnet(controlnet, unet, what)
+    return {"controlnet": controlnet}
 
 
 def check_parts(name: str, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any):

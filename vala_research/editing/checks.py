@@ -11,6 +11,7 @@ from vala_research.diffusion.attention import depends_on_clip
 from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.codec import OUTPUT_TYPES
 from vala_research.diffusion.compatible import check_text, check_unet
+from vala_research.diffusion.controlnet import check_controlnet, check_factor
 from vala_research.diffusion.guidance import check_guidance
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.motion import max_frames
@@ -93,12 +94,14 @@ def check_source(source: Source, name: str, vae: Any, shape: Sequence[int]) -> N
             f"{name} has latents of shape {tuple(source.latents.latents.shape)} and the clip's are "
             f"{tuple(shape)}: invert this clip."
         )
-    if source.controlnet is not None:
-        size = (n_frames, 3, h * vae_factor(vae), w * vae_factor(vae))
-        found = None if source.control is None else tuple(source.control.shape)
-        if found != size:
+    size = (n_frames, 3, h * vae_factor(vae), w * vae_factor(vae))
+    for control in source.controls or ():
+        check_controlnet(control.network, unet, f"The ControlNet of {name[:1].lower()}{name[1:]}")
+        check_factor(control.network, vae)
+        if control.pictures is not None and tuple(control.pictures.shape) != size:
             raise InputError(
-                f"{name} has a ControlNet and control pictures of shape {found}: give {size}."
+                f"{name} has a ControlNet and control pictures of shape "
+                f"{tuple(control.pictures.shape)}: give {size}."
             )
 
 

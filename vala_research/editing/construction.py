@@ -1,6 +1,7 @@
 """How a pipeline is made of its parts, loaded, and saved so that diffusers opens it."""
 
 import warnings
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
+    ControlNetModel,
     DiffusionPipeline,
     SchedulerMixin,
     UNet2DConditionModel,
@@ -25,7 +27,8 @@ from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.checkpoint import resolve_checkpoint
 from vala_research.diffusion.compatible import check_networks
 from vala_research.diffusion.options import load_options
-from vala_research.diffusion.parts import load_parts
+from vala_research.diffusion.parts import control_part, load_parts
+from vala_research.editing.defaults import EditDefaults, read_defaults
 from vala_research.files import write_text
 
 ENTRY = '''"""Open this folder by diffusers, with vala_research installed:
@@ -47,6 +50,9 @@ class StableDiffusionParts(DiffusionPipeline):
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
     _optional_components = ["safety_checker", "feature_extractor", "image_encoder"]
     _exclude_from_cpu_offload = ["safety_checker"]
+
+    controlnet: ControlNetModel | None = None  # see `ControlMixin`
+    edit_defaults: EditDefaults = EditDefaults()
 
     def __init__(
         self,
@@ -76,15 +82,21 @@ class StableDiffusionParts(DiffusionPipeline):
         dtype, torch_dtype: of the networks (default float32), or a dictionary by their names; the
             solver works in float32 whatever it is.
         options: as in diffusers, or refused:
-            vae, text_encoder, tokenizer, unet, scheduler, ... in place of the checkpoint's;
+            vae, text_encoder, tokenizer, unet, scheduler, ... in place of the checkpoint's, also
+            controlnet, where the checkpoint carries one (None leaves it out);
             variant (one that is alone is found), revision, cache_dir, token, local_files_only;
             device_map: one device.
         Only safetensors are read. Raises InputError.
         """
-        name, parts = str(name_or_path), tuple(cls._get_signature_types())
+        name, parts = str(name_or_path), (*cls._get_signature_types(), "controlnet")
         asked = load_options(dtype, options, parts)
         folder = resolve_checkpoint(name, tuple(asked.parts), **asked.hub)
-        pipe = cls(**load_parts(name, Path(folder), asked))
+        defaults, parts = read_defaults(folder), load_parts(name, Path(folder), asked)
+        if defaults.control is not None:
+            parts |= control_part(name, Path(folder), asked, parts["unet"])
+        controlnet = parts.pop("controlnet", None)
+        pipe = cls(**parts)
+        pipe.controlnet, pipe.edit_defaults = controlnet, defaults
         pipe.register_to_config(_name_or_path=name)
         return pipe if asked.device is None else pipe.to(asked.device)
 
@@ -106,3 +118,16 @@ class StableDiffusionParts(DiffusionPipeline):
             )
         super().save_pretrained(save_directory, True, *args, **kwargs)
         write_text(Path(save_directory) / "pipeline.py", ENTRY)
+        if self.controlnet is not None:
+            self.controlnet.save_pretrained(Path(save_directory) / "controlnet")
+            self.edit_defaults.save(save_directory)
+        elif self.edit_defaults != EditDefaults():
+            replace(self.edit_defaults, control=None).save(save_directory)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any):
+        """As in diffusers; the ControlNet and the defaults of an edit come along."""
+        pipe = super().from_pipe(pipeline, **kwargs)
+        if isinstance(pipeline, cls):
+            pipe.controlnet, pipe.edit_defaults = pipeline.controlnet, pipeline.edit_defaults
+        return pipe

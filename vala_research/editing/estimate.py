@@ -14,7 +14,6 @@ from vala_research.diffusion.inversion import InversionSettings, get_inversion
 from vala_research.diffusion.null_text import NullTextSettings
 from vala_research.diffusion.schedule import Schedule
 from vala_research.editing.fusion import Fusion
-from vala_research.editing.parts import GUIDANCE_SCALE
 from vala_research.editing.stretches import count_frames
 
 
@@ -76,21 +75,27 @@ def estimate_edit(
     n_frames: int,
     height: int,
     width: int,
-    num_inference_steps: int = 50,
-    guidance_scale: float = GUIDANCE_SCALE,
-    inversion: str | InversionSettings = "ddim",
-    injection: float | Injection = 0.0,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    inversion: str | InversionSettings | None = None,
+    injection: float | Injection | None = None,
     frames_per_chunk: int | None = None,
     has_latents: bool = False,
     fusion: Fusion | None = None,
-    attention: Attending = "anchors",
-    strength: float = 1.0,
+    attention: Attending | None = None,
+    strength: float | None = None,
 ) -> Estimate:
     """What an edit by this pipeline costs, before it starts. The arguments are those of the edit.
 
     has_latents: the clip is inverted already. Every source of a fusion counts as much as the
     pipeline's own model, its weights once.
     """
+    num_inference_steps, guidance_scale, inversion, injection, attention, strength = (
+        pipe.edit_defaults.filled(
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+            inversion=inversion, injection=injection, attention=attention, strength=strength,
+        )
+    )  # fmt: skip
     schedule = Schedule.from_scheduler(pipe.scheduler, num_inference_steps)
     n_steps = len(schedule.last_part(strength))
     n_branches = 2 if guidance_scale > 1 else 1
@@ -104,6 +109,7 @@ def estimate_edit(
     size = Backbone(pipe.unet, frames_per_chunk).chunk_size(n_at_once, n_branches, h, w)
     networks = dict(vae=pipe.vae, text_encoder=pipe.text_encoder, unet=pipe.unet)
     networks |= pipe.adapter_networks
+    networks |= {} if pipe.controlnet is None else {"controlnet": pipe.controlnet}
     if fusion is not None:
         n_evaluations *= len(fusion.sources)
         own = (s.unet for s in fusion.sources if s.unet is not None)

@@ -29,8 +29,6 @@ from vala_research.editing.stream import Stream, streams_of
 from vala_research.editing.words import encode_prompt
 from vala_research.methods.anchors import AnchorSettings
 
-GUIDANCE_SCALE = 2.0  # best on validation clips of the miniature; Stable Diffusion: about 7.5
-
 
 class EditParts:
     """What a pipeline with vae, text_encoder, tokenizer, unet and scheduler can do to a clip."""
@@ -41,17 +39,17 @@ class EditParts:
         self,
         video: Any,
         source_prompt: str = "",
-        num_inference_steps: int = 50,
-        inversion: str | InversionSettings = "ddim",
+        num_inference_steps: int | None = None,
+        inversion: str | InversionSettings | None = None,
         attention: Attending = "extended",
         frames_per_chunk: int | None = None,
         return_inversion: bool = False,
         negative_prompt: str | None = None,
-        guidance_scale: float = GUIDANCE_SCALE,
+        guidance_scale: float | None = None,
         adapter_interval: Sequence[float] | None = None,
         adapter_scale: float | None = None,
         generator: torch.Generator | None = None,
-        strength: float = 1.0,
+        strength: float | None = None,
     ) -> Float[Tensor, "f c h w"] | Inversion:
         """Invert a clip, without editing it. The arguments are those of an edit.
 
@@ -63,13 +61,17 @@ class EditParts:
         guidance 1; or with return_inversion the whole `Inversion`: trajectory, residuals,
         evaluations, attention, anchors, null text. Bare latents of "null_text" are those of "ddim".
         """
+        num_inference_steps, guidance_scale, inversion, strength = self.edit_defaults.filled(
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+            inversion=inversion, strength=strength,
+        )  # fmt: skip
         check_guidance(guidance_scale)
         schedule = self._schedule(num_inference_steps, Source(), inversion, strength)
         clip = self._known_clip(video, None)
         call = Source(
             prompt=source_prompt, source_prompt=source_prompt, negative_prompt=negative_prompt,
             guidance_scale=guidance_scale, attention=attention, adapter_interval=adapter_interval,
-            adapter_scale=adapter_scale,
+            adapter_scale=adapter_scale, controls=self.controls,
             pictures=picture_embeds(self, None, None, clip.shape[0], guidance_scale),
         )  # fmt: skip
         (stream,) = streams = streams_of(
@@ -90,12 +92,12 @@ class EditParts:
         self,
         latents: Tensor | Inversion,
         source_prompt: str = "",
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         attention: Attending | None = None,
         frames_per_chunk: int | None = None,
         adapter_interval: Sequence[float] | None = None,
         adapter_scale: float | None = None,
-        strength: float = 1.0,
+        strength: float | None = None,
     ) -> Float[Tensor, "f c h w"]:
         """Sample and decode: the way back of `invert`. Returns frames in [0, 1].
 
@@ -104,6 +106,9 @@ class EditParts:
         attention, adapter_interval, adapter_scale: None is that of the `Inversion`. For bare
             latents it is the default of `invert`.
         """
+        num_inference_steps, strength = self.edit_defaults.filled(
+            num_inference_steps=num_inference_steps, strength=strength
+        )
         clip = self._known_clip(None, latents)
         inverted = clip.latents
         schedule = self._schedule(num_inference_steps, Source(), "ddim", strength)
@@ -113,6 +118,7 @@ class EditParts:
             prompt=source_prompt, source_prompt=source_prompt, negative_prompt=source_prompt,
             guidance_scale=scale, attention=first_known(attention, inverted.attention),
             adapter_interval=adapter_interval, adapter_scale=adapter_scale,
+            controls=self.controls_of_inversion,
             pictures=picture_embeds(self, None, None, clip.shape[0], scale),
         )  # fmt: skip
         (stream,) = streams = streams_of(

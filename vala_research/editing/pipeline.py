@@ -25,11 +25,12 @@ from vala_research.editing import checks
 from vala_research.editing.call import CallState, as_batch, call_back, check_guiding, restarted
 from vala_research.editing.clip import clip_attention
 from vala_research.editing.construction import StableDiffusionParts
+from vala_research.editing.control import ControlMixin
 from vala_research.editing.estimate import estimate_edit
 from vala_research.editing.fusion import Fusion, begin
 from vala_research.editing.ip_adapter import PictureMixin, picture_embeds
 from vala_research.editing.loaders import LoraMixin, TextualInversionMixin
-from vala_research.editing.parts import GUIDANCE_SCALE, EditParts
+from vala_research.editing.parts import EditParts
 from vala_research.editing.single_file import SingleFileMixin
 from vala_research.editing.source import Source
 from vala_research.editing.stream import streams_of
@@ -45,7 +46,7 @@ class VideoEditOutput(BaseOutput):
 
 class VideoEditPipeline(
     EditParts, CallState, AdapterMixin, LoraMixin, TextualInversionMixin, PictureMixin,
-    SingleFileMixin, StableDiffusionMixin, StableDiffusionParts,
+    ControlMixin, SingleFileMixin, StableDiffusionMixin, StableDiffusionParts,
 ):  # fmt: skip
     """Edits a clip with an image diffusion model of the Stable Diffusion 1.x/2.x class.
 
@@ -62,18 +63,18 @@ class VideoEditPipeline(
         prompt: str | list[str] | None = None,
         source_prompt: str | list[str] = "",
         negative_prompt: str | list[str] | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = GUIDANCE_SCALE,
-        inversion: str | InversionSettings = "ddim",
-        attention: Attending = "anchors",
-        injection: float | Injection = 0.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        inversion: str | InversionSettings | None = None,
+        attention: Attending | None = None,
+        injection: float | Injection | None = None,
         fusion: Fusion | None = None,
         frames_per_chunk: int | None = None,
         adapter_interval: Sequence[float] | None = None,
         adapter_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | Inversion | None = None,
-        strength: float = 1.0,
+        strength: float | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         source_prompt_embeds: Tensor | None = None,
@@ -88,6 +89,10 @@ class VideoEditPipeline(
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
     ) -> VideoEditOutput | tuple:
         """Edit a clip: invert it under one prompt, sample it under another.
+
+        Where None is given for num_inference_steps, guidance_scale, inversion, attention, injection
+        or strength, the checkpoint's own value is used, `pipe.edit_defaults`. For Stable Diffusion
+        these are 50, 7.5, "ddim", "anchors", 0 and 1.
 
         video: f c h w tensor or f h w c array, in [0, 1] or uint8; a list of PIL images; or a Clip.
             Or a batch of one, such as the `.frames` of an edit, or a list that repeats the clip
@@ -135,6 +140,12 @@ class VideoEditPipeline(
             FloatingPointError for NaN.
         """
         # Refuse bad arguments before any network runs.
+        num_inference_steps, guidance_scale, inversion, attention, injection, strength = (
+            self.edit_defaults.filled(
+                num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+                inversion=inversion, attention=attention, injection=injection, strength=strength,
+            )
+        )  # fmt: skip
         tensor_inputs = getattr(
             callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs
         )
@@ -161,6 +172,7 @@ class VideoEditPipeline(
         call = Source(
             guidance_scale=guidance_scale, guidance_rescale=guidance_rescale, attention=attention,
             adapter_interval=adapter_interval, adapter_scale=adapter_scale, clip_skip=clip_skip,
+            controls=self.controls,
             cross_attention_kwargs=cross_attention_kwargs,
             pictures=picture_embeds(
                 self, ip_adapter_image, ip_adapter_image_embeds, clip.shape[0], guidance_scale
@@ -192,11 +204,15 @@ class VideoEditPipeline(
     estimate = estimate_edit
 
 
-def quiet_pipeline(model: str | PathLike, dtype: torch.dtype | None = None) -> VideoEditPipeline:
+def quiet_pipeline(
+    model: str | PathLike, dtype: torch.dtype | None = None, is_bare: bool = True
+) -> VideoEditPipeline:
     """The pipeline of a model on the GPU, where there is one, without progress bars.
 
     In half precision the weights of the variant "fp16" are read, where the model has them.
+    is_bare: leaves out the ControlNet that the checkpoint may carry.
     """
-    pipe = half_first(dtype, partial(VideoEditPipeline.from_pretrained, str(model), dtype))
+    load = partial(VideoEditPipeline.from_pretrained, str(model), dtype)
+    pipe = half_first(dtype, partial(load, controlnet=None) if is_bare else load)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,7 +9,7 @@ from vala_research.editing.source import Source
 
 OF_CALL = ("guidance_scale", "guidance_rescale", "clip_skip")
 OF_PIPE = ("scheduler", "tokenizer", "text_encoder")
-OF_UNET = ("adapter_interval", "adapter_scale", "cross_attention_kwargs", "pictures")
+OF_UNET = ("controls", "adapter_interval", "adapter_scale", "cross_attention_kwargs", "pictures")
 PROMPTS = ("prompt", "source_prompt", "negative_prompt")
 
 

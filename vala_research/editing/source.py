@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from vala_research.adapter.activation import Activation
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.diffusion.attention import Attending
 from vala_research.diffusion.backbone import Backbone
-from vala_research.diffusion.controlnet import control_residuals
+from vala_research.diffusion.controlnet import Control, control_residuals
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.patching import chunks, scaled_lora
 from vala_research.diffusion.schedule import Schedule
@@ -32,8 +31,7 @@ class Source:
     prompt, source_prompt, negative_prompt, guidance_scale, and what follows them: as in an edit.
     attention: as in an edit; None is the call's for an image model and "own" for a video model.
     adapter, adapter_interval, adapter_scale: a temporal adapter attached to `unet`.
-    controlnet, control, control_scale: a ControlNet, one picture per frame (f 3 h w in [0, 1]),
-        and its strength.
+    controls: ControlNets at work; () is none, and None is that of the pipeline for its own UNet.
     window, overlap: how many frames a video model sees at once (None: all), and how many
         neighbouring windows share at least. `shares_of` averages their predictions.
     latents: the clip's inversion by this source, to skip inverting.
@@ -59,9 +57,7 @@ class Source:
     adapter: TemporalAdapter | None = None
     adapter_interval: Sequence[float] | None = None
     adapter_scale: float | None = None
-    controlnet: ControlNetModel | None = None
-    control: Float[Tensor, "f 3 h w"] | None = None
-    control_scale: float = 1.0
+    controls: Sequence[Control] | None = None
     window: int | None = None
     overlap: int = 4
     latents: Inversion | None = None
@@ -119,16 +115,16 @@ class SourceBackbone(Backbone):
     On a device other than the CPU, the question whether predictions are finite is put off until
     `confirm_finite`, so that the CPU waits for the device once per step.
     timesteps: timestep of the edit -> timestep of this network. activation: where an adapter acts;
-    it is off at all other timesteps. pictures: what IP-Adapters read, without and with a picture.
+    it is off at all other timesteps. controls: with their pictures; n_timesteps: T of this network.
+    pictures: what IP-Adapters read, without and with a picture.
     """
 
     timesteps: dict[int, int] = field(default_factory=dict)
     windows: tuple[slice, ...] = ()
     device: torch.device | None = None
     activation: Activation | None = None
-    controlnet: ControlNetModel | None = None
-    control: Tensor | None = None
-    control_scale: float = 1.0
+    controls: Sequence[Control] = ()
+    n_timesteps: int = 1000
     cross_attention_kwargs: dict[str, Any] | None = None
     pictures: list[Float[Tensor, "2 f ..."]] | None = None
     unread: list[tuple[int, Tensor]] = field(default_factory=list)  # timestep, whether all finite
@@ -176,10 +172,7 @@ class SourceBackbone(Backbone):
 
     def _adapted(self, x, t, text, patches, added, frames: Frames, shown=()) -> Tensor:
         """The prediction for frames that the network sees together, with its adapter on or off."""
-        residuals: dict[str, Any] = {}
-        if self.controlnet is not None:
-            control = self.control[frames].to(x)
-            residuals = control_residuals(self.controlnet, x, t, text, control, self.control_scale)
+        residuals = control_residuals(self.controls, x, t, text, frames, self.n_timesteps)
         if self.cross_attention_kwargs:  # a UNet takes entries out of the dictionary
             residuals = {**residuals, "cross_attention_kwargs": dict(self.cross_attention_kwargs)}
         if self.pictures is not None:

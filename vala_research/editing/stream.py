@@ -13,6 +13,7 @@ from vala_research.adapter.activation import Activation, activate
 from vala_research.diffusion.attention import Attending, get_policy
 from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.bilateral_inversion import inversion_patches
+from vala_research.diffusion.controlnet import Control
 from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.diffusion.guidance import check_guidance, rescaled_guidance
 from vala_research.diffusion.injection import Injection
@@ -107,6 +108,8 @@ class Stream:
         progress: Callable[[Iterable], Iterable] = iter,
     ) -> Inversion:
         """The inversion of a clip's latents under the source prompt."""
+        in_inversion = [c for c in self.backbone.controls if c.settings.in_inversion]
+        inverting = replace(self, backbone=replace(self.backbone, controls=in_inversion))
         unet, schedule = self.backbone.unet, self.schedule
         if isinstance(inversion, ExactSettings):
             # A network in half precision cannot answer more precisely than its own rounding.
@@ -124,8 +127,8 @@ class Stream:
         start = z_0.cpu() if isinstance(inversion, ExactSettings) else z_0
         patches = partial(inversion_patches, unet, inversion, schedule)
         inverted = invert(
-            lambda z, t: self.predict(z, t, self.text[2], patches(t)), start, schedule, inversion,
-            keep_trajectory or mends_guidance, confirmed,
+            lambda z, t: inverting.predict(z, t, self.text[2], patches(t)), start, schedule,
+            inversion, keep_trajectory or mends_guidance, confirmed,
         ).to(z_0.device)  # fmt: skip
         if mends_guidance:
             inverted = self._with_null_text(inverted, inversion, confirmed)
@@ -190,9 +193,8 @@ def streams_of(
             windows=windows_of(clip.shape[0], source.window, source.overlap),
             device=device,
             activation=activation_of(source, pipe, own, clip.frames, inverted),
-            controlnet=source.controlnet,
-            control=source.control,
-            control_scale=source.control_scale,
+            controls=controls_of(source, pipe, clip, device),
+            n_timesteps=len(own.alpha_bar),
             cross_attention_kwargs=source.cross_attention_kwargs,
             pictures=source.pictures,
         )
@@ -204,6 +206,18 @@ def streams_of(
             )
         )  # fmt: skip
     return streams
+
+
+def controls_of(
+    source: Source, pipe: Any, clip: KnownClip, device: torch.device
+) -> list[Control]:
+    """The source's ControlNets on its device, with pictures of the clip, inverted or not."""
+    frames, controls = clip.frames, source.controls or ()
+    if frames is None and controls and clip.latents.trajectory:
+        frames = pipe.decode(clip.latents.trajectory[-1])
+    for control in controls:
+        control.network.to(device)
+    return [control.of_clip(frames) for control in controls]
 
 
 def activation_of(

@@ -222,7 +222,7 @@ def counted_edit(
     known: network calls that other edits of the same networks counted (None: no other edit).
     Raises InputError for a source with an adapter or a ControlNet, whose calls are not alike.
     """
-    if any(source.adapter or source.controlnet for source in fusion.sources):
+    if any(source.adapter or source.controls for source in fusion.sources):
         raise InputError("An adapter or ControlNet acts at some steps only: count without them.")
     known = known or KnownCalls()
     skipped = known.flops

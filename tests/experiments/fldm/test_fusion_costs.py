@@ -11,6 +11,7 @@ from tiny_models import tiny_motion_adapter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from vala_research import InputError
+from vala_research.diffusion.controlnet import Control
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.editing.fusion import Fusion
 from vala_research.evaluation import flops
@@ -97,7 +98,7 @@ def test_known_calls_change_no_number(counted, counts):
 def test_an_edit_whose_calls_differ_is_not_counted(tiny, counted):
     pipe, bare = counted
     controlnet = ControlNetModel.from_unet(tiny.unet)
-    sources = [replace(source, controlnet=controlnet) for source in bare[IMAGE].sources]
+    sources = [replace(source, controls=[Control(controlnet)]) for source in bare[IMAGE].sources]
     with pytest.raises(InputError, match="count without them"):
         flops.counted_edit(pipe, replace(bare[IMAGE], sources=sources), 1, SIZE, 1)
 

@@ -1,0 +1,73 @@
+"""What an edit uses where its call says nothing. A checkpoint may carry its own values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vala_research import InputError, number_in
+from vala_research.diffusion.attention import get_policy
+from vala_research.diffusion.controlnet import ControlSettings
+from vala_research.diffusion.guidance import check_guidance
+from vala_research.diffusion.injection import Injection
+from vala_research.diffusion.inversion import get_inversion
+from vala_research.diffusion.loading import read_json
+from vala_research.files import write_json
+
+FILE = "edit_defaults.json"  # in the folder of a checkpoint
+
+
+@dataclass(frozen=True)
+class EditDefaults:
+    """Values of `VideoEditPipeline.__call__`, by its names. These are the field's.
+
+    control: how the checkpoint's ControlNet is used; None where it has none.
+    """
+
+    num_inference_steps: Any = 50  # a file may hold anything
+    guidance_scale: float = 7.5
+    inversion: str = "ddim"
+    attention: str = "anchors"
+    injection: float = 0.0
+    strength: float = 1.0
+    control: ControlSettings | None = None
+
+    def __post_init__(self):
+        number_in("num_inference_steps", self.num_inference_steps, 1, 1000, whole=True)
+        number_in("strength", self.strength, 0, 1)
+        check_guidance(self.guidance_scale)
+        get_inversion(self.inversion), get_policy(self.attention), Injection.of(self.injection)
+
+    def filled(self, **given: Any) -> tuple:
+        """The given values, in order, with the default for each that is None."""
+        return tuple(getattr(self, k) if v is None else v for k, v in given.items())
+
+    def save(self, folder: str | Path) -> None:
+        """Write the values beside a checkpoint."""
+        write_json(Path(folder) / FILE, asdict(self))
+
+
+def read_defaults(folder: str | Path) -> EditDefaults:
+    """Read the values of a checkpoint's folder; the field's, where it has none.
+
+    Raises InputError for unknown names and for values that no edit takes.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return EditDefaults()
+    given = read_json(path)
+    control = given.get("control")
+    for kind, content in ((EditDefaults, given), (ControlSettings, control or {})):
+        known = [field.name for field in fields(kind)]
+        unknown = sorted(set(content) - set(known)) if isinstance(content, dict) else [content]
+        if unknown:
+            raise InputError(
+                f"{path} holds {str(unknown[0])[:50]!r}: it may hold {', '.join(known)}."
+            )
+    try:
+        if control is not None:
+            given = {**given, "control": ControlSettings(**control)}
+        return EditDefaults(**given)
+    except (InputError, TypeError) as error:
+        raise InputError(f"{path}: {error}") from error
