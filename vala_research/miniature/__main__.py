@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vala_research.adapter.state import write_checkpoint
 from vala_research.diffusion.loading import load_network
+from vala_research.editing.defaults import EditDefaults
 from vala_research.files import write_json, write_tensors
 from vala_research.frames import OPENAI_MEAN, OPENAI_STD
 from vala_research.miniature.batches import (
@@ -29,6 +30,7 @@ from vala_research.miniature.batches import (
     vae_sampler,
 )
 from vala_research.miniature.configuration import (
+    DEFAULTS,
     SCHEDULE,
     VAE,
     VISION,
@@ -152,6 +154,7 @@ def export(run: Path, folder: Path, clip_folder: Path) -> None:
         image_mean=OPENAI_MEAN, image_std=OPENAI_STD,
     )  # fmt: skip
     pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    EditDefaults(**DEFAULTS).save(folder)
     for part in (clip.half(), tokenizer, processor):
         part.save_pretrained(clip_folder)
     for config in [*folder.rglob("*.json"), *clip_folder.rglob("*.json")]:
