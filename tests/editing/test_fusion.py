@@ -345,6 +345,22 @@ def test_a_source_has_its_own_adapter(tiny, video):
     assert not torch.allclose(run(), plain, atol=1e-3)
 
 
+def test_a_source_without_the_pipeline_s_adapter_is_told(checkpoint, motion, video, tmp_path):
+    """The adapter of `load_adapter` has no effect on a video model."""
+    pipe = VideoEditPipeline.from_pretrained(str(checkpoint))
+    pipe.set_progress_bar_config(disable=True)
+    settings = AdapterSettings(n_shared=0, uses_frame_tokens=False, interval=(0, 1))
+    other = tiny_unet()
+    generator = torch.Generator().manual_seed(0)
+    TemporalAdapter.attach(other, settings, generator=generator).save_pretrained(tmp_path)
+    fusion = Fusion([Source(motion), Source()], constant(1, 0))
+    bare = edit(pipe, video, fusion=fusion)
+    pipe.load_adapter(tmp_path)
+    with pytest.warns(UserWarning, match=r"not on Source 0 \(UNetMotionModel\): load one"):
+        found = edit(pipe, video, fusion=fusion)
+    torch.testing.assert_close(found, bare, rtol=0, atol=1e-6)
+
+
 def test_a_source_has_its_own_controlnet(tiny, video):
     torch.manual_seed(0)
     controlnet = ControlNetModel.from_unet(

@@ -1,5 +1,6 @@
 """Checks of a call's arguments, made before any work is done."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,6 +104,16 @@ def check_source(source: Source, name: str, vae: Any, shape: Sequence[int]) -> N
                 f"{name} has a ControlNet and control pictures of shape "
                 f"{tuple(control.pictures.shape)}: give {size}."
             )
+
+
+def warn_without_adapter(source: Source, name: str) -> None:
+    """Warn of a source that the adapter of the pipeline's own UNet does not reach."""
+    if source.adapter is None:
+        warnings.warn(
+            f"The adapter of load_adapter acts on the pipeline's UNet, and not on {name}: load one "
+            "for it, as in Source(unet, adapter=TemporalAdapter.load(folder, unet)).",
+            stacklevel=2,
+        )
 
 
 def _check_vae(vae: Any, own: Any, name: str) -> None:

@@ -21,7 +21,7 @@ from vala_research.diffusion.inversion import Inversion, InversionSettings, inve
 from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
 from vala_research.diffusion.patching import Patch
 from vala_research.diffusion.schedule import Schedule, Step
-from vala_research.editing.checks import check_source, check_steps
+from vala_research.editing import checks
 from vala_research.editing.clip import KnownClip
 from vala_research.editing.resolve import resolved
 from vala_research.editing.source import (
@@ -177,9 +177,11 @@ def streams_of(
         get_policy(source.attention)
         is_own = source.unet is pipe.unet
         name = "The pipeline's UNet" if is_own else f"Source {index} ({type(source.unet).__name__})"
-        check_source(source, name, pipe.vae, clip.shape)
+        checks.check_source(source, name, pipe.vae, clip.shape)
         if source.latents is not None:
-            check_steps(source.latents, schedule)
+            checks.check_steps(source.latents, schedule)
+        if pipe.adapter is not None and not is_own:
+            checks.warn_without_adapter(source, name)
 
         # The source's own words and levels, on its own device.
         device = pipe._execution_device if is_own else device_of(source.unet)
