@@ -56,19 +56,17 @@ def predicted(
 
     # Guidance branches of a long clip go one by one, unless one gives its features to the others.
     alone = len(parts) > 1 and not any(injects.values())
-    groups = [[g] for g in range(len(x))] if alone else [list(range(len(x)))]
+    groups = [slice(g, g + 1) for g in range(len(x))] if alone else [slice(None)]
     out = torch.empty_like(x)
     for part, group in product(parts, groups):
-        seen = x[group][:, part.seen]
+        seen = x[group, part.seen]
         patches = attention_patches(
             backbone.unet, part.policy, len(seen), backbone.frames_seen(seen), **injects
         )
         answer = backbone(
-            seen, t, text[group], [*patches, *more],
-            shown=[shown[g] for g in group] if shown else (), frames=part.seen,
-        )  # fmt: skip
-        for row, branch in zip(group, answer, strict=True):
-            out[row, part.own] = branch[part.kept]
+            seen, t, text[group], [*patches, *more], shown=shown[group], frames=part.seen
+        )
+        out[group, part.own] = answer[:, part.kept]
     return out
 
 
