@@ -1,11 +1,11 @@
 """Stretches: a long clip goes through the network part by part, so that memory does not grow.
 
 A stretch is some frames of the clip together with the context, which all frames attend to. A frame
-of the context attends to the context too, so it is the same in every stretch. Guidance branches of
-a long clip go one by one too, unless features are injected. The policies `own`,
-`first` and `KeyframeAttention` give the same result as all frames at once. `AnchorAttention` pools
-its anchors over the context alone once a clip is longer than FRAMES_AT_ONCE. Other policies need
-all frames at once.
+of the context attends to the context too, so it is the same in every stretch. The guidance branches
+of a long clip go one by one, unless features are injected. The policies `own`, `first` and
+`KeyframeAttention` give the same result as all frames at once. `AnchorAttention` pools its anchors
+over the context alone once a clip is longer than FRAMES_AT_ONCE. Other policies need all frames at
+once.
 """
 
 from collections.abc import Iterator, Sequence
