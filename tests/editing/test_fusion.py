@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler
+from peft import LoraConfig
 from tiny_models import tiny_motion_adapter, tiny_unet, tiny_unet3d
 
 from vala_research import InputError, VideoEditPipeline
@@ -438,5 +439,9 @@ def test_fusions_that_do_not_fit(tiny, video):
         load_motion_unet(tiny.unet, "/nowhere/motion")
     with pytest.raises(InputError, match="made for another UNet"):
         load_motion_unet(tiny_unet(block_out_channels=(16, 16, 16)), tiny_motion_adapter())
+    adapted = tiny_unet()
+    adapted.add_adapter(LoraConfig(target_modules=["attn1.to_q"]))
+    with pytest.raises(InputError, match="carries a LoRA or a temporal adapter"):
+        load_motion_unet(adapted, tiny_motion_adapter())
     assert counts == [0]
     remove()

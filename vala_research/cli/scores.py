@@ -8,6 +8,7 @@ from pathlib import Path
 from vala_research import InputError
 
 PICTURES = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "pdf", "svg")
+FLOWS_AT_ONCE = 128  # pairs of frames
 
 
 def scores_of(source, edited, prompt: str, model: str, truth: tuple | None) -> dict[str, float]:
@@ -17,8 +18,7 @@ def scores_of(source, edited, prompt: str, model: str, truth: tuple | None) -> d
 
     scores = {"PSNR of the edit to the source, dB": metrics.psnr(edited, source)}
     with suppress(InputError):  # one frame, tiny frames, or nothing that can be followed
-        flow, valid = metrics.estimate_flow(source)
-        error = metrics.warp_error(edited, flow, valid)
+        error = warp_error_by_source(edited, source)
         scores["E_warp by the source's flow x 1000, less is better"] = 1000 * error
     if model == "miniature":  # its CLIPModel lies beside it
         clip = miniature_scorer()
@@ -34,6 +34,27 @@ def scores_of(source, edited, prompt: str, model: str, truth: tuple | None) -> d
             edited, scene.attributes
         )
     return scores
+
+
+def warp_error_by_source(edited, source) -> float:
+    """E_warp of an edit by the flow that is estimated on its source.
+
+    The flow of a long clip is estimated part by part, so that it is never held as a whole. Parts
+    share a frame, so no pair is lost; each counts by its valid pixels.
+    Raises InputError where no pixel of the clip can be followed.
+    """
+    from vala_research.evaluation import metrics
+
+    total, n_valid = 0.0, 0
+    for start in range(0, max(1, len(source) - 1), FLOWS_AT_ONCE):
+        part = slice(start, start + FLOWS_AT_ONCE + 1)
+        flow, valid = metrics.estimate_flow(source[part])
+        if n := int(valid.sum()):
+            total += n * metrics.warp_error(edited[part], flow, valid)
+            n_valid += n
+    if not n_valid:
+        raise InputError("No pixel of the source can be followed: E_warp is not defined.")
+    return total / n_valid
 
 
 def strip_format(path: Path) -> str:

@@ -133,8 +133,9 @@ def write_clip(
     path = writable(path, fps)
     _check_frames(frames)
 
-    pixels = frames.detach().clamp(0, 1).mul(255).round().byte().cpu()
-    pixels = pixels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()  # f h w 3
+    # To bytes f h w 3, a few frames at a time: as floats, a long clip would be copied twice.
+    parts = [part.clamp(0, 1).mul(255).round().byte().cpu() for part in frames.detach().split(64)]
+    pixels = torch.cat(parts).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
     rate = exact_rate(fps)
     sound = _sound_of(audio_from, len(pixels), rate, path.suffix.lower())
     with written_whole(path, is_folder=not path.suffix) as unfinished:
@@ -184,5 +185,5 @@ def _check_frames(frames: Tensor) -> None:
         raise InputError(f"frames have shape {tuple(frames.shape)}: give f c h w with c = 1 or 3.")
     if not frames.is_floating_point():
         raise InputError(f"frames are {frames.dtype}: give floats in [0, 1].")
-    if not torch.isfinite(frames).all():
+    if not torch.stack(frames.detach().aminmax()).isfinite().all():
         raise InputError("frames hold NaN or infinity: the run that made them failed; repeat it.")

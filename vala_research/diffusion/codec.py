@@ -109,7 +109,10 @@ def as_output(frames: Float[Tensor, "f c h w"], output_type: str) -> Any:
     if output_type == "pt":
         return frames[None]
     array = rearrange(frames, "f c h w -> f h w c").cpu().float().numpy()
-    return array[None] if output_type == "np" else [VaeImageProcessor.numpy_to_pil(array)]
+    if output_type == "np":
+        return array[None]
+    parts = chunks_of(len(array), *array.shape[1:3], None)
+    return [[image for part in parts for image in VaeImageProcessor.numpy_to_pil(array[part])]]
 
 
 def encode_prompts(

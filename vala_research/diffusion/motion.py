@@ -9,6 +9,7 @@ from os import PathLike
 
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from diffusers.utils import logging
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from vala_research import InputError, miniature_path
@@ -27,8 +28,15 @@ def load_motion_unet(
     motion: "miniature", a folder or hub id of a MotionAdapter in safetensors, or a MotionAdapter.
     hub: `revision`, `variant`, `cache_dir`, `token`, `local_files_only`. For a UNet in half
     precision the variant "fp16" is read, where there is one.
-    Raises InputError when the motion modules cannot be read or belong to another UNet.
+    Raises InputError when the motion modules cannot be read or belong to another UNet, and when the
+    UNet carries a LoRA or a temporal adapter. Those may come later: they act in `unet` alone.
     """
+    if any(isinstance(module, BaseTunerLayer) for module in unet.modules()):
+        raise InputError(
+            "The UNet carries a LoRA or a temporal adapter, and motion modules are built on its "
+            "weights alone: take it off first (pipe.fuse_lora() and pipe.unload_lora_weights(), or "
+            "pipe.unload_adapter()), or load it afterwards."
+        )
     if not isinstance(motion, MotionAdapter):
         folder = miniature_path("motion") if str(motion) == "miniature" else motion
         what = f"The motion modules {str(folder)!r}"
@@ -50,8 +58,7 @@ def load_motion_unet(
 
 def share_weights(video: UNetMotionModel, unet: UNet2DConditionModel) -> None:
     """Let the video model use the image model's parameters wherever both have the same name."""
-    # peft moves a layer with a LoRA one level down.
-    own = {name.replace(".base_layer.", "."): p for name, p in unet.named_parameters()}
+    own = dict(unet.named_parameters())
     for name, module in video.named_modules():
         if is_temporal(name):
             continue

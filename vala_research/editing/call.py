@@ -99,4 +99,6 @@ def as_batch(
     clips = [codec.as_output(pipe.decode(z, frames_per_chunk), output_type) for z in edited]
     if output_type == "pil":
         return [clip for batch in clips for clip in batch]
+    if len(clips) == 1:
+        return clips[0]  # a long clip is not copied
     return torch.cat(clips) if output_type == "pt" else np.concatenate(clips)

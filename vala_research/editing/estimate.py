@@ -106,6 +106,8 @@ def estimate_edit(
 
     h, w = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
     n_branches += n_injected > 0
+    if n_at_once < n_frames and not n_injected:
+        n_branches = 1  # those of a long clip go one by one
     size = Backbone(pipe.unet, frames_per_chunk).chunk_size(n_at_once, n_branches, h, w)
     networks = dict(vae=pipe.vae, text_encoder=pipe.text_encoder, unet=pipe.unet)
     networks |= pipe.adapter_networks

@@ -1,14 +1,17 @@
 """Stretches: a long clip goes through the network part by part, so that memory does not grow.
 
 A stretch is some frames of the clip together with the context, which all frames attend to. A frame
-of the context attends to the context too, so it is the same in every stretch. The policies `own`,
-`first` and `KeyframeAttention` give the same result as all frames at once. `AnchorAttention` pools
-its anchors over the context alone once a clip is longer than FRAMES_AT_ONCE. Other policies need
-all frames at once.
+of the context attends to the context too, so it is the same in every stretch. The guidance branches
+of a long clip go one by one, unless features are injected. The policies `own`, `first` and
+`KeyframeAttention` give the same result as all frames at once. `AnchorAttention` pools its anchors
+over the context alone once a clip is longer than FRAMES_AT_ONCE. Other policies need all frames at
+once.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
+from math import ceil
 
 import torch
 from jaxtyping import Float
@@ -28,7 +31,7 @@ from vala_research.diffusion.attention import (
 )
 from vala_research.diffusion.backbone import is_video_model
 from vala_research.diffusion.injection import attention_patches
-from vala_research.diffusion.patching import Patch, chunks
+from vala_research.diffusion.patching import Patch
 from vala_research.editing.source import SourceBackbone
 from vala_research.methods.anchors import Anchors, AnchorSettings
 
@@ -50,34 +53,41 @@ def predicted(
     """
     # Windows are short anyway. A video model or a filter along frames looks at neighbours.
     looks_along_frames = more or backbone.windows or is_video_model(backbone.unet)
-    parts = whole if looks_along_frames else stretches
-    kept = []
-    for part in parts(attention, x.shape[1]):
-        seen = x[:, part.seen]
+    parts = list((whole if looks_along_frames else stretches)(attention, x.shape[1]))
+
+    # Guidance branches of a long clip go one by one, unless one gives its features to the others.
+    alone = len(parts) > 1 and not any(injects.values())
+    groups = [slice(g, g + 1) for g in range(len(x))] if alone else [slice(None)]
+    out = torch.empty_like(x)
+    for part, group in product(parts, groups):
+        seen = x[group, part.seen]
         patches = attention_patches(
-            backbone.unet, part.policy, len(x), backbone.frames_seen(seen), **injects
+            backbone.unet, part.policy, len(seen), backbone.frames_seen(seen), **injects
         )
-        answer = backbone(seen, t, text, [*patches, *more], shown=shown, frames=part.seen)
-        kept.append(answer[:, part.kept])
-    return torch.cat(kept, dim=1)
+        answer = backbone(
+            seen, t, text[group], [*patches, *more], shown=shown[group], frames=part.seen
+        )
+        out[group, part.own] = answer[:, part.kept]
+    return out
 
 
 @dataclass(frozen=True)
 class Stretch:
     """Some frames of a clip with the context that they attend to.
 
-    seen: the frames of the clip that the network sees, in order. kept: which of these are the
-    stretch's own. policy: the attention among the seen frames.
+    seen: the frames of the clip that the network sees, in order. own: those that are the stretch's
+    own. kept: their places among the seen ones. policy: the attention among the seen frames.
     """
 
     seen: slice | list[int]
+    own: slice
     kept: slice | list[int]
     policy: Policy
 
 
 def whole(attention: Attending, n_frames: int) -> list[Stretch]:
     """One stretch: the clip."""
-    return [Stretch(slice(None), slice(None), get_policy(attention))]
+    return [Stretch(slice(None), slice(None), slice(None), get_policy(attention))]
 
 
 def stretches(attention: Attending, n_frames: int) -> Iterator[Stretch]:
@@ -88,16 +98,20 @@ def stretches(attention: Attending, n_frames: int) -> Iterator[Stretch]:
         yield from whole(attention, n_frames)
         return
 
-    for part in chunks(n_frames, n_fresh(len(context))):
-        fresh = range(part.start, part.stop)
-        seen = sorted({*context, *fresh})
+    # Every stretch sees equally many frames, but for a shorter last one: memory that one stretch
+    # frees then fits the next. So its border depends on how much of the context is its own.
+    others = [frame for frame in range(n_frames) if frame not in context]
+    size = n_fresh(len(context))
+    for start, stop in pairwise([0, *others[size::size], n_frames]):
+        seen = sorted({*context, *range(start, stop)})
         place = {frame: i for i, frame in enumerate(seen)}
         chosen = tuple(place[frame] for frame in context)
-        yield Stretch(seen, [place[frame] for frame in fresh], among(policy, chosen))
+        kept = [place[frame] for frame in range(start, stop)]
+        yield Stretch(seen, slice(start, stop), kept, among(policy, chosen))
 
 
 def n_fresh(n_context: int) -> int:
-    """New frames per stretch: FRAMES_AT_ONCE with the context, but at least half of these."""
+    """Frames per stretch beside the context: FRAMES_AT_ONCE in all, at least half of these."""
     return max(1, FRAMES_AT_ONCE // 2, FRAMES_AT_ONCE - n_context)
 
 
@@ -119,7 +133,7 @@ def count_frames(attention: Attending, n_frames: int) -> tuple[int, int]:
 
     # Each frame of the context is new in one stretch and repeated in all others.
     size = n_fresh(n_context)
-    n_stretches = len(chunks(n_frames, size))
+    n_stretches = max(1, ceil((n_frames - n_context) / size))
     return n_frames + n_context * (n_stretches - 1), size + n_context
 
 
