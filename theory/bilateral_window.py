@@ -79,6 +79,11 @@ def masses(g: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
     return (g - g.diagonal().diag()).sum(1)
 
 
+def image_bias(n_sites: int, p: float, bias: float) -> float:
+    """N^(1/p) b(S) sigma, a bound of ||B(x) - x||_p; bias = b(S) sigma: theory/README.md, B1."""
+    return n_sites ** (1 / p) * bias
+
+
 def column_bound(g: Float[Tensor, "n n"]) -> float:
     """Largest column sum of W(x) over all images x: theory/README.md, B3.
 

@@ -13,15 +13,16 @@ from theory.attack import Attack, attack
 from theory.error_factors import (
     excess,
     levels_of,
-    log_growth,
     log_product,
     log_update_bound,
     mean_norm,
     noise_gain,
     noise_gain_bound,
+    rms_step_bound,
     schedules,
     shares,
     stable_diffusion,
+    step_bound,
     sum_of_norms,
     update_factor,
     update_factors,
@@ -30,7 +31,6 @@ from theory.error_factors import (
 from theory.verdict import ROUNDING, Counterexample, Verdict, statement
 from vala_research.methods.bilateral import (
     bias_bound,
-    bilateral_filter,
     bilateral_filter_frames,
     neighbour_mass,
 )
@@ -58,9 +58,9 @@ def _largest_step(has_random_noise: bool, seed: int, n: int, n_starts: int, n_st
         # Add the noise: its variance in the mean, or a noise of norm sqrt(n) in the worst case.
         if has_random_noise:
             square = carried.square().sum(1) + level**2 * n
-            return square.sqrt() / sqrt((c * 2 * size) ** 2 + level**2 * n)
+            return square.sqrt() / rms_step_bound(c, size, size, level * sqrt(n))
         noise = level * sqrt(n) * z / z.norm(dim=1, keepdim=True)
-        return (carried + noise).norm(dim=1) / (c * 2 * size + level * sqrt(n))
+        return (carried + noise).norm(dim=1) / step_bound(c, size, size, level * sqrt(n))
 
     def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
         shapes = [(n_starts, n)] * 2 + [(n_starts, n, n), (n_starts, n)]
@@ -72,7 +72,7 @@ def _largest_step(has_random_noise: bool, seed: int, n: int, n_starts: int, n_st
 def _one_filtered_step() -> Counterexample:
     """Counterexample of C.6 and C.8: no error, no noise, no network; the filter moves the path."""
     x = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    filtered = bilateral_filter(x.view(1, 1, 1, 2), 3, 1.0, 1.0, "truncate").flatten()
+    filtered = bilateral_filter_frames(x, 3, 1.0, 1.0, "truncate")
     after, ideal = (update_mean(y, torch.zeros(2).double(), 0.99, 0.5) for y in (filtered, x))
     point = "eps = 0, z = 0, x = xbar = (0, 1), sigmas 1, alpha = 0.99; right-hand side C 0"
     return Counterexample(point, float((after - ideal).norm()), 0.0)
@@ -160,7 +160,8 @@ def all_steps(
 
     def ratio(logits: Tensor) -> Tensor:
         levels = schedules(logits, signal)
-        return (update_factors(levels, 1.0).log().sum(-1) - signal / 2) / (2 * log_growth(levels))
+        grown = update_factors(levels, 1.0).log().sum(-1) - signal / 2
+        return grown / (log_update_bound(levels, 1.0) - signal / 2)
 
     # Attack the bound over schedules; then random schedules, and Stable Diffusion's own.
     worst = attack(ratio, shares(n_starts, n_levels), seed, n_steps, 0.1)
@@ -189,8 +190,7 @@ def all_steps(
 def two_noisy_steps(dimension: int = 4, alpha: float = 0.5) -> Counterexample:
     """Counterexample of C.9: T = 2, delta = 0, eps = -x. The last step stretches earlier noise.
 
-    (80) denies that. x_1 - xbar_1 = sqrt(1 - alpha_1) z, and the last step adds no noise:
-    alpha_0 = 1.
+    (80) denies that. x_1 - xbar_1 = sqrt(1 - alpha_1) z; the last step adds no noise.
     """
     c_1, z = update_factor(alpha, alpha), mean_norm(dimension)
     point = f"T = 2, delta = 0, d = {dimension}, alpha_1 = {alpha}, alpha_0 = 1, eps = -x"
