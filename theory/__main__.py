@@ -14,6 +14,11 @@ import theory.ddim_inversion
 import theory.ddim_stability
 import theory.descent_rate
 import theory.gradient_descent
+import theory.points_attention
+import theory.points_descent
+import theory.points_filter
+import theory.points_loss
+import theory.points_paths
 import theory.shared_tokens
 import theory.softmax_norms
 import theory.steady_flicker

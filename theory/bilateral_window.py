@@ -65,8 +65,8 @@ def jacobian(x: Float[Tensor, "*b n"], g: Float[Tensor, "n n"]) -> Float[Tensor,
     delta = x[..., None, :] - x[..., :, None]
     w = weights(x, g)
     shift = (w * delta).sum(-1, keepdim=True)
-    off = w * (1 - delta * (delta - shift)) * (1 - torch.eye(len(g), dtype=g.dtype))
-    return off + torch.diag_embed(1 - off.sum(-1))
+    moved = w * (1 - delta * (delta - shift))
+    return moved + torch.diag_embed(1 - moved.sum(-1))
 
 
 def spectral_norm(matrix_of: Callable[..., Tensor], g: Tensor, x: Tensor) -> Tensor:
