@@ -31,6 +31,7 @@ from vala_research.experiments.ge.adapter_costs import flop_table, parameter_tab
 from vala_research.experiments.ge.similarity_variation import (
     ADAPTED,
     ALONE,
+    UNITY,
     caption_claims,
     draw_variation,
     variation_of,
@@ -197,8 +198,8 @@ def figure(rows: pd.DataFrame) -> Picture:
                 axes.plot(mean.index, mean, color=colour, marker="o", markersize=2, label=name)
             axes.invert_xaxis()
             axes.set(xlabel="timestep t (noise to clip)", title=f"{cosine} during an edit")
-        left.axhline(1, color="#888888", lw=0.8, linestyle=":")
-        left.text(0.98, 0.97, "unity", color="#666666", fontsize=7, ha="right", va="top",
+        left.axhspan(UNITY, 1, color="#00000014", lw=0)
+        left.text(0.98, 0.975, "unity", color="#666666", fontsize=7, ha="right", va="center",
                   transform=left.get_yaxis_transform())  # fmt: skip
         left.set_ylabel("mean cosine of neighbours")
         fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
