@@ -344,6 +344,9 @@ def test_levels_that_repeat_are_steps_of_factor_one():
     x = torch.ones(3).double()
     assert torch.equal(update_mean(x, x, 1.0, 1.0), x)
     assert update_mean(x, x, 1.0, 0.5).tolist() == x.tolist()
+    assert error_factor(1.0, 1.0, 2.0) == error_factor(1.0, 0.5, 2.0) == 1.0
+    with pytest.raises(InputError, match="finite number"):
+        update_factors(still, math.inf)
 
     # Attacks differentiate the factors; a level without noise has no infinite slope.
     levels = still.requires_grad_()
