@@ -109,7 +109,7 @@ def test_the_caption_of_fig_4_is_judged_and_does_not_stop_the_notebook():
 
 def test_few_clips_establish_nothing():
     rows = planted_clips()
-    few = rows[rows.clip.isna() | (rows.clip < 5)]
+    few = rows[rows["clip"].isna() | (rows["clip"] < 5)]
     assert [claim.verdict for claim in temporal_adapter.claims(few)[3:6]] == [OPEN] * 3
 
 
