@@ -34,6 +34,11 @@ class Head:
             )
         return (x @ self.w_q @ (z @ self.w_k).mT / sqrt(self.w_q.shape[-1])).softmax(-1)
 
+    def contraction(self, z: Float[Tensor, "*b n e"]) -> Tensor:
+        """||H V||_2 ||H K W_Q'||_2 / (2 sqrt d), a Lipschitz constant of X -> head(X, Z): C4."""
+        keys = two(centred(z @ self.w_k @ self.w_q.mT))
+        return two(centred(z @ self.w_v)) * keys / (2 * sqrt(self.w_q.shape[-1]))
+
     def __call__(self, x: Float[Tensor, "*b m c"], z: Float[Tensor, "*b n e"]) -> Tensor:
         return self.weights(x, z) @ z @ self.w_v
 

@@ -8,7 +8,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from theory.attention import Comparison, Head, centred, fro, ideal_output, row, two
+from theory.attention import Comparison, Head, fro, ideal_output, row, two
 from theory.attention_search import SIZES, as_drawn, draw, search, solves_it, solving
 from theory.verdict import ROUNDING, Counterexample, Verdict, statement
 
@@ -194,9 +194,9 @@ def combined(seed: int = 0, n_steps: int = 200) -> Verdict:
 
 def finds_ideals(seed: int, n: int = 64) -> bool:
     """Iteration solves (83), as Brouwer promises, for random heads whose right side contracts."""
-    d, m, _ = SIZES[1]
+    _, m, _ = SIZES[1]
     w_q, w_k, w_v, _, _, z, _ = draw(torch.Generator().manual_seed(seed), SIZES[1], n)
-    rate = two(centred(z @ w_v)) * two(centred(z @ w_k @ w_q.mT)) / (2 * sqrt(d))
+    rate = Head(w_q, w_k, w_v).contraction(z)
     shrunk = Head(w_q, w_k * (0.9 / rate)[:, None, None], w_v)  # its rate is 0.9
     return ideal_output(shrunk, z, m)[1] < 1e-12
 

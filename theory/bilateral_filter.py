@@ -16,6 +16,7 @@ from theory.bilateral_certificate import certify
 from theory.bilateral_window import (
     column_bound,
     euclidean_bound,
+    image_bias,
     jacobian,
     masses,
     spatial_weights,
@@ -57,7 +58,7 @@ def bias(seed: int = 0, n_sites: int = 6, n_starts: int = 64, n_steps: int = 300
 
     def excess(x: Tensor, xbar: Tensor) -> Tensor:
         filtered = bilateral_filter_frames(x.T, 3, 1.0, 1.0).T  # sites are frames here
-        return ((filtered - xbar).norm(dim=1) - (x - xbar).norm(dim=1)) / sqrt(n_sites)
+        return ((filtered - xbar).norm(dim=1) - (x - xbar).norm(dim=1)) / image_bias(n_sites, 2, 1)
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return tuple(torch.randn(n_starts, n_sites, generator=generator) for _ in "xy")

@@ -65,8 +65,8 @@ def jacobian(x: Float[Tensor, "*b n"], g: Float[Tensor, "n n"]) -> Float[Tensor,
     delta = x[..., None, :] - x[..., :, None]
     w = weights(x, g)
     shift = (w * delta).sum(-1, keepdim=True)
-    off = w * (1 - delta * (delta - shift)) * (1 - torch.eye(len(g), dtype=g.dtype))
-    return off + torch.diag_embed(1 - off.sum(-1))
+    moved = w * (1 - delta * (delta - shift))
+    return moved + torch.diag_embed(1 - moved.sum(-1))
 
 
 def spectral_norm(matrix_of: Callable[..., Tensor], g: Tensor, x: Tensor) -> Tensor:
@@ -77,6 +77,11 @@ def spectral_norm(matrix_of: Callable[..., Tensor], g: Tensor, x: Tensor) -> Ten
 def masses(g: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
     """S of each window: sum of its spatial weights without the site itself, whose weight is 1."""
     return (g - g.diagonal().diag()).sum(1)
+
+
+def image_bias(n_sites: int, p: float, bias: float) -> float:
+    """N^(1/p) b(S) sigma, a bound of ||B(x) - x||_p; bias = b(S) sigma: theory/README.md, B1."""
+    return n_sites ** (1 / p) * bias
 
 
 def column_bound(g: Float[Tensor, "n n"]) -> float:

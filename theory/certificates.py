@@ -68,13 +68,18 @@ def curvature_supremum(n_nodes: int = 128) -> tuple[float, float]:
     largest = 0.0
     for c in half.tolist():
         a, b = pairs.unbind(1)
-        zero = torch.zeros_like(a)
-        first = torch.stack([a.cos(), a.sin(), zero], -1)
-        middle = torch.stack([zero + 1, zero, zero], -1)
-        last = torch.stack([b.cos(), b.sin() * math.cos(c), b.sin() * math.sin(c)], -1)
-        for block in hessian_blocks(torch.stack([first, middle, last], 1)):
+        for block in hessian_blocks(three_frames(a, b, c)):
             largest = max(largest, torch.linalg.eigvalsh(block).abs().max().item())
     return largest, largest * between_nodes(n_nodes, (4, 4, 4))
+
+
+def three_frames(a: Tensor, b: Tensor, c: float) -> Tensor:
+    """Unit frames at angles a and b from the middle one, in planes that meet at c: n 3 3."""
+    zero = torch.zeros_like(a)
+    first = torch.stack([a.cos(), a.sin(), zero], -1)
+    middle = torch.stack([zero + 1, zero, zero], -1)
+    last = torch.stack([b.cos(), b.sin() * math.cos(c), b.sin() * math.sin(c)], -1)
+    return torch.stack([first, middle, last], 1)
 
 
 def hessian_blocks(u: Tensor, flicker_weight: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -117,6 +122,11 @@ def hessian_blocks(u: Tensor, flicker_weight: float = 0.0) -> tuple[Tensor, Tens
     return scale * inside, scale * across
 
 
+def lemma_polynomial(big_p, u):
+    """h(P, u) of lemma A3.3, for numbers or intervals."""
+    return big_p * (1 + u) / 2 - (big_p - 2) * u**3 / 4 + (u - 1) * u**4 / 8
+
+
 def lemma_margin(n_boxes: int = 64) -> float:
     """Bound the polynomial h of lemma A3.3 from below, by interval arithmetic. It exceeds 0.
 
@@ -130,8 +140,7 @@ def lemma_margin(n_boxes: int = 64) -> float:
         for big_p in (iv.mpf(4), iv.mpf(64) / 7):
             for i in range(n_boxes):
                 u = iv.mpf([1 + mp.mpf(i) / n_boxes, 1 + mp.mpf(i + 1) / n_boxes])
-                h = big_p * (1 + u) / 2 - (big_p - 2) * u**3 / 4 + (u - 1) * u**4 / 8
-                least = min(least, mp.mpf(h.a))
+                least = min(least, mp.mpf(lemma_polynomial(big_p, u).a))
     finally:
         iv.prec = before
     return float(least)

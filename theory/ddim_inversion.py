@@ -15,7 +15,6 @@ from theory.error_factors import (
     inversion_factors,
     levels_of,
     log_denoising_bound,
-    log_growth,
     log_inversion_bound,
     log_product,
     schedules,
@@ -50,7 +49,9 @@ def denoising(
 
     def ratio(logits: Tensor) -> Tensor:
         levels = schedules(logits, signal)
-        return (denoising_factors(levels, 1.0).log().sum(-1) - signal / 2) / log_growth(levels)
+        return (denoising_factors(levels, 1.0).log().sum(-1) - signal / 2) / (
+            log_denoising_bound(levels, 1.0) - signal / 2
+        )
 
     # Attack the bound over schedules; then random schedules, and the worst path through the code.
     worst = attack(ratio, shares(n_starts, n_levels), seed, n_steps, 0.1)
@@ -114,7 +115,9 @@ def inversion(seed: int = 0, n_levels: int = 64, n_starts: int = 16, n_steps: in
 
     def ratio(logits: Tensor) -> Tensor:
         levels = schedules(logits, signal)
-        return (inversion_factors(levels, 1.0).log().sum(-1) + signal / 2) / log_growth(levels)
+        return (inversion_factors(levels, 1.0).log().sum(-1) + signal / 2) / (
+            log_inversion_bound(levels, 1.0) + signal / 2
+        )
 
     # Attack the bound over schedules; then random schedules, and the worst path through the code.
     worst = attack(ratio, shares(n_starts, n_levels), seed, n_steps, 0.1)
@@ -186,5 +189,10 @@ def fixed_point_errors(
     for _ in range(n_iterations + 1):
         errors.append(float((z - exact).norm()))
         z = ddim_step(z_s, eps(z), alpha_bar_s, alpha_bar_t)
+    return contraction_rate(alpha_bar_t, alpha_bar_s, lipschitz), errors
+
+
+def contraction_rate(alpha_bar_t: float, alpha_bar_s: float, lipschitz: float) -> float:
+    """q = (lambda_t - lambda_s) sqrt(alpha_bar_t) L, the rate of the fixed-point iteration: B7."""
     noisy, clean = (sqrt(1 / a - 1) for a in (alpha_bar_t, alpha_bar_s))  # lambda
-    return (noisy - clean) * sqrt(alpha_bar_t) * lipschitz, errors
+    return (noisy - clean) * sqrt(alpha_bar_t) * lipschitz

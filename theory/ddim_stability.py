@@ -15,7 +15,6 @@ from theory.attack import attack
 from theory.error_factors import (
     excess,
     levels_of,
-    log_growth,
     log_product,
     log_update_bound,
     mean_norm,
@@ -143,7 +142,8 @@ def all_steps(
 
     def ratio(logits: Tensor) -> Tensor:
         levels = schedules(logits, signal)
-        return (update_factors(levels, 1.0).log().sum(-1) - signal / 2) / (2 * log_growth(levels))
+        grown = update_factors(levels, 1.0).log().sum(-1) - signal / 2
+        return grown / (log_update_bound(levels, 1.0) - signal / 2)
 
     # Attack the bound over schedules; then random schedules, and Stable Diffusion's own.
     worst = attack(ratio, shares(n_starts, n_levels), seed, n_steps, 0.1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from theory.attack import attack
-from theory.gradient_descent import FLAT, smoothness_of
+from theory.gradient_descent import FLAT, least_decrease, smoothness_of
 from theory.temporal_loss import gradients, losses, similarities
 from theory.verdict import Verdict, statement
 
@@ -86,7 +86,7 @@ def step_factor(x: Tensor, eta: Tensor, steps: float) -> Tensor:
     """1 - 2 mu eta (1 - eta L_s / 2) per clip, b f d, with the c and R of that clip."""
     sine = (1 - similarities(x).square()).amin(1).clamp_min(0).sqrt()
     mu = pl_constant(x.shape[1], sine, x.norm(dim=-1).amax(1))
-    return 1 - 2 * mu * eta * (1 - steps / 2)
+    return 1 - 2 * mu * least_decrease(eta, steps)
 
 
 def _keeps_rate(seed: int, steps: float = 1.0, n_steps: int = 100) -> bool:

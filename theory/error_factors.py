@@ -24,8 +24,8 @@ def check_levels(levels: Float[Tensor, "*b n"], lipschitz: float = 0.0) -> None:
         raise InputError("The levels alpha_bar leave (0, 1]: give signal levels of a schedule.")
     if not (levels.diff(dim=-1) <= 0).all():
         raise InputError("The levels alpha_bar increase: give them from clean to noisy.")
-    if not lipschitz >= 0:
-        raise InputError(f"The Lipschitz constant is {lipschitz}: give 0 or more.")
+    if not 0 <= lipschitz < float("inf"):
+        raise InputError(f"The Lipschitz constant is {lipschitz}: give a finite number from 0 on.")
 
 
 def stable_diffusion(n_steps: int = 1000) -> Schedule:
@@ -46,15 +46,34 @@ def levels_of(schedule: Schedule) -> Float[Tensor, " n"]:
 def update_mean(
     x: Float[Tensor, "*s"], eps: Float[Tensor, "*s"], alpha: float, alpha_bar: float
 ) -> Float[Tensor, "*s"]:
-    """(x - (1 - alpha) / sqrt(1 - alpha_bar) eps) / sqrt(alpha): the paper's (53) without noise."""
+    """(x - (1 - alpha) / sqrt(1 - alpha_bar) eps) / sqrt(alpha): the paper's (53) without noise.
+
+    A step between two levels without noise, alpha = alpha_bar = 1, leaves x unchanged.
+    """
+    if alpha == alpha_bar == 1:
+        return x
     return (x - (1 - alpha) / (1 - alpha_bar) ** 0.5 * eps) / alpha**0.5
 
 
 def update_factors(levels: Float[Tensor, "*b n"], lipschitz: float) -> Float[Tensor, "*b t"]:
-    """C_t = (1 + (1 - alpha_t) L / sqrt(1 - alpha_bar_t)) / sqrt(alpha_t), t = 1..T: (71)."""
+    """C_t = (1 + (1 - alpha_t) L / sqrt(1 - alpha_bar_t)) / sqrt(alpha_t), t = 1..T: (71).
+
+    C_t = 1 between two levels without noise: a level of 1 has no step before it.
+    """
     check_levels(levels, lipschitz)
-    alpha, noise = levels[..., 1:] / levels[..., :-1], (1 - levels[..., 1:]).sqrt()
+    alpha, after = levels[..., 1:] / levels[..., :-1], levels[..., 1:]
+    noise = (1 - after).masked_fill(after == 1, 1).sqrt()  # there 1 - alpha = 0
     return (1 + (1 - alpha) / noise * lipschitz) / alpha.sqrt()
+
+
+def step_bound(factor: float, apart: float, shift: float, noise: Tensor | float):
+    """C (|x_t - xbar_t| + b(S) sigma sqrt(N)) + |noise|, a bound of one step: B4."""
+    return factor * (apart + shift) + noise
+
+
+def rms_step_bound(factor: float, apart: float, shift: float, noise: Tensor | float):
+    """Root of C^2 (R_t + b(S) sigma sqrt(N))^2 + E|noise|^2, a bound of R_{t-1}: B4."""
+    return (step_bound(factor, apart, shift, 0.0) ** 2 + noise**2) ** 0.5
 
 
 def update_factor(alpha: float, alpha_bar: float) -> float:

@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 
 from theory.attack import Attack, attack
-from theory.error_factors import mean_norm, update_factor, update_mean
+from theory.error_factors import (
+    mean_norm,
+    rms_step_bound,
+    step_bound,
+    update_factor,
+    update_mean,
+)
 from theory.verdict import Counterexample
 from vala_research.methods.bilateral import (
     BilateralSettings,
     bias_bound,
-    bilateral_filter,
     bilateral_filter_frames,
     neighbour_mass,
 )
@@ -40,9 +45,9 @@ def largest_step(has_random_noise: bool, seed: int, n: int, n_starts: int, n_ste
         # Add the noise: its variance in the mean, or a noise of norm sqrt(n) in the worst case.
         if has_random_noise:
             square = carried.square().sum(1) + level**2 * n
-            return square.sqrt() / sqrt((c * 2 * size) ** 2 + level**2 * n)
+            return square.sqrt() / rms_step_bound(c, size, size, level * sqrt(n))
         noise = level * sqrt(n) * z / z.norm(dim=1, keepdim=True)
-        return (carried + noise).norm(dim=1) / (c * 2 * size + level * sqrt(n))
+        return (carried + noise).norm(dim=1) / step_bound(c, size, size, level * sqrt(n))
 
     def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
         shapes = [(n_starts, n)] * 2 + [(n_starts, n, n), (n_starts, n)]
@@ -57,7 +62,7 @@ def one_filtered_step(right: str = "C 0") -> Counterexample:
     right: the right-hand side of the claim at this point, which is 0.
     """
     x = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    filtered = bilateral_filter(x.view(1, 1, 1, 2), 3, 1.0, 1.0, "truncate").flatten()
+    filtered = bilateral_filter_frames(x, 3, 1.0, 1.0, "truncate")
     after, ideal = (update_mean(y, torch.zeros(2).double(), 0.99, 0.5) for y in (filtered, x))
     point = f"eps = 0, z = 0, x = xbar = (0, 1), sigmas 1, alpha = 0.99; right-hand side {right}"
     return Counterexample(point, float((after - ideal).norm()), 0.0)

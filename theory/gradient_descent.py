@@ -116,8 +116,18 @@ def _bounded(values: Tensor, norms: Tensor, steps: float = 1.9) -> bool:
     """Whether sum |F_t|^2 stays below its start + 2 eta L_0 / (2 - eta L_s)."""
     smooth = 2 * path_constant(norms.shape[2]) / ((norms.shape[2] - 1) * norms[0].amin(1) ** 2)
     eta = steps / smooth
-    allowed = norms[0].square().sum(1) + 2 * eta * values[0] / (2 - steps)
+    allowed = norms[0].square().sum(1) + most_growth(eta, steps, values[0])
     return bool((norms[-1].square().sum(1) <= allowed).all())
+
+
+def least_decrease(eta: Tensor, steps: float) -> Tensor:
+    """eta (1 - eta L_s / 2), steps = eta L_s: a step lowers L by that times |grad|^2; A5.1."""
+    return eta * (1 - steps / 2)
+
+
+def most_growth(eta: Tensor, steps: float, first_loss: Tensor) -> Tensor:
+    """2 eta L_0 / (2 - eta L_s), a bound of the growth of sum |F_t|^2 over a descent; A5.2."""
+    return 2 * eta * first_loss / (2 - steps)
 
 
 def _threshold(steps: float) -> float:
@@ -165,8 +175,8 @@ def convexity(seed: int = 0, n_starts: int = 32, frames: tuple[int, ...] = (3, 4
         n = v.shape[1] + 1
         change = v.diff(dim=1)
         up, down = torch.nn.functional.pad(change, (1, 0)), torch.nn.functional.pad(change, (0, 1))
-        exact = 8 / (n - 1) * math.cos(math.pi / (2 * (n - 1))) ** 2
-        return 2 / (n - 1) * (up - down).norm(dim=1) / v.norm(dim=1) / exact
+        size = 2 / (n - 1) * (up - down).norm(dim=1)
+        return size / v.norm(dim=1) / similarity_smoothness(n)
 
     def draw_chords(n: int):
         return lambda g: (torch.randn(n_starts, n - 1, generator=g, dtype=torch.float64),)
@@ -192,6 +202,11 @@ def convexity(seed: int = 0, n_starts: int = 32, frames: tuple[int, ...] = (3, 4
         },
         least_tightness=0.999, n_searched=sum(a.n_searched for a in attacks.values()),
     )  # fmt: skip
+
+
+def similarity_smoothness(n_frames: int) -> float:
+    """Lipschitz constant of grad_s L, exactly: (8 / (T-1)) cos^2(pi / (2 (T-1))); A5.6."""
+    return 8 / (n_frames - 1) * math.cos(math.pi / (2 * (n_frames - 1))) ** 2
 
 
 def _chords(seed: int, n_frames: int = 6) -> bool:

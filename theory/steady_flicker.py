@@ -47,6 +47,14 @@ def repaired_smoothness(n_frames: int, flicker_weight: float) -> float:
     return (2 * path_constant(n_frames) + similar) / (n_frames - 1)
 
 
+def repaired_gradient_bound(n_frames: int, flicker_weight: float, n_nodes: int = 2000) -> float:
+    """Bound of |grad_{F_t} L_w| (T-1), times m: k_T + 2 w. n_nodes: of the grid that certifies k_T.
+
+    Each summand is sharp: the first for w = 0, the second in the limit of large w.
+    """
+    return gradient_supremum(n_frames, n_nodes)[1] + 2 * flicker_weight
+
+
 def flicker(n_frames: int, d: int = 2) -> Tensor:
     """Frames e, -e, e, -e, ...; f d."""
     signs = torch.tensor([1.0 - 2.0 * (t % 2) for t in range(n_frames)], dtype=torch.float64)
@@ -123,7 +131,7 @@ def gradient_attack(
     n_frames: int, flicker_weight: float, seed: int = 0, n_starts: int = 64, n_steps: int = 300
 ) -> float:
     """Attack |grad_{F_t} L_w| |F_t| (T-1) over k_T + 2 w. Returns the largest."""
-    bound = gradient_supremum(n_frames)[1] + 2 * flicker_weight
+    bound = repaired_gradient_bound(n_frames, flicker_weight)
 
     def draw(generator: torch.Generator) -> tuple[Tensor]:
         return (torch.randn(n_starts, n_frames, 3, generator=generator, dtype=torch.float64),)

@@ -198,7 +198,7 @@ def gradient_chords(seed: int = 0, n_starts: int = 128, n_steps: int = 200) -> V
         claim="where |F_t| <= M the gradient of the loss is Lipschitz with constant 16 / M",
         corrected="with 2 c_T / ((T-1) m^2) < 32 / ((T-1) m^2) along paths where |F_t| >= m, pi / "
         "2 times that between any two such points",
-        measured=worst.value, bound=math.pi / 2 * path_constant(3),
+        measured=worst.value, bound=chord_constant(3),
         witness={"frames": ends[0], "others": ends[1], "ratio in (39)'s norm": ratio_sum},
         hypotheses={
             "|F_t| >= m at both ends": all(bool((x.norm(dim=-1) > 1 - 1e-12).all()) for x in ends),
@@ -211,12 +211,20 @@ def gradient_chords(seed: int = 0, n_starts: int = 128, n_steps: int = 200) -> V
     )  # fmt: skip
 
 
+def chord_constant(n_frames: int) -> float:
+    """Bound of |grad L(F) - grad L(G)| m^2 / |F - G| for any two points with |F_t| >= m: A3.5.
+
+    Around the ball |F_t| < m a path is at most pi / 2 chords long.
+    """
+    return math.pi / 2 * (2 * path_constant(n_frames) / (n_frames - 1))
+
+
 def largest_chord() -> float:
     """pi/2 max_T 2 c_T / (T-1): Lipschitz constant of grad L for |F_t| >= 1 and every T; 10.966.
 
     The maximum is at T = 4. For T > 9, c_T < 16 gives less than pi/2 32/9 = 5.6.
     """
-    return math.pi / 2 * max(2 * path_constant(n) / (n - 1) for n in range(3, 11))
+    return max(chord_constant(n) for n in range(3, 11))
 
 
 def chord_on_the_sphere(size: float) -> tuple[float, float, float]:

@@ -58,7 +58,7 @@ def similarity_gradient(seed: int = 0, n_points: int = 4000) -> Verdict:
     # Random pairs, then an orthogonal pair, which attains the bound.
     points = [gradient_points(d, seed, n_points // 3) for d in (2, 3, 50)]
     s, size = (torch.cat(parts) for parts in zip(*points, strict=True))
-    error = (size - (1 - s.square()).clamp_min(0).sqrt()).abs().max().item()
+    error = (size - slope_of_similarity(s)).abs().max().item()
     short = torch.tensor([[0.1, 0.0], [0.0, 1.0]], dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(frame_similarity(short).sum(), short)
     attained = (grad.norm(dim=1) * short.detach().norm(dim=1)).max().item()
@@ -72,6 +72,11 @@ def similarity_gradient(seed: int = 0, n_points: int = 4000) -> Verdict:
         counterexample=Counterexample("F = (.1, 0), G = (0, 1), M = 1", grad[0].norm().item(), 2.0),
         least_tightness=0.999, n_searched=len(s) + 1,
     )  # fmt: skip
+
+
+def slope_of_similarity(s: Tensor) -> Tensor:
+    """|grad_F Sim| |F| = sqrt(1 - s^2), exactly: A1."""
+    return (1 - s.square()).clamp_min(0).sqrt()
 
 
 def gradient_points(d: int, seed: int = 0, n: int = 1000) -> tuple[Tensor, Tensor]:
@@ -147,6 +152,10 @@ def _self_bounded(seed: int, n_frames: int) -> bool:
     """Whether |grad L|^2 <= 64 L / ((T-1) m^2) at 200 random clips."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(200, n_frames, 3, generator=generator, dtype=torch.float64)
-    m = x.norm(dim=-1).amin(1)
-    allowed = 64 * losses(x) / ((n_frames - 1) * m**2)
+    allowed = whole_gradient_bound(x)
     return bool((gradients(x).square().sum((1, 2)) <= allowed + 1e-15).all())
+
+
+def whole_gradient_bound(x: Tensor) -> Tensor:
+    """64 L / ((T-1) m^2), a bound of |grad L|^2 over all frames: b f d -> b; A4."""
+    return 64 * losses(x) / ((x.shape[1] - 1) * x.norm(dim=-1).amin(1) ** 2)

@@ -330,6 +330,30 @@ def test_bad_input_gets_one_sentence(call, message):
         call()
 
 
+def test_levels_that_repeat_are_steps_of_factor_one():
+    """Every factor is finite on every schedule that `check_levels` accepts, without noise too."""
+    still = torch.tensor([1.0, 1.0, 0.5, 0.5], dtype=torch.float64)
+    assert update_factors(still, 1.0)[[0, 2]].tolist() == [1.0, 1.0]
+    assert update_factors(still, 1.0)[1] == update_factors(still[1:3], 1.0)[0]
+    for lipschitz in (0.0, 1.0, 3.0):
+        for factors in (update_factors, denoising_factors, inversion_factors):
+            values = factors(torch.stack([still, torch.ones(4).double()]), lipschitz)
+            assert values.isfinite().all() and (values[1] == 1).all()
+        assert noise_gain(still, lipschitz) <= noise_gain_bound(still, lipschitz)
+        assert log_update_bound(still, lipschitz) >= update_factors(still, lipschitz).log().sum()
+    x = torch.ones(3).double()
+    assert torch.equal(update_mean(x, x, 1.0, 1.0), x)
+    assert update_mean(x, x, 1.0, 0.5).tolist() == x.tolist()
+    assert error_factor(1.0, 1.0, 2.0) == error_factor(1.0, 0.5, 2.0) == 1.0
+    with pytest.raises(InputError, match="finite number"):
+        update_factors(still, math.inf)
+
+    # Attacks differentiate the factors; a level without noise has no infinite slope.
+    levels = still.requires_grad_()
+    update_factors(levels, 1.0).sum().backward()
+    assert levels.grad.isfinite().all()
+
+
 def test_schedules_begin_at_one_and_end_where_asked():
     levels = schedules(torch.randn(5, 9, generator=torch.Generator().manual_seed(0)), 3.0)
     assert (levels[:, 0] == 1).all() and torch.allclose(levels[:, -1], torch.tensor(-3.0).exp())

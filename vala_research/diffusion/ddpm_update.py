@@ -64,6 +64,8 @@ def error_factor(alpha: float, alpha_bar: float, lipschitz: float) -> float:
     C_t = (1 + (1 - alpha) L / sqrt(1 - alpha_bar)) / sqrt(alpha).
 
     C_t is the Lipschitz constant of the update's mean, for a network with Lipschitz constant L.
-    It is attained by eps = -L z, and always above 1.
+    It is attained by eps = -L z, and above 1 wherever alpha is below 1.
     """
+    if alpha == 1:  # both levels are one, also where neither has noise
+        return 1.0
     return (1 + (1 - alpha) / sqrt(1 - alpha_bar) * lipschitz) / sqrt(alpha)

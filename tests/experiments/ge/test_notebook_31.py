@@ -1,16 +1,20 @@
 """Notebook 31 runs from its parameters alone; its claims can fail."""
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from test_notebooks import run
 
 from vala_research import miniature_path
-from vala_research.evaluation.verdicts import assert_claims
+from vala_research.evaluation.verdicts import CONFIRMED, CONTRADICTED, OPEN, assert_claims
 from vala_research.experiments.ge import temporal_adapter
+from vala_research.experiments.ge.similarity_variation import variation_of
 from vala_research.experiments.ge.temporal_adapter import ADAPTED, ALONE
+from vala_research.methods.temporal import frame_similarity, temporal_consistency_loss
 
 
 def test_temporal_adapter_on_the_miniature(tmp_path, miniature):
@@ -57,3 +61,69 @@ def test_the_figure_draws_the_rows():
     assert [line.get_ydata().tolist() for line in axes[0].lines] == [[0.4, 0.4], [0.45, 0.45]]
     assert axes[2].lines[0].get_ydata().tolist() == [0.5, 0.6]
     assert axes[3].lines[0].get_ydata().tolist() == [2.0, 1.0]
+
+
+# Fig. 4 and its caption.
+
+
+def planted_clips(latents=(0.77, 0.78), variation=(0.03, 0.02), training=(6e-4, 2e-4), first=0):
+    """Rows of 8 clips and 2 steps, without and with the adapter; of a training in two rows."""
+    similarity = [
+        {"part": "similarity", "setting": name, "clip": clip, "step": step, "t": 9 - step,
+         "latents": z - (1 - step) / 2 + 1e-3 * clip * (1 + which), "features": 0.9 + which / 20,
+         "variation": v + 1e-4 * clip * (1 + which)}
+        for which, (name, z, v) in enumerate(zip((ALONE, ADAPTED), latents, variation, strict=True))
+        for clip in range(8) for step in (0, 1)
+    ]  # fmt: skip
+    curve = [
+        {
+            "part": "training",
+            "step": step,
+            "similarity": 0.9,
+            "temporal": loss,
+            "variation": loss**0.5,
+        }
+        for step, loss in zip((first, 100), training, strict=True)
+    ]
+    return pd.concat([planted(), pd.DataFrame(curve)]).query("part != 'similarity'").pipe(
+        lambda rows: pd.concat([rows[~(rows.part.eq("training") & rows.variation.isna())],
+                                pd.DataFrame(similarity)], ignore_index=True)
+    )  # fmt: skip
+
+
+def verdicts(**wrong) -> list[str]:
+    """Verdicts on the caption: unity, latents, variation of an edit, variation of the training."""
+    return [claim.verdict for claim in temporal_adapter.claims(planted_clips(**wrong))[3:]]
+
+
+def test_the_caption_of_fig_4_is_judged_and_does_not_stop_the_notebook():
+    """Latents far from 1 contradict the caption; each claim follows its rows, both ways."""
+    assert verdicts() == [CONTRADICTED, CONFIRMED, CONFIRMED, CONFIRMED]
+    assert_claims(temporal_adapter.claims(planted_clips()))  # a contradicted caption is printed
+    assert verdicts(latents=(0.97, 0.98))[0] == CONFIRMED
+    assert verdicts(latents=(0.78, 0.77))[1] == CONTRADICTED
+    assert verdicts(variation=(0.02, 0.03))[2] == CONTRADICTED
+    assert verdicts(training=(2e-4, 6e-4))[3] == CONTRADICTED
+    assert len(verdicts(first=24)) == 3  # a log has no row without the adapter
+
+
+def test_few_clips_establish_nothing():
+    rows = planted_clips()
+    few = rows[rows["clip"].isna() | (rows["clip"] < 5)]
+    assert [claim.verdict for claim in temporal_adapter.claims(few)[3:6]] == [OPEN] * 3
+
+
+def test_the_variation_is_drawn_with_the_adapter_and_without():
+    """The last panel: a curve with the adapter, a level line without it."""
+    curve, level = temporal_adapter.figure(planted_clips()).axes[4].lines
+    assert curve.get_ydata().tolist() == pytest.approx([24.5, 14.14], abs=0.01)
+    assert set(level.get_ydata()) == {curve.get_ydata()[0]} and level.get_linestyle() == "--"
+    assert len(temporal_adapter.figure(planted_clips(first=24)).axes[4].lines) == 1
+
+
+def test_the_variation_is_the_root_of_the_temporal_loss():
+    x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    losses = torch.stack([temporal_consistency_loss(clip) for clip in x])
+    similar = torch.stack([frame_similarity(clip) for clip in x])
+    assert variation_of(similar) == pytest.approx(losses.mean().sqrt().item())
+    assert math.isnan(variation_of(similar[:, :1]))  # two frames have one similarity

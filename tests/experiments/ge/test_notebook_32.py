@@ -40,6 +40,7 @@ def test_the_claims_about_tokens_can_fail():
 @pytest.mark.parametrize("experiment", [prompt_tokens, activation_range])
 def test_another_training_has_another_folder(experiment, tmp_path):
     """A changed parameter neither refuses nor finds the adapter of other settings."""
+
     def made(**given):
         return experiment.Settings.preset("smoke", **given).trained_in(tmp_path)
 

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from matplotlib import rc_context
 
 from vala_research import read_clip
+from vala_research.adapter.vision import VisionEncoder
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import Case, sprite_cases
-from vala_research.evaluation.figures import Picture
+from vala_research.evaluation.figures import STYLE, Picture
 from vala_research.evaluation.probes import word_positions
 from vala_research.evaluation.verdicts import Claim, n_clips_of
-from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, part_of, save_rows
+from vala_research.experiments.contract import CLIP, STABLE_DIFFUSION, Preset, part_of, save_rows
+from vala_research.experiments.ge import alignment_error
 from vala_research.experiments.ge.attention_figures import features_figure, maps_figure
 from vala_research.experiments.ge.attention_measurements import (
     alignment_rows,
@@ -29,7 +32,11 @@ from vala_research.sprites.scene import WORLD
 class Settings(Preset):
     """Parameters of notebook 34."""
 
-    PRESETS = {"smoke": {}, "paper": {"model": STABLE_DIFFUSION}}
+    PRESETS = {
+        "smoke": {},
+        "sprites": {"token_clips": 8, "token_steps": 60},
+        "paper": {"model": STABLE_DIFFUSION, "token_steps": 60},
+    }
 
     CHOICES = {"noise": ("own", "shared")}
 
@@ -43,6 +50,8 @@ class Settings(Preset):
     size: int = 0  # side of the square frames, in pixels; 0: the model's own
     maps_at: Sequence[int] = (1, 541, 981)  # timesteps of the attention maps
     features_at: Sequence[int] = (932, 941)  # timesteps of the features
+    token_clips: int = 2  # of them with prompt tokens fine-tuned for |Delta Z|; 0: none
+    token_steps: int = 6  # of that fine-tuning
     noise: str = "own"  # a noise for each frame, as in training; "shared": one for all frames
     seed: int = 0  # of the noise on the clip; sprite clip i has seed i
 
@@ -65,10 +74,11 @@ class Settings(Preset):
 
 
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:
-    """Rows of five parts.
+    """Rows of six parts.
 
     "case": the pictured clip's size, prompt, words and their positions among the tokens. "maps":
     `map_rows`. "layers": `alignment_rows` of all clips. "features", "cosines": `feature_rows`.
+    "tokens": `alignment_error.error_rows` at the middle of maps_at.
     """
     pipe = quiet_pipeline(settings.model, settings.dtype)
     pipe.load_adapter(settings.adapter)
@@ -88,9 +98,25 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
         "layers": alignment_rows(pipe, settings.cases(size), timesteps, settings.noise),
         "features": features,
         "cosines": cosines,
+        "tokens": token_rows(pipe, settings, size),
     }  # fmt: skip
     named = [{"part": part} | row for part, rows in parts.items() for row in rows]
     return save_rows(named, output)
+
+
+def token_rows(pipe, settings: Settings, size: int) -> list[dict]:
+    """|Delta Z| of prompt tokens before and after fine-tuning, for the first clips."""
+    if not settings.token_clips:
+        return []
+    encoder = "miniature" if settings.model == "miniature" else CLIP
+    return alignment_error.error_rows(
+        pipe, VisionEncoder.from_pretrained(encoder), settings.cases(size)[: settings.token_clips],
+        middle_of(settings.maps_at), settings.token_steps,
+    )  # fmt: skip
+
+
+def middle_of(timesteps: Sequence[int]) -> int:
+    return timesteps[len(timesteps) // 2]
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -117,6 +143,14 @@ def feature_figure(rows: pd.DataFrame) -> Picture:
     return features_figure(part_of(rows, "features"), part_of(rows, "cosines"))
 
 
+def token_figure(rows: pd.DataFrame) -> Picture:
+    """|Delta Z| before and after fine-tuning, one line per clip: what Fig. 3's caption is about."""
+    with rc_context(STYLE):
+        figure = Picture(figsize=(3.4, 2.4))
+        alignment_error.draw(figure.add_subplot(), part_of(rows, "tokens"))
+    return figure
+
+
 def claims(rows: pd.DataFrame, settings: Settings) -> list[Claim]:
     """The object's word attends to the object; the adapter makes features no less alike.
 
@@ -125,7 +159,7 @@ def claims(rows: pd.DataFrame, settings: Settings) -> list[Claim]:
     means, stated = table(rows), []
     n_clips = n_clips_of(part_of(rows, "layers"))
     if "on_object" in means:
-        t = settings.maps_at[len(settings.maps_at) // 2]
+        t = middle_of(settings.maps_at)
         middle = means.loc[t, "without"]
         stated = [
             Claim.of_fact(f"at t = {t} the object holds more of its word's map than {other}",
@@ -139,4 +173,5 @@ def claims(rows: pd.DataFrame, settings: Settings) -> list[Claim]:
         stated.append(Claim.of_fact("adjacent frames' features are no less alike with the adapter",
                                     "gain in mean cosine", gain, gain >= 0,
                                     n_clips=n_clips))  # fmt: skip
-    return stated
+    tokens = part_of(rows, "tokens")
+    return stated + (alignment_error.claims(tokens) if len(tokens) else [])

@@ -1,7 +1,8 @@
 """Notebook 31: an adapter makes neighbouring frames alike, over an edit and over its training.
 
-Fig. 4 of GE-Adapter's theory (arXiv 2504.16016). The similarity stands beside the temporal loss,
-because the loss alone is as low for steady flicker.
+Fig. 4 of GE-Adapter's theory (arXiv 2504.16016): the similarity of latents over an edit, and the
+variation of the similarity over the training. The mean similarity stands beside the variation,
+because the variation alone is as low for steady flicker.
 """
 
 from collections.abc import Iterable
@@ -27,11 +28,17 @@ from vala_research.experiments.contract import (
     save_rows,
 )
 from vala_research.experiments.ge.adapter_costs import flop_table, parameter_table, timed
+from vala_research.experiments.ge.similarity_variation import (
+    ADAPTED,
+    ALONE,
+    UNITY,
+    caption_claims,
+    draw_variation,
+    variation_of,
+)
 from vala_research.methods.temporal import frame_similarity
 from vala_research.miniature.adapter import TRAINING, build_adapter
 from vala_research.sprites.scene import WORLD
-
-ALONE, ADAPTED = "image model alone", "with the adapter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +116,9 @@ def similarity_of_steps(
 ) -> list[dict]:
     """One row per clip and step (counted from noise), t: mean cosines of neighbouring frames.
 
-    latents: after the step. features: at the hook sites, of all guidance branches. edit: arguments
-    of the pipeline's call, which also say where a loaded adapter acts.
+    latents: after the step. features: at the hook sites, of all guidance branches. variation: root
+    of the temporal loss of the features, how much the cosine changes from pair to pair of frames.
+    edit: arguments of the pipeline's call, which also say where a loaded adapter acts.
     """
     rows = []
     for number, case in enumerate(cases):
@@ -119,9 +127,12 @@ def similarity_of_steps(
 
             def note(_pipe, i: int, t: int, tensors: dict, number=number, features=features):
                 clips = [c for x in features.values() for c in x.unflatten(0, (-1, n_frames))]
-                similar = torch.stack([frame_similarity(c).mean() for c in clips]).mean().item()
+                similar = torch.stack([frame_similarity(c) for c in clips])
                 z = frame_similarity(tensors["latents"]).mean().item()
-                rows.append({"clip": number, "step": i, "t": t, "latents": z, "features": similar})
+                rows.append({
+                    "clip": number, "step": i, "t": t, "latents": z,
+                    "features": similar.mean().item(), "variation": variation_of(similar),
+                })  # fmt: skip
                 return {}
 
             pipe(
@@ -132,16 +143,19 @@ def similarity_of_steps(
 
 
 def training_curve(folder: str | Path) -> pd.DataFrame:
-    """Columns step, temporal, similarity: on held-out clips (`curves.csv`) or, without, of the log.
+    """Columns step, temporal, similarity, variation: of held-out clips (`curves.csv`) or the log.
 
-    Each step of the log saw other clips and timesteps, so that its rows are means over a fiftieth
-    of the training.
+    variation: root of the temporal loss. Step 0 of `curves.csv` has the adapter off. Each step of
+    the log saw other clips and timesteps, so that its rows are means over a fiftieth of the
+    training, all with the adapter.
     """
     folder, names = Path(folder), ["step", "temporal", "similarity"]
     if (folder / "curves.csv").exists():
-        return pd.read_csv(folder / "curves.csv")
-    log = pd.read_csv(folder / "log.csv")[names].dropna()
-    return log.groupby(log.step * 50 // (log.step.max() + 1)).mean().reset_index(drop=True)
+        curve = pd.read_csv(folder / "curves.csv")
+    else:
+        log = pd.read_csv(folder / "log.csv")[names].dropna()
+        curve = log.groupby(log.step * 50 // (log.step.max() + 1)).mean().reset_index(drop=True)
+    return curve.assign(variation=curve.temporal**0.5)
 
 
 def overhead_rows(pipe, frames: torch.Tensor) -> list[dict]:
@@ -169,11 +183,14 @@ def edit_gains(settings: Settings) -> pd.DataFrame | None:
 
 
 def figure(rows: pd.DataFrame) -> Picture:
-    """Left: similarity over the steps of edits. Right: over the training, with the loss."""
+    """Above: similarity over the steps of edits. Below: over the training, and its variation.
+
+    Fig. 4 is the first and the last panel.
+    """
     training = part_of(rows, "training")
     with rc_context(STYLE):
-        fig = Picture(figsize=(7.0, 2.7))
-        left, middle, right = fig.subplots(1, 3)
+        fig = Picture(figsize=(7.0, 4.8))
+        left, middle, right = (fig.add_subplot(2, 2, k) for k in (1, 2, 3))
         by_setting = part_of(rows, "similarity").groupby("setting", sort=False)
         for axes, cosine in ((left, "latents"), (middle, "features")):
             for (name, steps), colour in zip(by_setting, COLOURS, strict=False):
@@ -181,6 +198,9 @@ def figure(rows: pd.DataFrame) -> Picture:
                 axes.plot(mean.index, mean, color=colour, marker="o", markersize=2, label=name)
             axes.invert_xaxis()
             axes.set(xlabel="timestep t (noise to clip)", title=f"{cosine} during an edit")
+        left.axhspan(UNITY, 1, color="#00000014", lw=0)
+        left.text(0.98, 0.975, "unity", color="#666666", fontsize=7, ha="right", va="center",
+                  transform=left.get_yaxis_transform())  # fmt: skip
         left.set_ylabel("mean cosine of neighbours")
         fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
@@ -192,11 +212,12 @@ def figure(rows: pd.DataFrame) -> Picture:
         other.set_ylabel("temporal loss x 1000", color=COLOURS[1])
         other.grid(False)
         other.spines["right"].set_visible(True)
+        draw_variation(fig.add_subplot(2, 2, 4), training)
     return fig
 
 
 def claims(rows: pd.DataFrame) -> list[Claim]:
-    """Neighbouring frames' features become more alike, for little."""
+    """Neighbouring frames' features become more alike, for little; then Fig. 4's own claims."""
     similarity = part_of(rows, "similarity")
     cosine = similarity.groupby("setting").features.mean()
     gain = cosine[ADAPTED] - cosine[ALONE]
@@ -209,4 +230,5 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
         Claim.of_fact("the LoRA adds less than 1% of the FLOPs", "per cent", flops, flops < 1),
         Claim.of_fact("the adapter has less than 1% of the UNet's parameters",
                       "per cent at most", share, share < 1),
+        *caption_claims(rows),
     ]  # fmt: skip
