@@ -54,7 +54,7 @@ def test_rows_of_a_clip(pipe, miniature):
     assert by_state.loss["after"] < by_state.loss["before"]
     assert by_state.loss["ideal"] < by_state.loss["before"] and by_state.error["ideal"] == 0
     assert 0 < by_state.error["least"] <= by_state.error[["before", "after"]].min()
-    assert set(rows.t) == {541} and set(rows.clip) == {0}
+    assert set(rows["t"]) == {541} and set(rows["clip"]) == {0}
 
 
 def planted(error=(10.0, 8.0), loss=(0.02, 0.01), n: int = 8) -> pd.DataFrame:
