@@ -232,7 +232,6 @@ def fixed_weights(seed: int = 0, n_starts: int = 64, n_steps: int = 300) -> Verd
     away = attack(ratio, start, seed, n_steps, 0.1)
     (x,) = away.point
     filtered = bilateral_filter_frames(x, 5, 2.0, 1.0, "truncate")
-    sums = weights(x, wide).sum(-1)
     return Verdict(
         statement="C.7-fixed", verdict="false",
         claim="with fixed weights |B(x) - xbar| <= |x - xbar| (62)",
@@ -241,7 +240,7 @@ def fixed_weights(seed: int = 0, n_starts: int = 64, n_steps: int = 300) -> Verd
         measured=worst.value, bound=sqrt(column_bound(g)),
         witness={"guide": worst.point[0], "x": x},
         hypotheses={
-            "rows sum to 1: l_inf norm 1": bool((sums - 1).abs().max() < 1e-12),
+            "rows sum to 1: l_inf norm 1": bool((weights(x, wide).sum(-1) - 1).abs().max() < 1e-12),
             "constant xbar within its bound": away.value <= sqrt(column_bound(wide)),
         },
         counterexample=Counterexample(
