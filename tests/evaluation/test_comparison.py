@@ -15,7 +15,7 @@ from vala_research.diffusion.attention import (
     Keyframes,
     policy_of_clip,
 )
-from vala_research.evaluation import benchmark, comparison
+from vala_research.evaluation import benchmark, comparison, verdicts
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.cases import edit_cases, folder_cases
 from vala_research.evaluation.comparison import (
@@ -26,7 +26,7 @@ from vala_research.evaluation.comparison import (
     per_clip,
 )
 from vala_research.evaluation.comparison_figures import gains_figure, within_clips
-from vala_research.evaluation.verdicts import Hypothesis, tested
+from vala_research.evaluation.verdicts import Hypothesis
 from vala_research.methods.anchors import AnchorSettings
 from vala_research.sprites.scene import WORLD
 
@@ -162,7 +162,7 @@ def test_a_lost_object_gains_nothing():
     assert table.loc[("path_error", "a"), "mean"] == pytest.approx(3 + 3.5)
     assert table.loc[("presence", "b"), "gain"] == pytest.approx(-0.5)
     assert "jitter" not in table.index  # no edit has one
-    (claim,) = tested(rows, [Hypothesis("b is nearer", "b", "a", ["path_error"])])
+    (claim,) = verdicts.tested(rows, [Hypothesis("b is nearer", "b", "a", ["path_error"])])
     assert claim.value == pytest.approx(0.5) and claim.verdict == "confirmed"
     means = within_clips(rows, PLACEMENT).set_index(["metric", "setting"])["mean"]
     assert means["path_error", "a"] - means["path_error", "b"] == pytest.approx(0.5)
@@ -177,7 +177,7 @@ def test_a_setting_that_loses_every_object_has_no_path_and_no_verdict():
     table = comparison_table(rows, "a").set_index(["metric", "setting"])
     path = table.loc[("path_error", "b")]
     assert math.isnan(path["mean"]) and math.isnan(path.gain) and path.n == path.n_gain == 0
-    (claim,) = tested(rows, [Hypothesis("b is nearer", "b", "a", ["path_error"])])
+    (claim,) = verdicts.tested(rows, [Hypothesis("b is nearer", "b", "a", ["path_error"])])
     assert claim.verdict == "not established" and claim.n == 0
     alone = within_clips(rows, ["path_error"]).set_index("setting")
     assert alone["mean"].a == pytest.approx(3 + 3.5) and math.isnan(alone["mean"].b)

@@ -33,7 +33,7 @@ def test_fusion_on_the_miniature(tmp_path, motion):
     assert set(rows.setting) == {"image only", "video only", "fused"} and {*METRICS} <= set(rows)
     claims = pd.read_csv(out / "fldm_fusion_claims.csv")
     gains = claims[~claims.is_asserted]
-    assert len(gains) == 14 and set(gains.verdict) == {"not established"}
+    assert len(gains) == 17 and set(gains.verdict) == {"not established"}
     table = pd.read_csv(out / "fldm_fusion.csv").set_index(["setting", "metric"])
     mean = rows[rows.setting == "fused"].psnr.mean()
     assert table.loc[("fused", "psnr")]["mean"] == pytest.approx(mean)
