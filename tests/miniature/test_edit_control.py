@@ -88,7 +88,9 @@ def test_half_of_the_noise_is_inverted(run):
 def test_a_training_goes_on_and_is_exported(run, tmp_path, monkeypatch, pipe):
     before = load_file(run / "control.safetensors")
     tick(monkeypatch, 12.0)
-    edit_control.build(run, 1.0, 8, 4)  # more minutes go on
+    kept = (run / "hint.csv").read_bytes()
+    edit_control.build(run, 1.0, 8, 4)  # more minutes go on, with the whole network
+    assert (run / "hint.csv").read_bytes() == kept
     after = load_file(run / "control.safetensors")
     name = "live.controlnet.controlnet_mid_block.weight"
     assert not torch.equal(before[name], after[name])

@@ -136,10 +136,11 @@ def build(
     ).to(device, memory_format=torch.channels_last)
     controlnet.requires_grad_(True).train()
 
-    # First its layers that read the picture, then the whole.
-    hint = HintLoss(controlnet.controlnet_cond_embedding, unet.conv_in)
-    known = train(HINT, hint, frame_sampler(pairs, device), run, HINT.share * minutes, accelerator)
-    hint.load_state_dict(known)
+    # First its layers that read the picture, then the whole, which then has its own state.
+    if not (run / f"{stage.name}.safetensors").exists():
+        hint = HintLoss(controlnet.controlnet_cond_embedding, unet.conv_in)
+        frames, share = frame_sampler(pairs, device), HINT.share * minutes
+        hint.load_state_dict(train(HINT, hint, frames, run, share, accelerator))
     loss = ControlLoss(controlnet, unet, text_encoder).to(device)
     sample = pair_sampler(pairs, targets, device)
     train(stage, loss, sample, run, stage.share * minutes, accelerator)
