@@ -19,7 +19,7 @@ from vala_research.adapter.storage import StoredAdapter, read_adapter
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.adapter.vision import VisionEncoder
 from vala_research.diffusion.patching import one_call_at_a_time
-from vala_research.diffusion.schedule import Schedule
+from vala_research.diffusion.schedule import Schedule, is_within
 
 Interval = Sequence[float]
 
@@ -41,8 +41,7 @@ class Activation:
 
     def holds(self, t: int, interval: Interval) -> bool:
         """Whether the adapter acts at timestep t, by this interval."""
-        low, high = interval
-        return self.scale != 0 and low * self.n_timesteps <= t <= high * self.n_timesteps
+        return self.scale != 0 and is_within(t, interval, self.n_timesteps)
 
     def acts_on(self, t: int) -> bool:
         """Whether the LoRA or the tokens act at timestep t."""

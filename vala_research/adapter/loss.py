@@ -157,7 +157,7 @@ def adapter_loss(
         prediction = _predict(adapter.unet, z_t, t, rows, batch.condition, controlnet)
 
     kind = scheduler.config.get("prediction_type", "epsilon")
-    error = (prediction - _target(kind, z_0, eps, a)).square()
+    error = (prediction - target_of(kind, z_0, eps, a)).square()
     if settings.weighting == "velocity":
         error = error * _velocity_weight(kind, a)
     diffusion = error.mean()
@@ -190,7 +190,7 @@ def _predict(unet, z_t, t, rows, condition, controlnet) -> Float[Tensor, "g f c 
     return out.float().unflatten(0, (-1, n_frames))
 
 
-def _target(kind: str, z_0: Tensor, eps: Tensor, a: Tensor) -> Tensor:
+def target_of(kind: str, z_0: Tensor, eps: Tensor, a: Tensor) -> Tensor:
     """The right output of a network of this prediction type; a = alpha_bar_t."""
     if kind == "v_prediction":
         return a.sqrt() * eps - (1 - a).sqrt() * z_0

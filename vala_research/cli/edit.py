@@ -19,6 +19,10 @@ from vala_research.cli.loading import (
     try_clip,
 )
 from vala_research.cli.options import (
+    ATTEND,
+    INVERT,
+    OWN,
+    TAKE,
     Adapter,
     AdapterInterval,
     AdapterScale,
@@ -45,16 +49,13 @@ from vala_research.cli.options import (
 from vala_research.cli.report import announce, report, write_record
 from vala_research.cli.scores import scores_of, strip_format, write_strip
 
-OWN = "the model's own"
 Prompt = option(str, "Describe the edited clip.")
-Attention = option(
-    str | None, "Let frames attend by own, first, sparse_causal, extended or anchors.", default=OWN
-)
-Inversion = option(str | None, "Invert by ddim, exact, bilateral or null_text.", default=OWN)
+Attention = option(str | None, ATTEND, default=OWN)
+Inversion = option(str | None, INVERT, default=OWN)
+Steps = option(int | None, TAKE, default=OWN)
 Injection = option(
     float | None, "Inject the source's attention in this first share of the steps.", default=OWN
 )
-Steps = option(int | None, "Take this many diffusion steps each way.", default=OWN)
 Guidance = option(
     float | None, "Follow the prompt this strongly; 1 or less turns guidance off.", default=OWN
 )

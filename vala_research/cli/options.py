@@ -13,6 +13,7 @@ from vala_research import InputError
 from vala_research.data.container import MAX_PIXELS
 
 MOST_SIDE = 16384  # pixels that H.264 holds
+OWN = "the model's own"
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -30,11 +31,10 @@ SourcePrompt = option(str, "Describe the clip as it is.")
 Model = option(str, "Use 'miniature', a folder, a .safetensors file or a hub id.")
 Variant = option(str | None, "Load weights of this variant, such as fp16.", default="found")
 Revision = option(str | None, "Use this branch, tag or commit of a hub id.", default="main")
-Attention = option(str, "Let frames attend by own, first, sparse_causal, extended or anchors.")
-Inversion = option(str, "Invert by ddim, exact, bilateral or null_text.")
-Injection = option(float, "Inject the source's attention in this first share of the steps.")
-Steps = option(int, "Take this many diffusion steps each way.")
-Guidance = option(float, "Follow the prompt this strongly; 1 or less turns guidance off.")
+ATTEND = "Let frames attend by own, first, sparse_causal, extended or anchors."
+INVERT = "Invert by ddim, exact, bilateral or null_text."
+TAKE = "Take this many diffusion steps each way."
+Attention, Inversion, Steps = option(str, ATTEND), option(str, INVERT), option(int, TAKE)
 Frames = option(int | None, "Use this many frames.", default="all")
 Stride = option(int, "Use every n-th frame.")
 Size = option(str | None, "Scale frames to SIDE or HEIGHTxWIDTH pixels.", default="the model's")
@@ -42,7 +42,7 @@ Device = option(str, "Run on auto, cpu, cuda, cuda:1 or mps.")
 Dtype = option(str, "Compute in float32, float16 or bfloat16.")
 ControlNet = option(
     str | None, "Keep the layout by a ControlNet: a folder, a hub id, or none.", "--controlnet",
-    default="the model's own",
+    default=OWN,
 )  # fmt: skip
 Control = option(str, "Show the ControlNet the clip's frames or its canny outlines.")
 ControlScale = option(float, "Let the ControlNet act this strongly.")

@@ -18,6 +18,7 @@ from torch import Tensor
 from vala_research import InputError, chosen_from, number_in
 from vala_research.diffusion.backbone import device_of, vae_factor
 from vala_research.diffusion.loading import load_network
+from vala_research.diffusion.schedule import is_within
 
 
 def canny_edges(frames: Float[Tensor, " f 3 h w"], sigma: float = 1.0) -> Float[Tensor, " f 3 h w"]:
@@ -92,8 +93,7 @@ class Control:
 
     def acts(self, t: int, n_timesteps: int) -> bool:
         """Whether it acts at timestep t of n_timesteps."""
-        low, high = self.settings.interval
-        return low * n_timesteps <= t <= high * n_timesteps
+        return is_within(t, self.settings.interval, n_timesteps)
 
 
 def load_controlnet(where: str | PathLike, unet: UNet2DConditionModel) -> ControlNetModel:

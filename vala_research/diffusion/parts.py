@@ -58,11 +58,7 @@ def load_parts(name: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
             continue
         cls, what = getattr(homes[library], index[part][1]), f"The {part} of {name!r}"
         if part in WITH_WEIGHTS:
-            chosen = variant_of(folder / part, variant, what)
-            parts[part] = load_network(
-                cls, folder / part, what, dtype=options.dtype(part), probe=PROBES[part],
-                **({} if chosen is None else {"variant": chosen}),
-            )  # fmt: skip
+            parts[part] = _network(cls, part, name, folder, options, probe=PROBES[part])
             LOG.info(f"Loaded {part} as {cls.__name__} from {name!r}.")
             continue
         try:
@@ -94,12 +90,7 @@ def image_parts(
         return {}
     loaded: dict[str, Any] = {}
     if "image_encoder" in asked:
-        place, what = folder / "image_encoder", f"The image_encoder of {name!r}"
-        chosen = variant_of(place, options.hub.get("variant"), what)
-        given = {} if chosen is None else {"variant": chosen}
-        loaded["image_encoder"] = load_network(
-            cls, place, what, dtype=options.dtype("image_encoder"), **given
-        )
+        loaded["image_encoder"] = _network(cls, "image_encoder", name, folder, options)
     if "feature_extractor" in asked and (folder / "feature_extractor").is_dir():
         check_folder(folder / "feature_extractor")
         loaded["feature_extractor"] = transformers.CLIPImageProcessor.from_pretrained(
@@ -114,14 +105,19 @@ def control_part(name: str, folder: Path, options: LoadOptions, unet: Any) -> di
 
     if "controlnet" in options.parts:
         return {}
-    what = f"The controlnet of {name!r}"
-    chosen = variant_of(folder / "controlnet", options.hub.get("variant"), what)
-    given = {} if chosen is None else {"variant": chosen}
-    controlnet = load_network(
-        ControlNetModel, folder / "controlnet", what, dtype=options.dtype("controlnet"), **given
-    )
-    check_controlnet(controlnet, unet, what)
+    controlnet = _network(ControlNetModel, "controlnet", name, folder, options)
+    check_controlnet(controlnet, unet, f"The controlnet of {name!r}")
     return {"controlnet": controlnet}
+
+
+def _network(
+    cls: type, part: str, name: str, folder: Path, options: LoadOptions, **more: Any
+) -> Any:
+    """Load a part with weights, in the precision and of the variant that the options ask for."""
+    what = f"The {part} of {name!r}"
+    chosen = variant_of(folder / part, options.hub.get("variant"), what)
+    given = {} if chosen is None else {"variant": chosen}
+    return load_network(cls, folder / part, what, dtype=options.dtype(part), **given, **more)
 
 
 def check_parts(name: str, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any):

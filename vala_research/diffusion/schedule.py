@@ -4,7 +4,7 @@ Song et al. 2021, Denoising Diffusion Implicit Models, Eq. (12) with sigma = 0. 
 cumulative product of the schedule, and z_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
@@ -34,6 +34,12 @@ def ddim_step(
     a, b = float(alpha_bar_from), float(alpha_bar_to)
     scale = sqrt(b / a)
     return scale * z + (sqrt(1 - b) - scale * sqrt(1 - a)) * eps
+
+
+def is_within(t: int, interval: Sequence[float], n_timesteps: int) -> bool:
+    """Whether timestep t lies in an interval of fractions of T, both ends included."""
+    low, high = interval
+    return low * n_timesteps <= t <= high * n_timesteps
 
 
 @dataclass(frozen=True)

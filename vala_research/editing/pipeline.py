@@ -204,15 +204,13 @@ class VideoEditPipeline(
     estimate = estimate_edit
 
 
-def quiet_pipeline(
-    model: str | PathLike, dtype: torch.dtype | None = None, is_bare: bool = True
-) -> VideoEditPipeline:
+def quiet_pipeline(model: str | PathLike, dtype: torch.dtype | None = None) -> VideoEditPipeline:
     """The pipeline of a model on the GPU, where there is one, without progress bars.
 
-    In half precision the weights of the variant "fp16" are read, where the model has them.
-    is_bare: leaves out the ControlNet that the checkpoint may carry.
+    In half precision the weights of the variant "fp16" are read, where the model has them. A
+    ControlNet that the checkpoint may carry is left out.
     """
-    load = partial(VideoEditPipeline.from_pretrained, str(model), dtype)
-    pipe = half_first(dtype, partial(load, controlnet=None) if is_bare else load)
+    load = partial(VideoEditPipeline.from_pretrained, str(model), dtype, controlnet=None)
+    pipe = half_first(dtype, load)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")

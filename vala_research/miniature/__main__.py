@@ -41,7 +41,7 @@ from vala_research.miniature.configuration import (
     training_scene,
 )
 from vala_research.miniature.objectives import ClipLoss, DenoiserLoss, VaeLoss
-from vala_research.miniature.training import Stage, part_of, train
+from vala_research.miniature.training import Stage, named_device, part_of, train
 
 # Freed pages stay with the process: 10% faster than asking the system for them at every step.
 CPU_SETTINGS = {
@@ -185,9 +185,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=32, help="edited for the card, per edit type")
     parser.add_argument("--start-from", type=Path, help="go on from exported weights in a folder")
     args = parser.parse_args()
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = named_device(args.device)
     n = os.cpu_count() or 1
     if "LOCAL_RANK" in os.environ:
         return build(args.work, args.minutes, device, args.scenes, args.until)

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from vala_research import miniature_path
 from vala_research.diffusion.loading import load_network
 from vala_research.miniature.batches import Captions
-from vala_research.miniature.configuration import SCHEDULE
 from vala_research.miniature.edit_pairs import (
     N_EDITS,
     edit_of,
@@ -36,8 +35,8 @@ from vala_research.miniature.edit_pairs import (
     frame_sampler,
     pair_sampler,
 )
-from vala_research.miniature.objectives import weight_of
-from vala_research.miniature.training import Stage, part_of, train
+from vala_research.miniature.objectives import EpsilonLoss, focus_of, weight_of
+from vala_research.miniature.training import Stage, named_device, part_of, train
 
 CONDITIONING = (16, 32, 64)  # channels of the picture's own layers; each change halves its size
 HINT = Stage("hint", 0.07, batch=32, lr=3e-3, weight_decay=0.0)
@@ -66,7 +65,7 @@ class HintLoss(nn.Module):
         return {"loss": loss, "unexplained": loss.detach() / aim.var()}
 
 
-class ControlLoss(nn.Module):
+class ControlLoss(EpsilonLoss):
     """Epsilon regression of edited frames; only the ControlNet learns.
 
     The weights are the image model's (`weight_of`). Sites at and around the object count four times
@@ -74,12 +73,8 @@ class ControlLoss(nn.Module):
     """
 
     def __init__(self, controlnet: nn.Module, unet: nn.Module, text_encoder: nn.Module):
-        super().__init__()
-        from diffusers import DDIMScheduler
-
+        super().__init__(unet, text_encoder)
         self.controlnet = controlnet
-        self._frozen = (unet, text_encoder)  # in a tuple: neither averaged nor in a checkpoint
-        self.register_buffer("ab", DDIMScheduler(**SCHEDULE).alphas_cumprod, persistent=False)
 
     def forward(
         self, z: Float[Tensor, "b c h w"], eps: Float[Tensor, "b c h w"], t: Int[Tensor, " b"],
@@ -87,8 +82,8 @@ class ControlLoss(nn.Module):
         progress: float = 1.0,
     ) -> dict[str, Tensor]:  # fmt: skip
         unet, text_encoder = self._frozen
-        ab = self.ab[t][:, None, None, None]
-        z_t = (ab.sqrt() * z + (1 - ab).sqrt() * eps).to(memory_format=torch.channels_last)
+        z_t, ab = self.noised(z, eps, t)
+        z_t = z_t.to(memory_format=torch.channels_last)
         with torch.no_grad():
             text = text_encoder(ids).last_hidden_state
         down, mid = self.controlnet(z_t, t, text, before, return_dict=False)
@@ -96,14 +91,13 @@ class ControlLoss(nn.Module):
             z_t, t, text, down_block_additional_residuals=down, mid_block_additional_residual=mid
         ).sample
         error = (out - eps).square()
-        focus = 1 + 3 * max(0.0, 1 - progress / 0.7) * F.max_pool2d(mask, 5, 1, 2)
-        focus = focus / focus.mean((1, 2, 3), keepdim=True)
-        weight = weight_of(ab)
+        weighed = error * weight_of(ab)
         return {
-            "loss": (error * weight * focus).mean(), "mse": error.detach().mean(),
-            "high": _mean_where(error * weight, t >= 650),
-            "mid": _mean_where(error * weight, (t >= 300) & (t < 650)),
-        }  # fmt: skip
+            "loss": (weighed * focus_of(mask, 3.0, progress)).mean(),
+            "mse": error.detach().mean(),
+            "high": _mean_where(weighed, t >= 650),
+            "mid": _mean_where(weighed, (t >= 300) & (t < 650)),
+        }
 
 
 def _mean_where(error: Tensor, chosen: Tensor) -> Tensor:
@@ -128,9 +122,10 @@ def build(
     vae, unet, text_encoder = (x.to(device).requires_grad_(False) for x in loaded.values())
     for network in (vae, unet):
         network.to(memory_format=torch.channels_last)
-    sources = Captions(tokenizer, [edit_of(i, 0)[0] for i in range(n)])
-    targets = Captions(tokenizer, [edit_of(i, e)[1] for i in range(n) for e in range(N_EDITS)])
-    pairs = edit_pairs(run, n, n_inverted, vae, unet, text_encoder, sources, device)
+    edits = [[edit_of(i, e) for e in range(N_EDITS)] for i in range(n)]
+    sources = Captions(tokenizer, [of_one[0][0] for of_one in edits])
+    targets = Captions(tokenizer, [target for of_one in edits for _, target in of_one])
+    pairs = edit_pairs(run, edits, n_inverted, vae, unet, text_encoder, sources, device)
     controlnet = ControlNetModel.from_unet(
         unet, conditioning_embedding_out_channels=CONDITIONING
     ).to(device, memory_format=torch.channels_last)
@@ -167,10 +162,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=6000, help="rendered for training")
     parser.add_argument("--inverted", type=int, default=1500, help="of them, give their noise")
     args = parser.parse_args()
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    build(args.work, args.minutes, args.frames, args.inverted, device)
+    build(args.work, args.minutes, args.frames, args.inverted, named_device(args.device))
     export(args.work, args.out or args.work / "control")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vala_research import InputError
+from vala_research.diffusion.codec import encode_frames
 from vala_research.diffusion.inversion import invert
 from vala_research.diffusion.schedule import Schedule
 from vala_research.files import write_tensors
@@ -26,9 +27,10 @@ from vala_research.sprites.scene import SIZE, WORLD, Scene, random_scene, split_
 KINDS = {"shape": 0.35, "several": 0.3, "colour": 0.1, "background": 0.1, "pattern": 0.1}
 N_EDITS = 4  # per frame; what KINDS leave of one is the frame itself
 INVERSION_STEPS = 10
+Edit = tuple[Scene, Scene]  # before and after
 
 
-def edit_of(index: int, edit: int) -> tuple[Scene, Scene]:
+def edit_of(index: int, edit: int) -> Edit:
     """Training scene `index`, and one of its edits. Rings, which are hard, are drawn more often."""
     world = replace(WORLD, empty=0.0)
     generator = split_generator("train", index)
@@ -57,27 +59,24 @@ class Pairs:
     noise: Tensor
     mask: Tensor
 
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        return asdict(self)
-
 
 @torch.no_grad()
 def edit_pairs(
-    run: Path, n: int, n_inverted: int, vae, unet, text_encoder, captions, device: str
-) -> Pairs:
-    """Render n frames and their edits, encode the edits, invert the first frames.
+    run: Path, edits: list[list[Edit]], n_inverted: int, vae, unet, text_encoder, captions,
+    device: str,
+) -> Pairs:  # fmt: skip
+    """Render frames and their edits, encode both, invert the first frames; all is kept in `run`.
 
-    All is kept in `run`. captions: of the frames before the edits. Raises InputError when `run`
-    holds another number.
+    edits: `edit_of` each frame. captions: of the frames before the edits. Raises InputError when
+    `run` holds another number of frames.
     """
-    path = run / "pairs.safetensors"
+    path, n = run / "pairs.safetensors", len(edits)
     if not path.exists():
         parts = [
-            _pairs(range(i, min(i + 60, n)), n_inverted, vae, unet, text_encoder, captions, device)
+            _pairs(i, edits[i : i + 60], n_inverted, vae, unet, text_encoder, captions, device)
             for i in tqdm(range(0, n, 60), "pairs", disable=None)
         ]
-        write_tensors(path, {k: torch.cat([p.tensors[k] for p in parts]) for k in parts[0].tensors})
+        write_tensors(path, {k: torch.cat([vars(p)[k] for p in parts]) for k in vars(parts[0])})
     pairs = Pairs(**load_file(path))
     if len(pairs.before) != n:
         raise InputError(
@@ -87,37 +86,35 @@ def edit_pairs(
 
 
 def _pairs(
-    indices: range, n_inverted: int, vae, unet, text_encoder, captions, device: str
-) -> Pairs:
+    first: int, edits: list[list[Edit]], n_inverted: int, vae, unet, text_encoder, captions,
+    device: str,
+) -> Pairs:  # fmt: skip
+    """The pairs of the frames from number `first` on."""
     # Render.
     before, after, masks = [], [], []
-    for index in indices:
+    for index, of_one in enumerate(edits, first):
         at = index % 3
-        for edit in range(N_EDITS):
-            source, target = edit_of(index, edit)
+        for _, target in of_one:
             clip = render(target, 3, SIZE)
             after.append(clip.frames[at])
             masks.append(F.avg_pool2d(clip.mask[at], 4))
-        before.append(render(source, 3, SIZE).frames[at])
+        before.append(render(of_one[0][0], 3, SIZE).frames[at])
     before, after = torch.stack(before), torch.stack(after)
 
     # Encode, and invert some.
-    def encode(x: Tensor) -> Tensor:
-        x = x.to(device).to(memory_format=torch.channels_last)
-        return vae.encode(2 * x - 1).latent_dist.mode() * vae.config.scaling_factor
-
-    codes, edited = encode(before), encode(after).unflatten(0, (-1, N_EDITS))
-    noise = inverted = codes[: max(0, n_inverted - indices.start)]
+    codes, edited = (encode_frames(vae, x, device=torch.device(device)) for x in (before, after))
+    noise = inverted = codes[: max(0, n_inverted - first)]
     if len(noise):
         from diffusers import DDIMScheduler
 
-        generator = torch.Generator().manual_seed(indices.start)
-        ids = captions.ids(torch.tensor(indices)[: len(noise)], generator)
+        generator = torch.Generator().manual_seed(first)
+        ids = captions.ids(first + torch.arange(len(noise)), generator)
         text = text_encoder(ids.to(device)).last_hidden_state
         schedule = Schedule.from_scheduler(DDIMScheduler(**SCHEDULE), INVERSION_STEPS)
         noise = invert(lambda z, t: unet(z, t, text).sample, inverted, schedule).latents
     return Pairs(
-        before.mul(255).round().byte(), codes.half().cpu(), edited.half().cpu(), noise.half().cpu(),
+        before.mul(255).round().byte(), codes.half().cpu(),
+        edited.half().cpu().unflatten(0, (-1, N_EDITS)), noise.half().cpu(),
         torch.stack(masks).unflatten(0, (-1, N_EDITS)).mul(255).round().byte(),
     )  # fmt: skip
 

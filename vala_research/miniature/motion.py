@@ -28,9 +28,9 @@ from vala_research import InputError, miniature_path
 from vala_research.diffusion.loading import load_network
 from vala_research.files import write_json, write_tensors
 from vala_research.miniature.batches import Captions, timesteps
-from vala_research.miniature.configuration import SCHEDULE, training_scene
-from vala_research.miniature.objectives import weight_of
-from vala_research.miniature.training import Stage, part_of, train
+from vala_research.miniature.configuration import training_scene
+from vala_research.miniature.objectives import EpsilonLoss, weight_of
+from vala_research.miniature.training import Stage, named_device, part_of, train
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import SIZE
 
@@ -73,7 +73,7 @@ def motion_unet(adapter: nn.Module, model: str | None = None) -> nn.Module:
     return unet
 
 
-class MotionLoss(nn.Module):
+class MotionLoss(EpsilonLoss):
     """Epsilon regression of whole clips, each frame with its own noise; only the adapter learns.
 
     The image model's weights (`weight_of`): at high noise, where the frames have to agree on the
@@ -81,12 +81,8 @@ class MotionLoss(nn.Module):
     """
 
     def __init__(self, adapter: nn.Module, unet: nn.Module, text_encoder: nn.Module):
-        super().__init__()
-        from diffusers import DDIMScheduler
-
+        super().__init__(unet, text_encoder)
         self.adapter = adapter
-        self._frozen = (unet, text_encoder)  # in a tuple: neither averaged nor in a checkpoint
-        self.register_buffer("ab", DDIMScheduler(**SCHEDULE).alphas_cumprod, persistent=False)
 
     def forward(
         self,
@@ -97,8 +93,7 @@ class MotionLoss(nn.Module):
         progress: float = 1.0,
     ) -> dict[str, Tensor]:
         unet, text_encoder = self._frozen
-        ab = self.ab[t][:, None, None, None, None]
-        z_t = ab.sqrt() * z + (1 - ab).sqrt() * eps
+        z_t, ab = self.noised(z, eps, t)
         with torch.no_grad():
             text = text_encoder(ids).last_hidden_state.repeat_interleave(z.shape[1], 0)
         out = unet(z_t.transpose(1, 2), t, text).sample.transpose(1, 2)
@@ -202,10 +197,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the weights (default: `motion` in --work)")
     parser.add_argument("--clips", type=int, default=6000, help="rendered for training")
     args = parser.parse_args()
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    build(args.work, args.minutes, args.clips, device)
+    build(args.work, args.minutes, args.clips, named_device(args.device))
     export(args.work, args.out or args.work / "motion")
 
 

@@ -41,7 +41,26 @@ class ClipLoss(nn.Module):
         return {"loss": loss, "right": right}
 
 
-class DenoiserLoss(nn.Module):
+class EpsilonLoss(nn.Module):
+    """What losses of eps share: the noise levels, and networks that stay frozen.
+
+    frozen: kept in a tuple, so that they are neither averaged nor in a checkpoint.
+    """
+
+    def __init__(self, *frozen: nn.Module):
+        super().__init__()
+        from diffusers import DDIMScheduler
+
+        self._frozen = frozen
+        self.register_buffer("ab", DDIMScheduler(**SCHEDULE).alphas_cumprod, persistent=False)
+
+    def noised(self, z: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """z_t, and alpha_bar_t shaped to go with it; t: one timestep per sample."""
+        ab = self.ab[t].view(-1, *[1] * (z.ndim - 1))
+        return ab.sqrt() * z + (1 - ab).sqrt() * eps, ab
+
+
+class DenoiserLoss(EpsilonLoss):
     """Epsilon regression of UNet and text encoder together, weighed by `weight_of`.
 
     emphasis: at first, sites at and around the object count (1 + emphasis) times. It fades to
@@ -51,20 +70,21 @@ class DenoiserLoss(nn.Module):
 
     def __init__(self, unet: nn.Module, text_encoder: nn.Module, emphasis: float = 3.0):
         super().__init__()
-        from diffusers import DDIMScheduler
-
         self.unet, self.text_encoder, self.emphasis = unet, text_encoder, emphasis
-        self.register_buffer("ab", DDIMScheduler(**SCHEDULE).alphas_cumprod, persistent=False)
 
     def forward(self, z, eps, t, ids, site_mask, progress: float = 1.0) -> dict[str, Tensor]:
-        ab = self.ab[t][:, None, None, None]
-        z_t = (ab.sqrt() * z + (1 - ab).sqrt() * eps).to(memory_format=torch.channels_last)
+        z_t, ab = self.noised(z, eps, t)
         text = self.text_encoder(ids).last_hidden_state
-        error = (self.unet(z_t, t, text).sample - eps).square()
-        near = F.max_pool2d(site_mask, 5, 1, 2)
-        focus = 1 + self.emphasis * max(0.0, 1 - progress / 0.7) * near
-        focus = focus / focus.mean((1, 2, 3), keepdim=True)
+        out = self.unet(z_t.to(memory_format=torch.channels_last), t, text).sample
+        error, focus = (out - eps).square(), focus_of(site_mask, self.emphasis, progress)
         return {"loss": (error * weight_of(ab) * focus).mean(), "mse": error.detach().mean()}
+
+
+def focus_of(site_mask: Tensor, emphasis: float, progress: float) -> Tensor:
+    """Weights of the sites, of mean 1: more at and around the object, fading with progress."""
+    near = F.max_pool2d(site_mask, 5, 1, 2)
+    focus = 1 + emphasis * max(0.0, 1 - progress / 0.7) * near
+    return focus / focus.mean((1, 2, 3), keepdim=True)
 
 
 def weight_of(alpha_bar: Tensor) -> Tensor:

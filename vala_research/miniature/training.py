@@ -158,6 +158,13 @@ def _resume(path: Path, module: nn.Module, optimizer) -> tuple[dict[str, Tensor]
     return part_of(tensors, "ema."), facts["step"], facts["seconds"]
 
 
+def named_device(asked: str) -> str:
+    """The device that a recipe's option asks for; "auto" is a GPU where there is one."""
+    if asked != "auto":
+        return asked
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`, without it, on the CPU."""
     return {k.removeprefix(prefix): v.cpu() for k, v in tensors.items() if k.startswith(prefix)}

@@ -35,10 +35,7 @@ class Settings(EditPreset):
     PRESETS = {
         "smoke": dict(hosts=("own", "extended"), kinds=("several",), n_frames=3, steps=8),
         "sprites": dict(
-            n_clips=32,
-            first_clip=64,
-            steps=15,
-            kinds=("shape", "colour", "several"),
+            n_clips=32, first_clip=64, steps=15, kinds=("shape", "colour", "several"),
             n_processes=0,
         ),
         "paper": dict(PUBLISHED, clip_model=CLIP, n_processes=0),
@@ -64,7 +61,7 @@ class Settings(EditPreset):
 
 
 def edit_settings(settings: Settings) -> dict[str, EditSetting]:
-    """ "host, without" and "host, with" the adapter, for each host's attention."""
+    """"host, without" and "host, with" the adapter, for each host's attention."""
     acting = dict(
         adapter=settings.adapter, adapter_interval=tuple(settings.interval) or None,
         adapter_scale=settings.scale,

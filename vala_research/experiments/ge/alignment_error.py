@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm import tqdm
 
+from vala_research.adapter.loss import target_of
 from vala_research.adapter.vision import VisionEncoder
 from vala_research.diffusion.backbone import Backbone
 from vala_research.evaluation.cases import Case
@@ -81,10 +82,9 @@ def denoising_loss(pipe: Any, case: Case, t: int) -> Callable[[Tensor], Tensor]:
     z_0, scheduler = pipe.encode(case.frames), pipe.scheduler
     generator = torch.Generator().manual_seed(case.seed)
     eps = torch.randn(z_0.shape, generator=generator).to(z_0)
-    a = float(scheduler.alphas_cumprod[t])
-    z_t = a**0.5 * z_0 + (1 - a) ** 0.5 * eps
-    targets = {"epsilon": eps, "v_prediction": a**0.5 * eps - (1 - a) ** 0.5 * z_0, "sample": z_0}
-    target = targets[scheduler.config.prediction_type].float()
+    a = scheduler.alphas_cumprod[t].to(z_0)
+    z_t = a.sqrt() * z_0 + (1 - a).sqrt() * eps
+    target = target_of(scheduler.config.prediction_type, z_0, eps, a).float()
     backbone = Backbone(pipe.unet)
 
     def loss(rows: Float[Tensor, "f n d"]) -> Float[Tensor, ""]:

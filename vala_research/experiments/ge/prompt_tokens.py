@@ -34,8 +34,7 @@ class Settings(VariantPreset):
 
     PRESETS = {
         "smoke": {
-            "configurations": ("no tokens", "shared removed", "18 shared"),
-            "n_frames": 2,
+            "configurations": ("no tokens", "shared removed", "18 shared"), "n_frames": 2,
             "steps": 4,
         },
         "sprites": SPRITES,
