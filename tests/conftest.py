@@ -91,11 +91,12 @@ def miniature_clip() -> str:
 
 @pytest.fixture(scope="session")
 def pipe(miniature):
-    """The miniature without its ControlNet, in float32 on the CPU, without progress bars."""
+    """The bare miniature, in float32 on the CPU, without progress bars."""
     from vala_research import VideoEditPipeline
     from vala_research.editing.defaults import EditDefaults
+    from vala_research.editing.extras import BARE
 
-    pipe = VideoEditPipeline.from_pretrained("miniature", controlnet=None)
+    pipe = VideoEditPipeline.from_pretrained("miniature", **BARE)
     pipe.edit_defaults = EditDefaults(guidance_scale=2.0)
     pipe.set_progress_bar_config(disable=True)
     return pipe

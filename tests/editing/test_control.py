@@ -171,6 +171,8 @@ def test_residuals_of_several_add_up(owner, tiny, video):
         ({"inversion": 3}, "3"),
         ({"injection": 2}, "2"),
         ({"strength": -1}, "strength is -1"),
+        ({"brings": ["controls"]}, "it may bring motion_adapter, temporal_adapter, in a list"),
+        ({"brings": "motion_adapter"}, "it may bring motion_adapter, temporal_adapter, in a list"),
     ],
 )
 def test_wrong_values_are_refused(tmp_path, content, message):

@@ -15,7 +15,7 @@ from vala_research.diffusion.attention import (
     Keyframes,
     policy_of_clip,
 )
-from vala_research.evaluation import benchmark, comparison, verdicts
+from vala_research.evaluation import benchmark, comparison, edit_rows, verdicts
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.cases import edit_cases, folder_cases
 from vala_research.evaluation.comparison import (
@@ -75,19 +75,19 @@ def test_the_true_edits_own_flow_follows_an_outline_that_the_sources_flow_leaves
     kept = []
     for case in edit_cases(WORLD, "validation", 4, ("colour", "shape")):
         material = case.material(4, 64)
-        right = benchmark.edit_row(material.truth, case, material)
+        right = edit_rows.edit_row(material.truth, case, material)
         assert right["warp_error_truth"] < 2e-3 and right["success"] == right["presence"] == 1
         assert right["path_error"] == right["size_error"] == right["jitter"] == 0
         if case.kind == "colour":
             assert right["warp_error_truth"] == right["warp_error"]
         else:
             assert right["warp_error"] > 2 * right["warp_error_truth"]
-            kept.append(benchmark.edit_row(material.frames, case, material))
+            kept.append(edit_rows.edit_row(material.frames, case, material))
     assert sum(k["warp_error_truth"] for k in kept) > 2 * sum(k["warp_error"] for k in kept)
     one = cases(1)[0].material(3, 32)
     bare = type(one)(one.frames, one.flow, one.flow_valid, one.truth)
-    assert "warp_error_truth" not in benchmark.edit_row(one.truth, cases(1)[0], bare)
-    unknown = benchmark.edit_row(one.truth, cases(1)[0], replace(bare, truth=None))
+    assert "warp_error_truth" not in edit_rows.edit_row(one.truth, cases(1)[0], bare)
+    unknown = edit_rows.edit_row(one.truth, cases(1)[0], replace(bare, truth=None))
     assert not {"presence", "path_error", "size_error", "jitter"} & set(unknown)
 
 

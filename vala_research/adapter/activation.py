@@ -5,10 +5,10 @@ timesteps, so the adapter is on or off there in both. GE-Adapter (arXiv 2501.046
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -83,14 +83,11 @@ class AdapterMixin:
         vision = self.vision_encoder and self.vision_encoder.model
         return {k: m for k, m in (("tokens", tokens), ("vision", vision)) if m is not None}
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save like every pipeline. Refused while the UNet holds the weights of an adapter."""
-        if self.adapter is not None:
-            raise InputError(
-                "The model has an adapter loaded: save the adapter with "
-                "pipe.adapter.save_pretrained, and the model after pipe.unload_adapter()."
-            )
-        super().save_pretrained(*args, **kwargs)
+    @contextmanager
+    def _without_adapter(self) -> Iterator[None]:
+        """Within the block, the UNet holds its own weights alone."""
+        with nullcontext() if self.adapter is None else self.adapter.lora.away():
+            yield
 
 
 def activate(

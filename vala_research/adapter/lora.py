@@ -84,6 +84,18 @@ class ProjectionLora:
             finally:
                 self.strength = before
 
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Within the block, the layers hold no deltas: their state is that of the plain UNet."""
+        held = [(layer, layer.lora_A, layer.lora_B) for layer in self.layers.values()]
+        for layer, *_ in held:
+            del layer.lora_A, layer.lora_B
+        try:
+            yield
+        finally:
+            for layer, a, b in held:
+                layer.lora_A, layer.lora_B = a, b
+
     def remove(self) -> None:
         """Take all deltas away."""
         for hook in self._hooks:

@@ -9,8 +9,9 @@ ASSETS = Path(__file__).parent
 PARTS = {
     "pipeline": "miniature",
     "clip": "miniature_clip",
-    "motion": "miniature_motion",
-    "adapter": "miniature_adapter",
+    "motion": "miniature/motion_adapter",
+    "adapter": "miniature/temporal_adapter",
+    "controlnet": "miniature/controlnet",
 }
 
 
@@ -21,6 +22,7 @@ def miniature_path(part: str = "pipeline") -> str:
     clip: the CLIPModel of the metrics.
     motion: the AnimateDiff MotionAdapter that makes a video model of the checkpoint's UNet.
     adapter: the temporal adapter of the checkpoint.
+    controlnet: the ControlNet of the checkpoint, for edits.
     Raises InputError for another part.
     """
     if part not in PARTS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vala_research import InputError
@@ -16,6 +16,7 @@ from vala_research.cli.loading import (
     checked_loras,
     filled,
     load_clip_and_model,
+    said_what_is_brought,
     try_clip,
 )
 from vala_research.cli.options import (
@@ -63,8 +64,8 @@ NegativePrompt = option(str | None, "Describe what to move away from.", default=
 Output = option(Path, "Write an mp4, webm, gif or a folder of frames.", "-o", "--output")
 OutputFolder = option(Path, "Write into this folder.", "-o", "--output")
 Motion = option(
-    str | None, "Fuse with AnimateDiff motion modules: 'miniature', a folder or a hub id.",
-    default="none",
+    str | None, "Fuse with a video model of these AnimateDiff motion modules: 'miniature', a "
+    "folder or a hub id; or edit without any: none.", default=OWN,
 )  # fmt: skip
 VideoWeight = option(float, "Give the video model this weight at step tau.")
 Schedule = option(str, "Change the weights by constant, decay_image, decay_video or cosine.")
@@ -135,9 +136,13 @@ def edit(
     )  # fmt: skip
     loras = checked_loras(lora or [])
     place = Place(
-        model, device, dtype, adapter, variant, revision, loras, controlnet, control, control_scale
+        model, device, dtype, adapter, variant, revision, loras, controlnet, control, control_scale,
+        motion and "none",
     )
-    fusing = None if motion is None else Fusing(motion, video_weight, fusion_schedule, tau)
+    fusing = None
+    if motion not in (None, "none"):  # the models that fuse are without an adapter
+        fusing = Fusing(motion, video_weight, fusion_schedule, tau)
+        place = replace(place, adapter=adapter or "none")
     outputs, sampling = Outputs(output, strip, json_path), Sampling(frames, stride, size)
     run_edit(clip, outputs, call, place, sampling, fusing, seed)
 
@@ -182,13 +187,15 @@ def run_edit(
     from vala_research.editing.defaults import EditDefaults
 
     # Everything that can be refused is refused before the long work.
-    check_adapter(place, call)
     check_control(place)
     _check_outputs(path, outputs, try_clip(path, sampling))
     tried = filled(call, EditDefaults())
     check_names(tried, tried.guidance_scale, tried.injection)
     schedule = fusing and _schedule(fusing)
+    check_adapter(place.adapter != "none", call)
     clip, pipe, device = load_clip_and_model(path, place, sampling)
+    check_adapter(pipe.adapter is not None, call)
+    place = said_what_is_brought(pipe, place)
     call = filled(call, pipe.edit_defaults)
     fusion = fusing and _fusion(pipe, fusing.motion, schedule)
     estimate = announce(pipe, clip, call, call.guidance_scale, call.injection, fusion)

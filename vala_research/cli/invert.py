@@ -14,6 +14,7 @@ from vala_research.cli.loading import (
     check_outputs,
     check_unnamed,
     load_clip_and_model,
+    said_what_is_brought,
     try_clip,
 )
 from vala_research.cli.options import (
@@ -80,11 +81,13 @@ def run_inversion(
     from vala_research.files import write_tensors, written_together
 
     # Everything that can be refused is refused before the long work.
-    check_adapter(place, call)
+    check_adapter(place.adapter != "none", call)
     try_clip(path, sampling)
     target, beside = _checked_files(path, output)
     check_names(call)
     clip, pipe, device = load_clip_and_model(path, place, sampling)
+    check_adapter(pipe.adapter is not None, call)
+    place = said_what_is_brought(pipe, place, ("adapter",))
     is_guided = call.inversion == "null_text"  # only null text asks a second branch
     scale = pipe.edit_defaults.guidance_scale if is_guided else 1.0
     estimate = announce(pipe, clip, call, scale)

@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import typer
+
 from vala_research import InputError, chosen_from, number_in
 from vala_research.cli.options import DTYPES, Editing, Inverting, Place, Sampling, sides
 from vala_research.files import check_output
@@ -35,9 +37,9 @@ def filled(call: Editing, defaults) -> Editing:
     return replace(call, **own)
 
 
-def check_adapter(place: Place, call: Inverting) -> None:
-    """Refuse options of an adapter where none is loaded."""
-    if place.adapter is None and (call.adapter_interval, call.adapter_scale) != (None, None):
+def check_adapter(has_adapter: bool, call: Inverting) -> None:
+    """Refuse options of an adapter where there is none."""
+    if not has_adapter and (call.adapter_interval, call.adapter_scale) != (None, None):
         raise InputError(
             "--adapter-interval and --adapter-scale belong to an adapter: give --adapter."
         )
@@ -123,7 +125,7 @@ def load_clip_and_model(path: Path, place: Place, sampling: Sampling):
 
 
 def load_model(place: Place):
-    """Load the pipeline on its device, with its adapter; returns it and the device's name."""
+    """Load the pipeline on its device, with all extras; returns it and the device's name."""
     chosen_from("dtype", place.dtype, DTYPES)
     import diffusers
     import huggingface_hub
@@ -151,16 +153,32 @@ def load_model(place: Place):
     weights = {option: value for option, value in weights.items() if value is not None}
     is_file = Path(place.model).is_file()
     load = VideoEditPipeline.from_single_file if is_file else VideoEditPipeline.from_pretrained
-    if place.controlnet is not None and not is_file:
-        weights["controlnet"] = None
+    asked = {"controlnet": place.controlnet, "motion_adapter": place.motion,
+             "adapter": place.adapter}  # fmt: skip
+    if not is_file:  # what is asked for replaces the model's own
+        weights |= {extra: None for extra, value in asked.items() if value is not None}
     pipe = load(place.model, dtype=dtype, **weights).to(name)
     if place.controlnet not in (None, "none"):
         pipe.load_controlnet(place.controlnet, place.control, place.control_scale)
     if place.loras:
         load_loras(pipe, place.loras)
-    if place.adapter is not None:
+    if place.adapter not in (None, "none"):
         pipe.load_adapter(place.adapter)
     return pipe, name
+
+
+def said_what_is_brought(
+    pipe, place: Place, options: tuple[str, ...] = ("adapter", "controlnet", "motion")
+) -> Place:
+    """Print what the model brings and uses; return the place with a word where it said nothing.
+
+    options: of the command, that leave such a part out.
+    """
+    brought = {"adapter": pipe.adapter, "controlnet": pipe.controlnet, "motion": pipe.image_unet}
+    own = {extra: x is not None for extra, x in brought.items() if getattr(place, extra) is None}
+    if names := [f"--{extra} none" for extra in options if own.get(extra)]:
+        typer.echo(f"The model brings parts of its own; leave them out by {', '.join(names)}.")
+    return replace(place, **{k: "the model's own" if v else "none" for k, v in own.items()})
 
 
 def load_loras(pipe, loras: tuple[tuple[str, float], ...]) -> None:

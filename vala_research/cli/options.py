@@ -41,13 +41,16 @@ Size = option(str | None, "Scale frames to SIDE or HEIGHTxWIDTH pixels.", defaul
 Device = option(str, "Run on auto, cpu, cuda, cuda:1 or mps.")
 Dtype = option(str, "Compute in float32, float16 or bfloat16.")
 ControlNet = option(
-    str | None, "Keep the layout by a ControlNet: a folder, a hub id, or none.", "--controlnet",
-    default=OWN,
+    str | None, "Keep the layout by a ControlNet: 'miniature', a folder, a hub id, or none.",
+    "--controlnet", default=OWN,
 )  # fmt: skip
 Control = option(str, "Show the ControlNet the clip's frames or its canny outlines.")
 ControlScale = option(float, "Let the ControlNet act this strongly.")
 Seed = option(int, "Seed all random draws.", min=0, max=2**63 - 1)
-Adapter = option(str | None, "Load 'miniature' or a folder of vala train.", default="none")
+Adapter = option(
+    str | None, "Load a temporal adapter: 'miniature', a folder of vala train, or none.",
+    default=OWN,
+)  # fmt: skip
 AdapterInterval = option(
     tuple[float, float] | None, "Let the adapter act between these fractions of T.",
     default="its own",
@@ -68,8 +71,8 @@ Strict = option(bool, "Fail on a clip that is missing or damaged.", "--strict")
 class Place:
     """A model, which weights of it, its adapter and LoRAs, and the device and dtype they run in.
 
-    loras: file and scale of each. controlnet: None is the model's own, and "none" is none; control
-    and control_scale: what it sees, and how strongly it acts.
+    loras: file and scale of each. adapter, controlnet, motion: None is the model's own, and "none"
+    is none. control and control_scale: what the ControlNet sees, and how strongly it acts.
     """
 
     model: str = "miniature"
@@ -82,6 +85,7 @@ class Place:
     controlnet: str | None = None
     control: str = "frames"
     control_scale: float = 1.0
+    motion: str | None = None
 
 
 @dataclass(frozen=True)

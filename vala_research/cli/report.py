@@ -28,14 +28,14 @@ def announce(
     """
     import psutil
 
-    from vala_research.editing.stretches import count_frames
+    from vala_research.editing.estimate import frames_seen
 
     n, (h, w), n_steps = len(clip), clip.frames.shape[-2:], call.num_inference_steps
     expected = pipe.estimate(
         n, h, w, num_inference_steps=n_steps, guidance_scale=guidance_scale,
         inversion=call.inversion, injection=injection, fusion=fusion, attention=call.attention,
     )  # fmt: skip
-    of_one_step, _ = count_frames(call.attention, n)
+    of_one_step, _ = frames_seen(pipe, call.attention, n)
 
     # Warm up on one frame, then time one step, with the ControlNet that an edit's steps have. The
     # work itself will warn about the prompt.

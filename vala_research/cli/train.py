@@ -113,7 +113,10 @@ def train(
         sampling = GroupSampling(frames, stride, seed=seed)
         groups = open_groups(data, sampling, sides(size), n_samples, layout, split, strict)
     encoder = vision_encoder or ("miniature" if model == "miniature" else ENCODER)
-    place = Place(model, device, HALF.get(precision, "float32"))
+    place = Place(
+        model, device, HALF.get(precision, "float32"), adapter="none", controlnet="none",
+        motion="none",
+    )  # fmt: skip
     run_training(groups, output, training, adapter, place, Parts(encoder, controlnet, start_from))
 
 

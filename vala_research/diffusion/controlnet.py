@@ -9,14 +9,14 @@ from os import PathLike
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel
 from jaxtyping import Float
 from skimage.color import rgb2gray
 from skimage.feature import canny
 from torch import Tensor
 
-from vala_research import InputError, chosen_from, number_in
-from vala_research.diffusion.backbone import device_of, vae_factor
+from vala_research import InputError, chosen_from, miniature_path, number_in
+from vala_research.diffusion.backbone import UNet, device_of, vae_factor
 from vala_research.diffusion.loading import load_network
 from vala_research.diffusion.schedule import is_within
 
@@ -96,20 +96,22 @@ class Control:
         return is_within(t, self.settings.interval, n_timesteps)
 
 
-def load_controlnet(where: str | PathLike, unet: UNet2DConditionModel) -> ControlNetModel:
-    """Load a ControlNet from a folder or hub id, on the device and in the precision of `unet`.
+def load_controlnet(where: str | PathLike, unet: UNet) -> ControlNetModel:
+    """Load a ControlNet, on the device and in the precision of `unet`.
 
+    where: "miniature", or a folder or hub id.
     Raises InputError when it cannot be read as safetensors, or was made for a UNet of other widths.
     """
     remedy = "give the folder or hub id of a diffusers ControlNetModel with safetensors weights."
+    folder = miniature_path("controlnet") if str(where) == "miniature" else where
     controlnet = load_network(
-        ControlNetModel, where, f"The ControlNet {str(where)!r}", remedy, unet.dtype
+        ControlNetModel, folder, f"The ControlNet {str(where)!r}", remedy, unet.dtype
     )
     check_controlnet(controlnet, unet, f"The ControlNet {str(where)!r}")
     return controlnet.to(device_of(unet))
 
 
-def check_controlnet(controlnet: ControlNetModel, unet: UNet2DConditionModel, what: str) -> None:
+def check_controlnet(controlnet: ControlNetModel, unet: UNet, what: str) -> None:
     """Check that a ControlNet was made for a UNet of these widths. Raises InputError."""
     for key in ("in_channels", "cross_attention_dim", "block_out_channels"):
         theirs, ours = controlnet.config[key], unet.config[key]

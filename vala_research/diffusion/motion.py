@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from vala_research import InputError, miniature_path
+from vala_research.diffusion.backbone import UNet, is_video_model
 from vala_research.diffusion.loading import load_network, reason_of, silenced
 from vala_research.diffusion.patching import is_temporal
 from vala_research.diffusion.variants import half_first
@@ -21,7 +22,7 @@ MOTION = "give the folder or hub id of an AnimateDiff MotionAdapter with safeten
 
 
 def load_motion_unet(
-    unet: UNet2DConditionModel, motion: str | PathLike | MotionAdapter, **hub
+    unet: UNet, motion: str | PathLike | MotionAdapter, **hub
 ) -> UNetMotionModel:
     """Add motion modules to a UNet. All other weights are those of `unet`, not copies.
 
@@ -31,6 +32,11 @@ def load_motion_unet(
     Raises InputError when the motion modules cannot be read or belong to another UNet, and when the
     UNet carries a LoRA or a temporal adapter. Those may come later: they act in `unet` alone.
     """
+    if is_video_model(unet):
+        raise InputError(
+            "The UNet has motion modules already: give the image UNet, which is pipe.image_unet "
+            "after pipe.load_motion_adapter()."
+        )
     if any(isinstance(module, BaseTunerLayer) for module in unet.modules()):
         raise InputError(
             "The UNet carries a LoRA or a temporal adapter, and motion modules are built on its "

@@ -1,7 +1,6 @@
 """How a pipeline is made of its parts, loaded, and saved so that diffusers opens it."""
 
 import warnings
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,9 @@ from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.checkpoint import resolve_checkpoint
 from vala_research.diffusion.compatible import check_networks
 from vala_research.diffusion.options import load_options
-from vala_research.diffusion.parts import control_part, load_parts
-from vala_research.editing.defaults import EditDefaults, read_defaults
+from vala_research.diffusion.parts import load_parts
+from vala_research.editing.defaults import EditDefaults
+from vala_research.editing.extras import EXTRAS, load_extras, save_extras
 from vala_research.files import write_text
 
 ENTRY = '''"""Open this folder by diffusers, with vala_research installed:
@@ -83,20 +83,17 @@ class StableDiffusionParts(DiffusionPipeline):
             solver works in float32 whatever it is.
         options: as in diffusers, or refused:
             vae, text_encoder, tokenizer, unet, scheduler, ... in place of the checkpoint's, also
-            controlnet, where the checkpoint carries one (None leaves it out);
+            controlnet, motion_adapter, adapter, see `extras` (None leaves out what it brings);
             variant (one that is alone is found), revision, cache_dir, token, local_files_only;
             device_map: one device.
         Only safetensors are read. Raises InputError.
         """
-        name, parts = str(name_or_path), (*cls._get_signature_types(), "controlnet")
+        name, parts = str(name_or_path), (*cls._get_signature_types(), *EXTRAS)
         asked = load_options(dtype, options, parts)
         folder = resolve_checkpoint(name, tuple(asked.parts), **asked.hub)
-        defaults, parts = read_defaults(folder), load_parts(name, Path(folder), asked)
-        if defaults.control is not None:
-            parts |= control_part(name, Path(folder), asked, parts["unet"])
-        controlnet = parts.pop("controlnet", None)
-        pipe = cls(**parts)
-        pipe.controlnet, pipe.edit_defaults = controlnet, defaults
+        parts = load_parts(name, Path(folder), asked)
+        pipe = cls(**{part: value for part, value in parts.items() if part not in EXTRAS})
+        load_extras(pipe, name, Path(folder), asked)
         pipe.register_to_config(_name_or_path=name)
         return pipe if asked.device is None else pipe.to(asked.device)
 
@@ -116,18 +113,20 @@ class StableDiffusionParts(DiffusionPipeline):
                 "safetensors are written.",
                 stacklevel=2,
             )
-        super().save_pretrained(save_directory, True, *args, **kwargs)
+        with self._without_motion(), self._without_adapter():
+            super().save_pretrained(save_directory, True, *args, **kwargs)
         write_text(Path(save_directory) / "pipeline.py", ENTRY)
-        if self.controlnet is not None:
-            self.controlnet.save_pretrained(Path(save_directory) / "controlnet")
-            self.edit_defaults.save(save_directory)
-        elif self.edit_defaults != EditDefaults():
-            replace(self.edit_defaults, control=None).save(save_directory)
+        save_extras(self, Path(save_directory))
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any):
-        """As in diffusers; the ControlNet and the defaults of an edit come along."""
-        pipe = super().from_pipe(pipeline, **kwargs)
-        if isinstance(pipeline, cls):
-            pipe.controlnet, pipe.edit_defaults = pipeline.controlnet, pipeline.edit_defaults
+        """As in diffusers; what the checkpoint brought, or was loaded since, comes along."""
+        if not isinstance(pipeline, cls):
+            return super().from_pipe(pipeline, **kwargs)
+        with pipeline._without_motion():
+            pipe = super().from_pipe(pipeline, **kwargs)
+        pipe.controlnet, pipe.edit_defaults = pipeline.controlnet, pipeline.edit_defaults
+        if "unet" not in kwargs:  # motion modules and an adapter are inside the UNet
+            pipe.unet, pipe.image_unet = pipeline.unet, pipeline.image_unet
+            pipe.adapter, pipe.vision_encoder = pipeline.adapter, pipeline.vision_encoder
         return pipe

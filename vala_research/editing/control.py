@@ -30,8 +30,8 @@ class ControlMixin:
     ) -> None:  # fmt: skip
         """Load a ControlNet, which replaces the present one. Later edits use it.
 
-        where: a folder or hub id of a diffusers ControlNetModel. The other arguments are those of
-        `ControlSettings`. Raises InputError; then the ControlNet that was there stays in place.
+        where: "miniature", or a folder or hub id of a diffusers ControlNetModel. The others are
+        those of `ControlSettings`. Raises InputError; then the one that was there stays in place.
         """
         settings = ControlSettings(picture, scale, interval, in_inversion)
         self.controlnet = load_controlnet(where, self.unet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from vala_research.diffusion.loading import read_json
 from vala_research.files import write_json
 
 FILE = "edit_defaults.json"  # in the folder of a checkpoint
+BROUGHT = ("motion_adapter", "temporal_adapter")  # folders that it may bring
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,25 @@ class EditDefaults:
         """The given values, in order, with the default for each that is None."""
         return tuple(getattr(self, k) if v is None else v for k, v in given.items())
 
-    def save(self, folder: str | Path) -> None:
-        """Write the values beside a checkpoint."""
-        write_json(Path(folder) / FILE, asdict(self))
+    def save(self, folder: str | Path, brings: Collection[str] = ()) -> None:
+        """Write the values beside a checkpoint; brings: which of BROUGHT it brings."""
+        write_json(Path(folder) / FILE, asdict(self) | ({"brings": [*brings]} if brings else {}))
 
 
-def read_defaults(folder: str | Path) -> EditDefaults:
-    """Read the values of a checkpoint's folder; the field's, where it has none.
+def read_defaults(folder: str | Path) -> tuple[EditDefaults, tuple[str, ...]]:
+    """Read the values of a checkpoint's folder, and what it brings; the field's, where it has none.
 
     Raises InputError for unknown names and for values that no edit takes.
     """
     path = Path(folder) / FILE
     if not path.is_file():
-        return EditDefaults()
+        return EditDefaults(), ()
     given = read_json(path)
+    brings = given.pop("brings", []) if isinstance(given, dict) else []
+    if not isinstance(brings, list) or not all(name in BROUGHT for name in brings):
+        raise InputError(
+            f"{path} brings {str(brings)[:50]}: it may bring {', '.join(BROUGHT)}, in a list."
+        )
     control = given.get("control")
     for kind, content in ((EditDefaults, given), (ControlSettings, control or {})):
         known = [field.name for field in fields(kind)]
@@ -68,6 +75,6 @@ def read_defaults(folder: str | Path) -> EditDefaults:
     try:
         if control is not None:
             given = {**given, "control": ControlSettings(**control)}
-        return EditDefaults(**given)
+        return EditDefaults(**given), tuple(brings)
     except (InputError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error

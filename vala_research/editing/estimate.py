@@ -11,9 +11,11 @@ from vala_research.diffusion.backbone import Backbone, vae_factor
 from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import InversionSettings, get_inversion
+from vala_research.diffusion.motion import max_frames
 from vala_research.diffusion.null_text import NullTextSettings
 from vala_research.diffusion.schedule import Schedule
 from vala_research.editing.fusion import Fusion
+from vala_research.editing.source import Source, windows_of
 from vala_research.editing.stretches import count_frames
 
 
@@ -101,12 +103,12 @@ def estimate_edit(
     n_branches = 2 if guidance_scale > 1 else 1
     n_injected = max(Injection.of(injection).n_steps(n_steps))
     n_inverted = 0 if has_latents else n_steps * evaluations_per_step(inversion, guidance_scale)
-    n_seen, n_at_once = count_frames(attention, n_frames)
+    n_seen, n_at_once = frames_seen(pipe, attention, n_frames)
     n_evaluations = n_seen * (n_inverted + n_steps * n_branches + n_injected)
 
     h, w = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
     n_branches += n_injected > 0
-    if n_at_once < n_frames and not n_injected:
+    if n_at_once < n_frames and not n_injected and pipe.image_unet is None:
         n_branches = 1  # those of a long clip go one by one
     size = Backbone(pipe.unet, frames_per_chunk).chunk_size(n_at_once, n_branches, h, w)
     networks = dict(vae=pipe.vae, text_encoder=pipe.text_encoder, unet=pipe.unet)
@@ -121,6 +123,15 @@ def estimate_edit(
         unet_frames=size, n_seen=n_at_once,
     )  # fmt: skip
     return Estimate(n_evaluations, needed, size)
+
+
+def frames_seen(pipe: Any, attention: Attending, n_frames: int) -> tuple[int, int]:
+    """Frames that the pipeline's UNet sees in one prediction of a clip: in all, and at once."""
+    if pipe.image_unet is None:
+        return count_frames(attention, n_frames)
+    windows = windows_of(n_frames, max_frames(pipe.unet), Source.overlap)
+    lengths = [w.stop - w.start for w in windows] or [n_frames]
+    return sum(lengths), max(lengths)
 
 
 def evaluations_per_step(inversion: str | InversionSettings, guidance_scale: float) -> int:

@@ -27,9 +27,11 @@ from vala_research.editing.clip import clip_attention
 from vala_research.editing.construction import StableDiffusionParts
 from vala_research.editing.control import ControlMixin
 from vala_research.editing.estimate import estimate_edit
+from vala_research.editing.extras import BARE
 from vala_research.editing.fusion import Fusion, begin
 from vala_research.editing.ip_adapter import PictureMixin, picture_embeds
 from vala_research.editing.loaders import LoraMixin, TextualInversionMixin
+from vala_research.editing.motion import MotionMixin
 from vala_research.editing.parts import EditParts
 from vala_research.editing.single_file import SingleFileMixin
 from vala_research.editing.source import Source
@@ -46,7 +48,7 @@ class VideoEditOutput(BaseOutput):
 
 class VideoEditPipeline(
     EditParts, CallState, AdapterMixin, LoraMixin, TextualInversionMixin, PictureMixin,
-    ControlMixin, SingleFileMixin, StableDiffusionMixin, StableDiffusionParts,
+    ControlMixin, MotionMixin, SingleFileMixin, StableDiffusionMixin, StableDiffusionParts,
 ):  # fmt: skip
     """Edits a clip with an image diffusion model of the Stable Diffusion 1.x/2.x class.
 
@@ -204,13 +206,16 @@ class VideoEditPipeline(
     estimate = estimate_edit
 
 
-def quiet_pipeline(model: str | PathLike, dtype: torch.dtype | None = None) -> VideoEditPipeline:
+def quiet_pipeline(
+    model: str | PathLike, dtype: torch.dtype | None = None, is_bare: bool = True
+) -> VideoEditPipeline:
     """The pipeline of a model on the GPU, where there is one, without progress bars.
 
-    In half precision the weights of the variant "fp16" are read, where the model has them. A
-    ControlNet that the checkpoint may carry is left out.
+    In half precision the weights of the variant "fp16" are read, where the model has them.
+    is_bare: leave out what the checkpoint may bring beside Stable Diffusion's parts.
     """
-    load = partial(VideoEditPipeline.from_pretrained, str(model), dtype, controlnet=None)
+    extras = BARE if is_bare else {}
+    load = partial(VideoEditPipeline.from_pretrained, str(model), dtype, **extras)
     pipe = half_first(dtype, load)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -5,6 +5,7 @@ from typing import Any
 
 from vala_research import InputError
 from vala_research.diffusion.backbone import is_video_model
+from vala_research.diffusion.motion import max_frames
 from vala_research.editing.source import Source
 
 OF_CALL = ("guidance_scale", "guidance_rescale", "clip_skip")
@@ -41,9 +42,13 @@ def resolved(source: Source, call: Source, pipe: Any) -> Source:
     if unet is pipe.unet:
         filled |= {n: first_known(getattr(source, n), getattr(call, n)) for n in OF_UNET}
         filled["adapter"] = first_known(source.adapter, pipe.adapter)
+        # A pipeline is not asked for windows: those of its motion modules hold all they can.
+        if source.window is None and pipe.image_unet is not None:
+            filled["window"] = max_frames(unet)
 
-    # The frames of a video model meet in its motion modules, not in its spatial attention.
-    usual = "own" if is_video_model(unet) else call.attention
+    # The frames of another video model meet in its motion modules, not in its spatial attention.
+    is_other_video = unet is not pipe.unet and is_video_model(unet)
+    usual = "own" if is_other_video else call.attention
     return replace(source, unet=unet, attention=first_known(source.attention, usual), **filled)
 
 

@@ -32,7 +32,8 @@ class Source:
     attention: as in an edit; None is the call's for an image model and "own" for a video model.
     adapter, adapter_interval, adapter_scale: a temporal adapter attached to `unet`.
     controls: ControlNets at work; () is none, and None is that of the pipeline for its own UNet.
-    window, overlap: how many frames a video model sees at once (None: all), and how many
+    window, overlap: how many frames a video model sees at once (None: all, or all that the motion
+        modules of `load_motion_adapter` can see), and how many
         neighbouring windows share at least. `shares_of` averages their predictions.
     latents: the clip's inversion by this source, to skip inverting.
     """

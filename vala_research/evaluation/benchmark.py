@@ -21,13 +21,11 @@ from vala_research.editing.plan import Plan, inverted_sources
 from vala_research.editing.source import Source
 from vala_research.evaluation import metrics
 from vala_research.evaluation.cases import ClipCase, EditCase, Material
+from vala_research.evaluation.edit_rows import edit_row, truth_row
 from vala_research.evaluation.memory import forget_peak, peak_mebibytes
-from vala_research.evaluation.placement import placement_row
 from vala_research.methods.anchors import AnchorSettings
-from vala_research.sprites.reader import read_attributes
 
 Measure = Callable[[Float[Tensor, "f c h w"], Material], dict[str, float]]
-ATTRIBUTES = ("shape", "colour", "background", "pattern")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,9 @@ class EditSetting:
     """A named point in the editor's space: arguments of `VideoEditPipeline.__call__`.
 
     adapter: the folder of a `TemporalAdapter`, "miniature", or "" for none. adapter_interval and
-    adapter_scale None are its own. fusion: several models at once; attention is then its sources'.
+    adapter_scale None are its own. motion, controlnet: likewise, of motion modules and of a
+    ControlNet, which sees the frames and acts in the edit alone. fusion: several models at once;
+    attention is then its sources'.
     """
 
     attention: str | AnchorSettings | Keyframes = "extended"
@@ -47,10 +47,18 @@ class EditSetting:
     adapter_interval: tuple[float, float] | None = None
     adapter_scale: float | None = None
     fusion: Plan | None = None
+    motion: str = ""
+    controlnet: str = ""
+    control_scale: float = 1.0
+
+    @property
+    def parts(self) -> dict[str, str | float]:
+        """What a pipeline has to load."""
+        return {k: getattr(self, k) for k in ("motion", "controlnet", "control_scale", "adapter")}
 
     def arguments(self) -> dict:
-        """The arguments of the edit, but for the adapter's folder and the fusion."""
-        return {k: v for k, v in vars(self).items() if k not in ("adapter", "fusion")}
+        """The arguments of the edit, but for the fusion."""
+        return {k: v for k, v in vars(self).items() if k not in (*self.parts, "fusion")}
 
     def inverting(self) -> dict:
         """Arguments that inversion and edit share: settings that agree in them invert alike."""
@@ -64,7 +72,8 @@ class EditSetting:
         plan = self.fusion
         if plan is not None:
             plan = replace(plan, motion=revision(plan.motion, "motion"))
-        return replace(self, adapter=revision(self.adapter, "adapter"), fusion=plan)
+        parts = {k: revision(getattr(self, k), k) for k in ("motion", "controlnet", "adapter")}
+        return replace(self, fusion=plan, **parts)
 
 
 def run_edits(
@@ -81,30 +90,49 @@ def run_edits(
     Columns: those of `edit_row`; inversion_psnr of the reconstruction to the VAE round trip;
     seconds, which include the inversion even where it is shared; peak_mib of this row.
     measure: makes further columns from an edited clip and what is known of it (`Material`).
-    Rows are grouped by adapter. Afterwards no adapter is loaded.
+    Rows are grouped by what the pipeline has to load. Afterwards nothing of it is loaded.
     """
-    for adapter in dict.fromkeys(s.adapter for s in settings.values()):
-        pipe.unload_adapter()
-        if adapter:
-            pipe.load_adapter(adapter)
-        alike = {n: s for n, s in settings.items() if s.adapter == adapter}
+    for alike in alike_settings(settings):
+        equip(pipe, **next(iter(alike.values())).parts)
         yield from _run_edits(pipe, cases, alike, n_frames, size, measure, clip_scorer)
+    equip(pipe)
+
+
+def equip(
+    pipe, motion: str = "", controlnet: str = "", control_scale: float = 1.0, adapter: str = ""
+) -> None:
+    """Let a pipeline have these parts and no others."""
     pipe.unload_adapter()
+    pipe.unload_motion_adapter()
+    pipe.unload_controlnet()
+    if motion:
+        pipe.load_motion_adapter(motion)
+    if controlnet:
+        pipe.load_controlnet(controlnet, scale=control_scale, in_inversion=False)
+    if adapter:
+        pipe.load_adapter(adapter)
+
+
+def alike_settings(settings: dict[str, EditSetting]) -> list[dict[str, EditSetting]]:
+    """The settings in groups that ask for the same parts."""
+    groups: dict[tuple, dict[str, EditSetting]] = {}
+    for name, s in settings.items():
+        groups.setdefault(tuple(s.parts.values()), {})[name] = s
+    return list(groups.values())
 
 
 def row_order(n_cases: int, settings: dict[str, EditSetting]) -> list[tuple[int, str]]:
     """The rows of `run_edits` in their order: number of the case, name of the setting."""
     return [
         (i, name)
-        for adapter in dict.fromkeys(s.adapter for s in settings.values())
+        for alike in alike_settings(settings)
         for i in range(n_cases)
-        for name, s in settings.items()
-        if s.adapter == adapter
+        for name in alike
     ]
 
 
 def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> Iterator[dict]:
-    """The rows of settings that share an adapter."""
+    """The rows of settings that ask for the same parts."""
     inversions: dict[tuple, Inverted] = {}
     for case in tqdm(cases, "edits", disable=None):
         material = case.material(n_frames, size)
@@ -184,49 +212,3 @@ def inverted(
     again = pipe.reconstruct(inversion, caption, s.num_inference_steps)
     round_trip = pipe.decode(pipe.encode(frames))
     return Inverted(inversion, metrics.psnr(again.cpu(), round_trip.cpu()), seconds)
-
-
-def truth_row(material: Material, clip_scorer=None) -> dict:
-    """Columns that no editor changes: PSNR of the source to the true edit, CLIP-F of the latter."""
-    if material.truth is None:
-        return {}
-    row = {"source_psnr": metrics.psnr(material.frames, material.truth)}
-    if clip_scorer is not None:
-        row["true_clip_f"] = metrics.clip_frames(material.truth, clip_scorer)
-    return row
-
-
-def edit_row(
-    frames: Float[Tensor, "f c h w"], case: EditCase | ClipCase, material: Material,
-    clip_scorer=None,
-) -> dict:  # fmt: skip
-    """Metrics of one edited clip.
-
-    psnr: to the true edit, or to the source where no true edit is known. warp_error: under the
-    source's flow. clip_t, clip_f: with a `ClipScorer`, CLIP-T to the prompt and CLIP-F over
-    consecutive pairs. Only where the true edit is known:
-
-    * gain: psnr over that of the source, in dB.
-    * warp_error_truth: E_warp under the true edit's own flow. A right new outline does not lose by
-      it, and an old outline does.
-    * success: share of frames with every attribute right; and one column per attribute.
-    * presence, path_error, size_error, jitter: of the edited object, see `placement`.
-    """
-    reference = material.frames if material.truth is None else material.truth
-    row = {
-        "psnr": metrics.psnr(frames, reference),
-        "warp_error": metrics.warp_error(frames, material.flow, material.flow_valid),
-    }
-    if material.truth is not None:
-        row["gain"] = row["psnr"] - metrics.psnr(material.frames, material.truth)
-        if material.truth_flow is not None:
-            followed = material.truth_flow, material.truth_flow_valid
-            row["warp_error_truth"] = metrics.warp_error(frames, *followed)
-        read, right = read_attributes(frames), case.attributes
-        row["success"] = sum(r == right for r in read) / len(read)
-        row |= {k: sum(r[k] == right[k] for r in read) / len(read) for k in ATTRIBUTES}
-        row |= placement_row(frames, case.target)
-    if clip_scorer is not None:
-        row["clip_t"] = metrics.clip_text(frames, case.prompt, clip_scorer)
-        row["clip_f"] = metrics.clip_frames(frames, clip_scorer)
-    return row

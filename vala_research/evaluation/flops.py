@@ -30,6 +30,7 @@ from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.injection import attention_patches
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.diffusion.patching import chunking, patched
+from vala_research.editing.extras import BARE
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.pipeline import VideoEditPipeline
 from vala_research.editing.source import Source
@@ -171,7 +172,7 @@ def stable_diffusion(
     motion: of the MotionAdapter; None is AnimateDiff's. The tokenizer is the miniature's: all
     prompts are padded to one length.
     """
-    small = VideoEditPipeline.from_pretrained("miniature")
+    small = VideoEditPipeline.from_pretrained("miniature", **BARE)
     tokenizer = copy.deepcopy(small.tokenizer)
     tokenizer.model_max_length = text["max_position_embeddings"]
     with torch.device("meta"):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.schedule import Schedule, sample
 from vala_research.evaluation import metrics
-from vala_research.evaluation.benchmark import ATTRIBUTES
+from vala_research.evaluation.edit_rows import ATTRIBUTES
 from vala_research.sprites.reader import read_attributes
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import World, random_scene, split_generator

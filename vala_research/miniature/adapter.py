@@ -34,6 +34,7 @@ from vala_research.adapter.settings import AdapterSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.adapter.training import TrainingSettings, train
 from vala_research.adapter.validation import losses_of_checkpoints
+from vala_research.editing.extras import BARE
 from vala_research.editing.pipeline import VideoEditPipeline
 from vala_research.files import write_rows
 from vala_research.sprites.edits import EDITS, target_scene
@@ -114,7 +115,7 @@ def build_adapter(
     model: str = "miniature",
 ) -> list[dict]:  # fmt: skip
     """Train in `run`, from where its last training stopped; write and return validation losses."""
-    pipe = VideoEditPipeline.from_pretrained(model)
+    pipe = VideoEditPipeline.from_pretrained(model, **BARE)
     pipe.set_progress_bar_config(disable=True)
     clips = SpriteEdits(pipe, "train", n_clips)
     held_out = SpriteEdits(pipe, "validation", n_held_out, n=n_held_out)

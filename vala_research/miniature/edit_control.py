@@ -26,8 +26,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vala_research import miniature_path
+from vala_research.diffusion.controlnet import ControlSettings
 from vala_research.diffusion.loading import load_network
+from vala_research.editing.defaults import BROUGHT, EditDefaults
 from vala_research.miniature.batches import Captions
+from vala_research.miniature.configuration import CONTROL, FULL_DEFAULTS
 from vala_research.miniature.edit_pairs import (
     N_EDITS,
     edit_of,
@@ -153,17 +156,29 @@ def export(run: Path, folder: Path) -> None:
     controlnet.half().save_pretrained(folder, safe_serialization=True)
 
 
+def complete(folder: Path) -> None:
+    """Let a checkpoint bring what lies in it: this ControlNet, motion modules, an adapter."""
+    brings = [name for name in BROUGHT if (folder / name).is_dir()]
+    EditDefaults(**FULL_DEFAULTS, control=ControlSettings(**CONTROL)).save(folder, brings)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vala_research.miniature.edit_control")
     parser.add_argument("--minutes", type=float, default=60, help="of training")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--work", type=Path, default=Path("runs/miniature_control"))
-    parser.add_argument("--out", type=Path, help="the weights (default: `control` in --work)")
+    parser.add_argument(
+        "--out", type=Path,
+        help="the weights (default: `control` in --work); in a checkpoint, it will bring them",
+    )  # fmt: skip
     parser.add_argument("--frames", type=int, default=6000, help="rendered for training")
     parser.add_argument("--inverted", type=int, default=1500, help="of them, give their noise")
     args = parser.parse_args()
     build(args.work, args.minutes, args.frames, args.inverted, named_device(args.device))
-    export(args.work, args.out or args.work / "control")
+    out = args.out or args.work / "control"
+    export(args.work, out)
+    if (out.parent / "model_index.json").is_file():
+        complete(out.parent)
 
 
 if __name__ == "__main__":

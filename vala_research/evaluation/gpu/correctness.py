@@ -16,6 +16,7 @@ from vala_research.diffusion.fixed_point import QUICK
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.diffusion.null_text import NullTextSettings
+from vala_research.editing.extras import BARE
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.pipeline import VideoEditPipeline
 from vala_research.editing.source import Source
@@ -100,7 +101,7 @@ def correctness(
 
 def miniature(dtype: torch.dtype = torch.float32) -> VideoEditPipeline:
     """The miniature on the CPU."""
-    pipe = VideoEditPipeline.from_pretrained("miniature", dtype)
+    pipe = VideoEditPipeline.from_pretrained("miniature", dtype, **BARE)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -15,8 +15,8 @@ from vala_research import InputError
 from vala_research.diffusion.attention import policy_of_clip
 from vala_research.diffusion.bilateral_inversion import RELEASED, BilateralInversion
 from vala_research.diffusion.inversion import Inversion
-from vala_research.evaluation.benchmark import edit_row, truth_row
 from vala_research.evaluation.cases import ClipCase, EditCase
+from vala_research.evaluation.edit_rows import edit_row, truth_row
 from vala_research.evaluation.metrics import inversion_psnr, ssim
 from vala_research.experiments.ge.paper_tables import HOSTS
 from vala_research.methods.bilateral import bias_bound, neighbour_mass
