@@ -14,7 +14,7 @@ import papermill
 import pytest
 
 from vala_research import InputError
-from vala_research.experiments import quickstart
+from vala_research.experiments import default_edit, quickstart
 from vala_research.experiments.contract import OF_EVERY_NOTEBOOK
 from vala_research.experiments.fldm import explorer, fusion, long_clips, many_sources, schedules
 from vala_research.experiments.ge import (
@@ -33,13 +33,14 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PUBLISHED = {  # experiments that edit by a published model, and the names of size and guidance
     editing_quality: 512, fusion: 512, schedules: 512, long_clips: 512, many_sources: 512,
     explorer: 512, prompt_tokens: 512, activation_range: 512, adapter_gains: 512,
-    bilateral_inversion: 0, quickstart: 0, inversion_fidelity: 0,  # 0: the model's own size
+    bilateral_inversion: 0, inversion_fidelity: 0,  # 0: the model's own size
 }  # fmt: skip
 
 
 def settings_of(notebook: Path) -> type:
-    if notebook.stem == "00_quickstart":
-        return quickstart.Settings
+    for number, experiment in (("00", quickstart), ("01", default_edit)):
+        if notebook.stem.startswith(number):
+            return experiment.Settings
     _, paper, name = notebook.stem.split("_", 2)
     return import_module(f"vala_research.experiments.{paper}.{name}").Settings
 
@@ -74,7 +75,7 @@ def test_a_notebook_and_the_readme_tell_the_same_presets(notebook):
         listed = re.search(r"`sprites` presets of notebooks ([\d, toand]+) made", words)[1]
         ran = set()
         for low, high in re.findall(r"(\d+)(?: to (\d+))?", listed):
-            ran |= {f"{i}" for i in range(int(low), int(high or low) + 1)}
+            ran |= {f"{i:02}" for i in range(int(low), int(high or low) + 1)}
         assert ("sprites" in rows and "not run" not in rows["sprites"]) == (number in ran), page
 
 
@@ -91,6 +92,13 @@ def test_half_precision_is_promised_where_it_is_used():
 def test_published_models_edit_at_their_size_and_guidance(experiment):
     paper, smoke = (experiment.Settings.preset(name) for name in ("paper", "smoke"))
     assert (paper.size, paper.guidance) == (PUBLISHED[experiment], 7.5) and smoke.guidance == 2
+
+
+def test_the_quickstart_edits_as_the_model_says():
+    for preset in ("smoke", "paper"):
+        s = quickstart.Settings.preset(preset)
+        assert s.size == 0
+        assert {s.attention, s.inversion, s.injection, s.steps, s.guidance} == {None}
 
 
 @pytest.mark.parametrize(
@@ -218,7 +226,7 @@ def test_the_parameter_cells_tell_what_was_given(cells, names):
 def test_a_misspelt_parameter_is_refused():
     given = {"preset": "smoke", "steps": None, "output": "o", "repository": ""}
     cells = ["", OWN, "# Parameters\nstesp = 3\n"]
-    assert quickstart.Settings.from_notebook(given | {"In": cells[:2], "x": 1}).steps == 50
+    assert quickstart.Settings.from_notebook(given | {"In": cells[:2], "x": 1}).n_frames == 16
     for wrong in ({"In": cells, "stesp": 3}, {"stesp": 3}):
         with pytest.raises(InputError, match="Unknown parameter 'stesp': choose one of attention"):
             quickstart.Settings.from_notebook(given | wrong)

@@ -26,7 +26,7 @@ Frames = Float[Tensor, "f c h w"]
 class Settings(Preset):
     """Parameters of notebook 00."""
 
-    PRESETS = {"smoke": {}, "paper": {"model": STABLE_DIFFUSION, "guidance": 7.5}}
+    PRESETS = {"smoke": {}, "paper": {"model": STABLE_DIFFUSION}}
     CHOICES = {"attention": ATTENTIONS, "inversion": METHODS}
 
     model: str = "miniature"  # or a folder or a hub id
@@ -35,11 +35,12 @@ class Settings(Preset):
     prompt: str = TARGET.caption  # what it shall show
     n_frames: int = 16  # frames at most
     size: int = 0  # side of the square frames, in pixels; 0: the model's own
-    attention: str = "anchors"  # "own", "first", "sparse_causal", "extended" or "anchors"
-    inversion: str = "ddim"  # "ddim", "exact" or "null_text"
-    injection: float = 0.0  # first share of the steps in which the source's features are used
-    steps: int = 50  # diffusion steps each way
-    guidance: float = 2.0  # how strongly the prompt acts; 7.5 is usual for Stable Diffusion
+    # None, from here on: the model's own value, `pipe.edit_defaults`.
+    attention: str | None = None  # "own", "first", "sparse_causal", "extended" or "anchors"
+    inversion: str | None = None  # "ddim", "exact", "bilateral" or "null_text"
+    injection: float | None = None  # first share of the steps that use the source's features
+    steps: int | None = None  # diffusion steps each way
+    guidance: float | None = None  # how strongly the prompt acts
     seed: int = 0
 
     def truth(self, source: Frames) -> Frames | None:

@@ -193,6 +193,20 @@ this project trained on its own sprite world, `vala_research.sprites`, with
 * patterns {patterns}
 * pairs held out of training: {held_out}
 
+## The default edit
+
+The checkpoint brings three parts beside those of Stable Diffusion, each with a card of its own:
+motion modules ([`motion_adapter`](motion_adapter/README.md)), a ControlNet that sees the frames
+before the edit ([`controlnet`](controlnet/README.md)) and a temporal adapter
+([`temporal_adapter`](temporal_adapter/README.md)). The last two learnt from true edits of training
+scenes, which real clips do not have. An edit of which nothing else is said uses all three
+(`edit_defaults.json`). Plain diffusers loads the image model alone. These are
+test clips 200 to 204, and the [numbers](../../../notebooks/README.md#the-default-edit) of 50 edits.
+
+![Source, edit and true edit of five test clips](../default_edit.png)
+
+The tables below are of the image model alone.
+
 ## Training
 
 On {hardware}.

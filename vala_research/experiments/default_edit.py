@@ -1,0 +1,158 @@
+"""What the miniature's default edit reaches on new clips, kind by kind (notebook 01)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vala_research.diffusion.checkpoint import resolve_checkpoint
+from vala_research.editing.defaults import read_defaults
+from vala_research.editing.extras import ADAPTER, MOTION
+from vala_research.editing.pipeline import quiet_pipeline
+from vala_research.evaluation.benchmark import EditSetting, edited_frames
+from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
+from vala_research.evaluation.comparison import METRICS, PLACEMENT
+from vala_research.evaluation.sheet import strip
+from vala_research.evaluation.statistics import UNKNOWN, summarise
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.contract import CLIP, PUBLISHED, EditPreset
+from vala_research.sprites.edits import EDITS
+from vala_research.sprites.scene import WORLD
+
+DEFAULT, BARE = "default", "image model alone"
+SHOWN = (*PLACEMENT, "success", "psnr", "warp_error_truth")
+REDRAWN = ("shape", "several")  # kinds that draw a new object in the place of the old one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(EditPreset):
+    """Parameters of notebook 01."""
+
+    PRESETS = {
+        "smoke": {"n_clips": 1, "kinds": ("several",), "n_frames": 2},
+        "sprites": {"n_clips": 10, "first_clip": 200, "kinds": tuple(EDITS), "n_frames": 8,
+                    "n_processes": 0},
+        "paper": PUBLISHED | {"steps": 0, "guidance": 0.0, "clip_model": CLIP},
+    }  # fmt: skip
+
+    first_clip: int = 0  # number of the first sprite clip
+    steps: int = 0  # diffusion steps each way; 0: the model's own
+    guidance: float = 0.0  # 0: the model's own
+    n_shown: int = 5  # clips on the contact sheet; the kinds take turns
+
+    def cases(self) -> list[EditCase | ClipCase]:
+        """The edits: those of the folder, or of n_clips sprite clips from the first one on."""
+        if self.clips or self.n_clips < 1:
+            return super().cases()
+        n = self.first_clip + self.n_clips
+        cases = edit_cases(WORLD, "test", n, self.kinds)
+        return [case for case in cases if case.index >= self.first_clip]
+
+
+def edit_settings(settings: Settings) -> dict[str, EditSetting]:
+    """The model's own edit, and the edit by its image model alone with VALA's anchors.
+
+    The latter was the default before the model had motion modules, a ControlNet and an adapter.
+    """
+    folder = Path(resolve_checkpoint(settings.model))
+    own, brought = read_defaults(folder)
+    steps = settings.steps or own.num_inference_steps
+    default = EditSetting(
+        own.attention, own.inversion, own.injection, settings.guidance or own.guidance_scale, steps,
+        motion=str(folder / MOTION) if MOTION in brought else "",
+        adapter=str(folder / ADAPTER) if ADAPTER in brought else "",
+        controlnet=str(folder / "controlnet") if own.control else "",
+        control_scale=own.control.scale if own.control else 1.0,
+    )  # fmt: skip
+    before = EditSetting("anchors", num_inference_steps=settings.steps or 50, guidance_scale=2.0)
+    return {DEFAULT: default, BARE: before}
+
+
+def run(settings: Settings, output: str | Path) -> pd.DataFrame:
+    """One row per clip, kind of edit and setting; rows of `comparison.compare`."""
+    return settings.compare(edit_settings(settings), output)
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean and 95% interval over clips, per setting, kind and metric; worst: of a single clip."""
+    lines = []
+    for (setting, kind), part in rows.groupby(["setting", "kind"], sort=False):
+        for metric in (m for m in SHOWN if m in part):
+            values = part[metric].dropna()
+            s = summarise(values.to_numpy()) if len(values) else UNKNOWN
+            worst = values.min() if METRICS[metric].sign > 0 else values.max()
+            lines.append({"setting": setting, "kind": kind, "metric": metric, "mean": s.mean,
+                          "low": s.low, "high": s.high, "n": s.n, "worst": worst})  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def page(rows: pd.DataFrame) -> pd.DataFrame:
+    """The means of the table, a line per setting and kind, in the units of the metrics' names."""
+    means = table(rows).pivot_table("mean", ["setting", "kind"], "metric", sort=False)
+    shown = [METRICS[m] for m in means.columns]
+    scaled = means * [m.factor for m in shown]
+    return scaled.set_axis([m.axis for m in shown], axis=1).round(2)
+
+
+def figure(settings: Settings, n_columns: int = 8) -> Figure:
+    """A contact sheet of the default edit: source, edit, and true edit where it is known.
+
+    The kinds take turns, each with the next clip; none is chosen by how it looks.
+    """
+    of_kinds: dict[str, list] = {}
+    for case in settings.cases():
+        of_kinds.setdefault(case.kind, []).append(case)
+    kinds = list(of_kinds.values())
+    shown = [kinds[i % len(kinds)] for i in range(settings.n_shown)]
+    turns = [of_kind[i % len(of_kind)] for i, of_kind in enumerate(shown)]
+    default = {DEFAULT: edit_settings(settings)[DEFAULT]}
+    pipe, rows = quiet_pipeline(settings.model, settings.dtype), {}
+    for case in turns:
+        material = case.material(settings.n_frames, settings.size)
+        edited = edited_frames(pipe, case, default, settings.n_frames, settings.size)[DEFAULT]
+        name = f"{case.kind} {case.index}"
+        rows |= {f"{name}\nsource": material.frames, f"{name}\nedit": edited.float()}
+        if material.truth is not None:
+            rows[f"{name}\ntrue edit"] = material.truth
+    return strip(rows, n_columns, cell=96)
+
+
+def claims(rows: pd.DataFrame) -> list[Claim]:
+    """What a stranger expects of an edit, kind by kind: there, right, in place, steady, true.
+
+    None is made where the true edit is not known.
+    """
+    if "success" not in rows:
+        return []  # no true edit is known
+    own = rows[rows.setting == DEFAULT]
+    of_kinds = own.groupby("kind", sort=False)
+    n = own["index"].nunique()
+    least = {m: of_kinds[m].mean().min() for m in ("presence", "success", "psnr")}
+    most = {m: of_kinds[m].mean().max() for m in ("path_error", "jitter")}
+    facts = [
+        ("The object is there in 99% of the frames of each kind", "presence", least["presence"],
+         least["presence"] >= 0.99),
+        ("All attributes are right in 95% of the frames", "success", own.success.mean(),
+         own.success.mean() >= 0.95),
+        ("The object is within 1.5 pixels of its path in each kind", "path error, pixels",
+         most["path_error"], most["path_error"] <= 1.5),
+        ("The object does not tremble by more than a pixel in any kind", "jitter, pixels",
+         most["jitter"], most["jitter"] <= 1),
+    ]  # fmt: skip
+    redrawn = own[own.kind.isin(REDRAWN)].groupby("kind").psnr.mean()
+    if len(redrawn):
+        facts.append(("Edits of the shape reach 20 dB against the true edit",
+                      "PSNR, dB", redrawn.min(), redrawn.min() >= 20))  # fmt: skip
+    claims = [Claim.of_fact(*fact, n_clips=n) for fact in facts]
+
+    # No kind loses by what the others need.
+    before = rows[rows.setting == BARE].groupby("kind").psnr.mean()
+    more = (of_kinds.psnr.mean() - before).min()
+    claims.append(
+        Claim.of_fact("No kind loses PSNR to the edit by the image model alone",
+                      "least gain, dB", more, more >= 0, n_clips=n)
+    )  # fmt: skip
+    return claims
