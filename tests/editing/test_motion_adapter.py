@@ -162,7 +162,9 @@ def test_a_pipeline_of_another_s_parts_edits_alike(full, video):
     assert torch.equal(edit(again, video), edit(pipe, video))
 
 
-def test_extras_of_one_s_own(full, lora, video):
+def test_extras_of_one_s_own(full, checkpoint, lora, video):
+    alone = opened(checkpoint, motion_adapter=tiny_motion_adapter())
+    assert alone.edit_defaults.attention == "own"  # as after load_motion_adapter
     given = opened(full, motion_adapter=tiny_motion_adapter(), adapter=lora)
     assert torch.isfinite(edit(given, video)).all() and given.image_unet is not None
 

@@ -35,9 +35,9 @@ def load_extras(pipe: Any, name: str, folder: Path, asked: LoadOptions) -> None:
     motion = given.get("motion_adapter", folder / MOTION if MOTION in brought else None)
     if motion is not None:
         pipe.load_motion_adapter(motion)
-    elif MOTION in brought:
-        own = replace(own, attention=EditDefaults.attention)
-    pipe.edit_defaults = own
+    if MOTION in brought:
+        attention = EditDefaults.attention if motion is None else own.attention
+        pipe.edit_defaults = replace(own, attention=attention)
     adapter = given.get("adapter", folder / ADAPTER if ADAPTER in brought else None)
     if adapter is not None:
         pipe.load_adapter(adapter)

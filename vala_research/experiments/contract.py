@@ -131,6 +131,21 @@ class EditPreset(Preset):
         return compare(self.cases(), edit_settings, Path(output) / "rows.csv", run, **options)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LaterClipsPreset(EditPreset):
+    """Base of the settings of experiments whose clips were not used before."""
+
+    first_clip: int = 0  # number of the first sprite clip
+
+    def cases(self) -> list[EditCase | ClipCase]:
+        """The edits: those of the folder, or of n_clips sprite clips from the first one on."""
+        if self.clips or self.n_clips < 1:
+            return super().cases()
+        n = self.first_clip + self.n_clips
+        cases = edit_cases(WORLD, "test", n, self.kinds)
+        return [case for case in cases if case.index >= self.first_clip]
+
+
 def save_rows(rows: Iterable[Mapping[str, Any]], output: str | Path) -> pd.DataFrame:
     """Write the rows to `output`/rows.csv, whole or not at all; return them as a table."""
     path = Path(output) / "rows.csv"

@@ -13,14 +13,12 @@ from vala_research.editing.defaults import read_defaults
 from vala_research.editing.extras import ADAPTER, MOTION
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import EditSetting, edited_frames
-from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
 from vala_research.evaluation.comparison import METRICS, PLACEMENT, gain_of
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.statistics import UNKNOWN, summarise
 from vala_research.evaluation.verdicts import Claim
-from vala_research.experiments.contract import CLIP, PUBLISHED, EditPreset
+from vala_research.experiments.contract import CLIP, PUBLISHED, LaterClipsPreset
 from vala_research.sprites.edits import EDITS
-from vala_research.sprites.scene import WORLD
 
 DEFAULT, BARE = "default", "image model alone"
 SHOWN = (*PLACEMENT, "success", "psnr", "warp_error_truth")
@@ -28,7 +26,7 @@ REDRAWN = ("shape", "several")  # kinds that draw a new object in the place of t
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(EditPreset):
+class Settings(LaterClipsPreset):
     """Parameters of notebook 01."""
 
     PRESETS = {
@@ -38,18 +36,9 @@ class Settings(EditPreset):
         "paper": PUBLISHED | {"steps": 0, "guidance": 0.0, "clip_model": CLIP},
     }  # fmt: skip
 
-    first_clip: int = 0  # number of the first sprite clip
     steps: int = 0  # diffusion steps each way; 0: the model's own
     guidance: float = 0.0  # 0: the model's own
     n_shown: int = 5  # clips on the contact sheet; the kinds take turns
-
-    def cases(self) -> list[EditCase | ClipCase]:
-        """The edits: those of the folder, or of n_clips sprite clips from the first one on."""
-        if self.clips or self.n_clips < 1:
-            return super().cases()
-        n = self.first_clip + self.n_clips
-        cases = edit_cases(WORLD, "test", n, self.kinds)
-        return [case for case in cases if case.index >= self.first_clip]
 
 
 def edit_settings(settings: Settings) -> dict[str, EditSetting]:

@@ -14,22 +14,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vala_research.evaluation.benchmark import EditSetting
-from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
 from vala_research.evaluation.comparison import METRICS, PLACEMENT, comparison_table
 from vala_research.evaluation.comparison_figures import gains_figure
 from vala_research.evaluation.statistics import Gain
 from vala_research.evaluation.verdicts import Claim
-from vala_research.experiments.contract import ATTENTIONS, CLIP, PUBLISHED, EditPreset
+from vala_research.experiments.contract import ATTENTIONS, CLIP, PUBLISHED, LaterClipsPreset
 from vala_research.experiments.ge.adapter_variants import perceptual_measure
 from vala_research.experiments.ge.paper_tables import HOSTS
-from vala_research.sprites.scene import WORLD
 
 ALL_HOSTS = "mean over hosts"
 SHOWN = ("warp_error_truth", "warp_error", "jitter", "psnr", "success")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(EditPreset):
+class Settings(LaterClipsPreset):
     """Parameters of notebook 35."""
 
     PRESETS = {
@@ -41,23 +39,14 @@ class Settings(EditPreset):
         "paper": dict(PUBLISHED, clip_model=CLIP, n_processes=0),
     }
 
-    CHOICES = EditPreset.CHOICES | {"hosts": ATTENTIONS}
+    CHOICES = LaterClipsPreset.CHOICES | {"hosts": ATTENTIONS}
 
     adapter: str = "miniature"  # or a folder that vala train wrote
     interval: Sequence[float] = ()  # of the diffusion steps it acts on; (): the adapter's own
     scale: float | None = None  # of its LoRA; None: the adapter's own
     hosts: Sequence[str] = HOSTS  # attention policies
-    first_clip: int = 0  # number of the first sprite clip
     lpips_weights: str = ""  # folder or hub id, see `perceptual`; "": the miniature's CLIP
     inception_weights: str = ""  # folder or hub id, see `frechet`; "": the miniature's CLIP
-
-    def cases(self) -> list[EditCase | ClipCase]:
-        """The edits: those of the folder, or of n_clips sprite clips from the first one on."""
-        if self.clips or self.n_clips < 1:
-            return super().cases()
-        n = self.first_clip + self.n_clips
-        cases = edit_cases(WORLD, "test", n, self.kinds)
-        return [case for case in cases if case.index >= self.first_clip]
 
 
 def edit_settings(settings: Settings) -> dict[str, EditSetting]:
