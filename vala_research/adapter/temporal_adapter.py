@@ -80,6 +80,15 @@ class TemporalAdapter:
         adapter._asked = asked
         return adapter
 
+    def in_other(self, unet: UNet) -> "TemporalAdapter":
+        """Put the same LoRA into another UNet with the same layers. The weights are shared."""
+        lora = ProjectionLora(unet, self.settings, torch.Generator())
+        own = dict(self.lora_parameters())
+        for name, p in lora.parameters():
+            p.data = own[name].data
+            p.requires_grad_(own[name].requires_grad)
+        return TemporalAdapter(unet, self.settings, self.tokens, lora, self.vision_encoder)
+
     def lora_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names in the UNet and parameters of the LoRA."""
         return self.lora.parameters()

@@ -6,10 +6,12 @@ an edit, which say what is there. Plain diffusers does not see them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vala_research import InputError, chosen_from
 from vala_research.diffusion.options import LoadOptions
 from vala_research.diffusion.parts import control_part
 from vala_research.editing.defaults import EditDefaults, read_defaults
@@ -18,6 +20,8 @@ MOTION, ADAPTER = "motion_adapter", "temporal_adapter"
 # Options of `from_pretrained`: another one, or None to leave it out.
 EXTRAS = ("controlnet", "motion_adapter", "adapter")
 BARE: dict[str, None] = dict.fromkeys(EXTRAS)
+# Their short names, and the folder of each.
+PARTS = {"controlnet": "controlnet", "motion": MOTION, "adapter": ADAPTER}
 
 
 def load_extras(pipe: Any, name: str, folder: Path, asked: LoadOptions) -> None:
@@ -58,3 +62,23 @@ def save_extras(pipe: Any, folder: Path) -> None:
     defaults = replace(pipe.edit_defaults, control=control)
     if brought or defaults != EditDefaults():
         defaults.save(folder, brought)
+
+
+def own_parts(folder: str | Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Where these parts of a checkpoint lie, by their names in `PARTS`; control_scale beside.
+
+    names: None is all that it brings. Raises InputError for a part that it does not bring.
+    """
+    own, brought = read_defaults(folder)
+    known = ["controlnet"] * (own.control is not None)
+    known += [name for name, place in PARTS.items() if place in brought]
+    parts: dict[str, Any] = {}
+    for name in known if names is None else names:
+        chosen_from("part of an edit", name, PARTS)
+        if name not in known:
+            raise InputError(
+                f"The model in {folder} brings no {name}: leave it out, or give a model that has "
+                "one, such as 'miniature'."
+            )
+        parts[name] = str(Path(folder) / PARTS[name])
+    return parts | ({"control_scale": own.control.scale} if "controlnet" in parts else {})

@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vala_research import InputError, chosen_from
+from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.diffusion.inversion import InversionSettings, get_inversion
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.diffusion.schedule import Schedule
@@ -69,12 +71,18 @@ class Plan:
         )  # fmt: skip
 
     def built(self, pipe) -> list[Source]:
-        """Build the sources. Motion modules are loaded once per pipeline."""
+        """Build the sources. Motion modules are loaded once per pipeline.
+
+        Every source has the ControlNet and the temporal adapter of the pipeline.
+        """
         models = {"image": Source()}
         if "video" in self.sources:
-            make = partial(load_motion_unet, motion=self.motion)
-            unet = kept_model(pipe, self.motion, make)
-            models["video"] = Source(unet, window=self.window, overlap=self.overlap)
+            make = partial(_video_model, pipe=pipe, motion=self.motion)
+            unet, adapter = kept_model(pipe, (self.motion, pipe.adapter), make)
+            models["video"] = Source(
+                unet, adapter=adapter, controls=pipe.controls, window=self.window,
+                overlap=self.overlap,
+            )  # fmt: skip
         usual = {"image": "anchors", "video": "own"}
         parts = zip(self.sources, self.attentions, self.guidances, strict=True)
         return [replace(models[s], attention=a or usual[s], guidance_scale=g) for s, a, g in parts]
@@ -84,8 +92,17 @@ class Plan:
         return Fusion(sources, self.schedule, self.image_start, self.normalise)
 
 
-def kept_model(pipe, key: Hashable, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """Make a model from the pipeline's UNet, or return the one made before.
+def _video_model(
+    unet: nn.Module, pipe, motion: str
+) -> tuple[nn.Module, TemporalAdapter | None]:
+    """The pipeline's UNet with motion modules, and the pipeline's adapter in it, if any."""
+    with pipe._without_adapter():
+        video = load_motion_unet(unet, motion)
+    return video, pipe.adapter and pipe.adapter.in_other(video)
+
+
+def kept_model(pipe, key: Hashable, make: Callable[[nn.Module], Any]) -> Any:
+    """Make a model, or several, from the pipeline's UNet, or return what was made before.
 
     The pipeline keeps it under `key`, so that both are freed together. A pipeline that was given
     another UNet since then gets a new model.
@@ -114,7 +131,10 @@ def inverted_sources(
     start = time.perf_counter()
     schedule = Schedule.from_scheduler(sources[0].scheduler or pipe.scheduler, num_inference_steps)
     z_0 = pipe.encode(frames)
-    call = Source(prompt="", source_prompt=source_prompt, guidance_scale=1.0, attention="anchors")
+    call = Source(
+        prompt="", source_prompt=source_prompt, guidance_scale=1.0, attention="anchors",
+        controls=pipe.controls,
+    )  # fmt: skip
     call.pictures = picture_embeds(pipe, None, None, len(z_0), 1.0)
     clip = KnownClip(as_frames(frames), None, tuple(z_0.shape))
     streams = streams_of(sources, call, pipe, schedule, clip)

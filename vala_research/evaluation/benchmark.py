@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vala_research.diffusion.attention import Keyframes
+from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import Inversion, InversionSettings
 from vala_research.editing.plan import Plan, inverted_sources
 from vala_research.editing.source import Source
@@ -25,6 +27,7 @@ from vala_research.evaluation.edit_rows import edit_row, truth_row
 from vala_research.evaluation.memory import forget_peak, peak_mebibytes
 from vala_research.methods.anchors import AnchorSettings
 
+PARTS = ("motion", "controlnet", "control_scale", "control_interval", "adapter")
 Measure = Callable[[Float[Tensor, "f c h w"], Material], dict[str, float]]
 
 
@@ -35,12 +38,12 @@ class EditSetting:
     adapter: the folder of a `TemporalAdapter`, "miniature", or "" for none. adapter_interval and
     adapter_scale None are its own. motion, controlnet: likewise, of motion modules and of a
     ControlNet, which sees the frames and acts in the edit alone. fusion: several models at once;
-    attention is then its sources'.
+    attention is then its sources'. negates_source: the source prompt is the negative prompt.
     """
 
     attention: str | AnchorSettings | Keyframes = "extended"
     inversion: str | InversionSettings = "ddim"
-    injection: float = 0.0
+    injection: float | Injection = 0.0
     guidance_scale: float = 2.0
     num_inference_steps: int = 25
     adapter: str = ""
@@ -50,20 +53,36 @@ class EditSetting:
     motion: str = ""
     controlnet: str = ""
     control_scale: float = 1.0
+    control_interval: tuple[float, float] = (0.0, 1.0)
+    strength: float = 1.0
+    negates_source: bool = False
 
     @property
-    def parts(self) -> dict[str, str | float]:
+    def n_sampling(self) -> int:
+        """Network calls per frame of the sampling: all guidance branches of all sources."""
+        n_steps = int(self.num_inference_steps * self.strength)
+        scales = [self.guidance_scale]
+        if (plan := self.fusion) is not None:
+            n_used = len(plan.sources) if plan.schedule.tau < 1 else 1
+            scales = [self.guidance_scale if g is None else g for g in plan.guidances[:n_used]]
+        edits = n_steps * sum(1 + (scale > 1) for scale in scales)
+        return edits + max(Injection.of(self.injection).n_steps(n_steps))
+
+    @property
+    def parts(self) -> dict[str, Any]:
         """What a pipeline has to load."""
-        return {k: getattr(self, k) for k in ("motion", "controlnet", "control_scale", "adapter")}
+        return {k: getattr(self, k) for k in PARTS}
 
     def arguments(self) -> dict:
-        """The arguments of the edit, but for the fusion."""
-        return {k: v for k, v in vars(self).items() if k not in (*self.parts, "fusion")}
+        """The arguments of the edit, but for the fusion and the prompts."""
+        others = (*PARTS, "fusion", "negates_source")
+        return {k: v for k, v in vars(self).items() if k not in others}
 
     def inverting(self) -> dict:
         """Arguments that inversion and edit share: settings that agree in them invert alike."""
         shared = (
             "attention", "inversion", "num_inference_steps", "adapter_interval", "adapter_scale",
+            "strength",
         )  # fmt: skip
         return {k: v for k, v in vars(self).items() if k in shared}
 
@@ -88,7 +107,8 @@ def run_edits(
     """Yield one row per case and setting. Settings that invert alike share the inversions.
 
     Columns: those of `edit_row`; inversion_psnr of the reconstruction to the VAE round trip;
-    seconds, which include the inversion even where it is shared; peak_mib of this row.
+    seconds, which include the inversion even where it is shared; evaluations, the network calls per
+    frame of inversion and edit, without the ControlNet's; peak_mib of this row.
     measure: makes further columns from an edited clip and what is known of it (`Material`).
     Rows are grouped by what the pipeline has to load. Afterwards nothing of it is loaded.
     """
@@ -99,8 +119,9 @@ def run_edits(
 
 
 def equip(
-    pipe, motion: str = "", controlnet: str = "", control_scale: float = 1.0, adapter: str = ""
-) -> None:
+    pipe, motion: str = "", controlnet: str = "", control_scale: float = 1.0,
+    control_interval: tuple[float, float] = (0.0, 1.0), adapter: str = "",
+) -> None:  # fmt: skip
     """Let a pipeline have these parts and no others."""
     pipe.unload_adapter()
     pipe.unload_motion_adapter()
@@ -108,7 +129,8 @@ def equip(
     if motion:
         pipe.load_motion_adapter(motion)
     if controlnet:
-        pipe.load_controlnet(controlnet, scale=control_scale, in_inversion=False)
+        how = {"scale": control_scale, "interval": control_interval, "in_inversion": False}
+        pipe.load_controlnet(controlnet, **how)
     if adapter:
         pipe.load_adapter(adapter)
 
@@ -153,12 +175,15 @@ def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> I
                 start_at = {"fusion": s.fusion.fusion(known_clip.sources), "generator": drawn}
 
             # Edit and measure.
+            sees_clip = s.fusion is not None or s.controlnet
             frames = pipe(
-                None if s.fusion is None else material.frames, case.prompt, case.source_prompt,
-                output_type="pt", **s.arguments() | start_at,
+                material.frames if sees_clip else None, case.prompt, case.source_prompt,
+                case.source_prompt if s.negates_source else None, output_type="pt",
+                **s.arguments() | start_at,
             ).frames[0].cpu()  # fmt: skip
             seconds = known_clip.seconds + time.perf_counter() - start
             cost = {"inversion_psnr": known_clip.psnr, "seconds": seconds,
+                    "evaluations": known_clip.n_evaluations + s.n_sampling,
                     "peak_mib": peak_mebibytes()}  # fmt: skip
             row = {"setting": name, "kind": case.kind, "index": case.index} | known
             further = {} if measure is None else measure(frames, material)
@@ -187,6 +212,7 @@ class Inverted:
     inversion: Inversion | None
     psnr: float
     seconds: float
+    n_evaluations: int
     sources: list[Source] = field(default_factory=list)
 
 
@@ -202,13 +228,15 @@ def inverted(
             pipe, s.fusion.built(pipe), frames, caption, s.num_inference_steps, s.inversion,
             s.fusion.image_start,
         )  # fmt: skip
-        return Inverted(None, float("nan"), seconds, sources)
+        n = sum(source.latents.n_evaluations for source in sources if source.latents)
+        return Inverted(None, float("nan"), seconds, n, sources)
     start = time.perf_counter()
     drawn = torch.Generator().manual_seed(seed)
     inversion = pipe.invert(
         frames, caption, **s.inverting(), return_inversion=True, generator=drawn
     )
     seconds = time.perf_counter() - start
-    again = pipe.reconstruct(inversion, caption, s.num_inference_steps)
+    again = pipe.reconstruct(inversion, caption, s.num_inference_steps, strength=s.strength)
     round_trip = pipe.decode(pipe.encode(frames))
-    return Inverted(inversion, metrics.psnr(again.cpu(), round_trip.cpu()), seconds)
+    psnr = metrics.psnr(again.cpu(), round_trip.cpu())
+    return Inverted(inversion, psnr, seconds, inversion.n_evaluations)

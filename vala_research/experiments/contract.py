@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 
 from vala_research import InputError, chosen_from, miniature_path
 from vala_research.diffusion.attention import ANCHORS, POLICIES
+from vala_research.diffusion.checkpoint import resolve_checkpoint
+from vala_research.editing.extras import PARTS, own_parts
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.comparison import Run, compare
 from vala_research.evaluation.figures import emit
@@ -93,9 +95,10 @@ class Preset:
 class EditPreset(Preset):
     """Base of the settings of experiments that edit clips."""
 
-    CHOICES: ClassVar[dict[str, Collection]] = {"kinds": EDITS}
+    CHOICES: ClassVar[dict[str, Collection]] = {"kinds": EDITS, "parts": PARTS}
 
     model: str = "miniature"  # or a folder or a hub id
+    parts: Sequence[str] = ()  # of the model's own default edit, which every setting has
     clips: str = ""  # a folder of clips with edits.csv; "": sprite clips
     clip_model: str = miniature_path("clip")  # CLIPModel that scores: a folder or a hub id
     n_clips: int = 2  # sprite clips of the test split
@@ -109,7 +112,13 @@ class EditPreset(Preset):
     @property
     def sampling(self) -> dict[str, Any]:
         """Arguments that every `EditSetting` of the experiment shares."""
-        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+        sampling = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+        return sampling | self.own_parts
+
+    @property
+    def own_parts(self) -> dict[str, Any]:
+        """Where the parts lie, as arguments of an `EditSetting`."""
+        return own_parts(resolve_checkpoint(self.model), self.parts) if self.parts else {}
 
     def cases(self) -> list[EditCase | ClipCase]:
         """The edits: those of the folder, or of sprite clips of the test split."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from vala_research.diffusion.checkpoint import resolve_checkpoint
 from vala_research.editing.defaults import read_defaults
-from vala_research.editing.extras import ADAPTER, MOTION
+from vala_research.editing.extras import own_parts
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import EditSetting, edited_frames
 from vala_research.evaluation.comparison import METRICS, PLACEMENT, gain_of
@@ -36,6 +37,7 @@ class Settings(LaterClipsPreset):
         "paper": PUBLISHED | {"steps": 0, "guidance": 0.0, "clip_model": CLIP},
     }  # fmt: skip
 
+    parts: Sequence[str] = ()  # of what the model brings; (): all
     steps: int = 0  # diffusion steps each way; 0: the model's own
     guidance: float = 0.0  # 0: the model's own
     n_shown: int = 5  # clips on the contact sheet; the kinds take turns
@@ -46,15 +48,12 @@ def edit_settings(settings: Settings) -> dict[str, EditSetting]:
 
     The latter was the default before the model had motion modules, a ControlNet and an adapter.
     """
-    folder = Path(resolve_checkpoint(settings.model))
-    own, brought = read_defaults(folder)
+    folder = resolve_checkpoint(settings.model)
+    own, _ = read_defaults(folder)
     steps = settings.steps or own.num_inference_steps
     default = EditSetting(
         own.attention, own.inversion, own.injection, settings.guidance or own.guidance_scale, steps,
-        motion=str(folder / MOTION) if MOTION in brought else "",
-        adapter=str(folder / ADAPTER) if ADAPTER in brought else "",
-        controlnet=str(folder / "controlnet") if own.control else "",
-        control_scale=own.control.scale if own.control else 1.0,
+        **own_parts(folder, settings.parts or None),
     )  # fmt: skip
     before = EditSetting("anchors", num_inference_steps=settings.steps or 50, guidance_scale=2.0)
     return {DEFAULT: default, BARE: before}

@@ -17,6 +17,7 @@ from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vala_research.diffusion.controlnet import Control
 from vala_research.editing.plan import Plan, kept_model
 from vala_research.editing.source import Source
 from vala_research.experiments.fldm.settings import FRAMEWISE
@@ -43,8 +44,14 @@ class ForeignPlan(Plan):
         sources = super().built(pipe)
         make = partial(foreign_unet, angle=self.angle, is_trained=self.is_trained)
         unet = kept_model(pipe, (self.angle, self.is_trained), make)
+        controls = [
+            kept_model(pipe, (self.angle, c.network), partial(_foreign_control, c, self.angle))
+            for c in pipe.controls
+        ]
         pairs = zip(self.sources, sources, strict=True)
-        return [replace(s, unet=unet) if kind == "image" else s for kind, s in pairs]
+        return [
+            replace(s, unet=unet, controls=controls) if kind == "image" else s for kind, s in pairs
+        ]
 
 
 def rotation(angle: float, n_channels: int) -> Float[Tensor, "c c"]:
@@ -74,17 +81,32 @@ def foreign_unet(
     if angle == 0:
         return unet
 
-    # Copy the modules but not their parameters, then rotate what enters and what leaves.
-    foreign = copy.deepcopy(unet, {id(p): p for p in unet.parameters()})
-    r = rotation(angle, unet.config.in_channels).to(unet.device)
-    first, last = foreign.conv_in, foreign.conv_out
-    first.weight = _frozen(torch.einsum("oiyx,ji->ojyx", first.weight.float(), r), unet)
+    # Rotate what enters and what leaves.
+    foreign, r = _turned(unet, angle)
+    last = foreign.conv_out
     last.weight = _frozen(torch.einsum("ko,oiyx->kiyx", r, last.weight.float()), unet)
     last.bias = _frozen(r @ last.bias.float(), unet)
     return foreign
 
 
-def _frozen(weight: Tensor, unet: UNet2DConditionModel) -> nn.Parameter:
+def _foreign_control(control: Control, angle: float, _unet: nn.Module) -> Control:
+    """The ControlNet as it reads the rotated latents."""
+    return replace(control, network=_turned(control.network, angle)[0]) if angle else control
+
+
+def _turned(network: nn.Module, angle: float) -> tuple[nn.Module, Float[Tensor, "c c"]]:
+    """A copy that shares all parameters but the first convolution, which turns latents back by R.
+
+    Returns R too.
+    """
+    turned = copy.deepcopy(network, {id(p): p for p in network.parameters()})
+    r = rotation(angle, network.config.in_channels).to(network.device)
+    weight = torch.einsum("oiyx,ji->ojyx", turned.conv_in.weight.float(), r)
+    turned.conv_in.weight = _frozen(weight, network)
+    return turned, r
+
+
+def _frozen(weight: Tensor, unet: nn.Module) -> nn.Parameter:
     return nn.Parameter(weight.to(unet.dtype), requires_grad=False)
 
 

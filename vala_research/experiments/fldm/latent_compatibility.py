@@ -17,7 +17,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.benchmark import EditSetting, edited_frames
+from vala_research.evaluation.benchmark import EditSetting, edited_frames, equip
 from vala_research.evaluation.comparison import METRICS, PLACEMENT, comparison_table
 from vala_research.evaluation.comparison_figures import axis_title, interval_mark, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
@@ -52,6 +52,7 @@ LINES = {SAME: (COLOURS[0], "-"), UNTRAINED: (COLOURS[6], "-"), OTHER_CLIP: ("#8
 class Settings(FusionPreset):
     """Parameters of notebook 23."""
 
+    CHOICES = FusionPreset.CHOICES | {"parts": ("controlnet",)}
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(angles=(0, 90), has_untrained=False, n_frames=2, steps=3),
         "sprites": dict(n_clips=12, n_frames=8, steps=15),
@@ -90,6 +91,7 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     path = check_output(Path(output) / "cosines.csv", makes_parents=True)
     edits = settings.compare(edit_settings(settings), output)
     pipe = quiet_pipeline(settings.model, settings.dtype)
+    equip(pipe, **settings.own_parts)
     cosines = cosine_rows(
         pipe, settings.cases(), settings.plans(), settings.n_frames, settings.size,
         settings.steps, settings.guidance,

@@ -36,6 +36,7 @@ from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
     FUSED,
     IMAGE,
+    SHARED,
     VIDEO,
     source_fusions,
 )
@@ -55,6 +56,8 @@ class Settings(EditPreset):
             **PUBLISHED, "motion": MOTION_MODULES, "lengths": (8, 16, 32, 64, 128),
         },
     }  # fmt: skip
+
+    CHOICES = EditPreset.CHOICES | {"parts": SHARED}
 
     motion: str = "miniature"  # motion modules: or a folder or a hub id
     clip_model: str = ""  # CLIPModel that scores; "": no CLIP scores

@@ -31,7 +31,13 @@ from vala_research.experiments.contract import (
     save_rows,
 )
 from vala_research.experiments.fldm.edit_costs import cost_rows
-from vala_research.experiments.fldm.settings import IMAGE, NEVER, VIDEO, single_models
+from vala_research.experiments.fldm.settings import (
+    IMAGE,
+    NEVER,
+    SHARED,
+    VIDEO,
+    single_models,
+)
 from vala_research.methods.fusion import FusionSchedule
 
 # Source, attention, guidance relative to the edit's: in the order in which they join.
@@ -58,7 +64,9 @@ class Settings(EditPreset):
         },
     }  # fmt: skip
 
-    CHOICES = EditPreset.CHOICES | {"rules": (RELEASED, EQUAL), "numbers": (2, 3, 4)}
+    CHOICES = EditPreset.CHOICES | {
+        "parts": SHARED, "rules": (RELEASED, EQUAL), "numbers": (2, 3, 4),
+    }  # fmt: skip
 
     motion: str = "miniature"  # motion modules: or a folder or a hub id
     clip_model: str = ""  # CLIPModel that scores; "": no CLIP scores

@@ -25,6 +25,7 @@ from vala_research.methods.fusion import FusionSchedule
 
 IMAGE, VIDEO, FUSED = "image only", "video only", "fused"
 FRAMEWISE = ("own", "own")  # the image model frame by frame, as published
+SHARED = ("controlnet", "adapter")  # parts of an edit that all sources may have
 NEVER = FusionSchedule(tau=1.0)  # source 0 alone
 
 # The preset "paper": published models, and clips of a folder.
@@ -34,6 +35,8 @@ FUSED_MODELS = PUBLISHED | dict(motion=MOTION_MODULES, clip_model=CLIP)
 @dataclass(frozen=True, kw_only=True)
 class FusionPreset(EditPreset):
     """Base of the settings of experiments that fuse an image model and a video model."""
+
+    CHOICES = EditPreset.CHOICES | {"parts": SHARED}
 
     motion: str = "miniature"  # the video model's motion modules: "miniature", folder or hub id
 

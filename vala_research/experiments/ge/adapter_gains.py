@@ -19,7 +19,7 @@ from vala_research.evaluation.comparison_figures import gains_figure
 from vala_research.evaluation.statistics import Gain
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import ATTENTIONS, CLIP, PUBLISHED, LaterClipsPreset
-from vala_research.experiments.ge.adapter_variants import perceptual_measure
+from vala_research.experiments.ge.adapter_variants import BESIDE, perceptual_measure
 from vala_research.experiments.ge.paper_tables import HOSTS
 
 ALL_HOSTS = "mean over hosts"
@@ -39,7 +39,7 @@ class Settings(LaterClipsPreset):
         "paper": dict(PUBLISHED, clip_model=CLIP, n_processes=0),
     }
 
-    CHOICES = LaterClipsPreset.CHOICES | {"hosts": ATTENTIONS}
+    CHOICES = LaterClipsPreset.CHOICES | {"hosts": ATTENTIONS, "parts": BESIDE}
 
     adapter: str = "miniature"  # or a folder that vala train wrote
     interval: Sequence[float] = ()  # of the diffusion steps it acts on; (): the adapter's own

@@ -31,6 +31,7 @@ from vala_research.evaluation.provenance import revision
 from vala_research.experiments.contract import ATTENTIONS, CLIP, PUBLISHED, EditPreset
 from vala_research.miniature.adapter import ADAPTER, TRAINING, SpriteGroups
 
+BESIDE = ("controlnet", "motion")  # parts of an edit beside an adapter
 ADAPTERS = "adapters"  # folder of the trained adapters, in the output
 SPRITES = dict(
     training_steps=150, n_clips=16, steps=10, kinds=("several", "colour"), n_processes=0
@@ -52,7 +53,7 @@ class Variant:
 class VariantPreset(EditPreset):
     """Base of the settings of experiments that train adapters and edit with them."""
 
-    CHOICES = EditPreset.CHOICES | {"attention": ATTENTIONS}
+    CHOICES = EditPreset.CHOICES | {"attention": ATTENTIONS, "parts": BESIDE}
 
     data: str = ""  # a captioned data set or shards to train on; "": sprite clips
     training_steps: int = 2  # of each adapter

@@ -11,7 +11,10 @@ import pandas as pd
 from matplotlib import rc_context
 
 from vala_research.diffusion.bilateral_inversion import BilateralInversion
+from vala_research.diffusion.checkpoint import resolve_checkpoint
+from vala_research.editing.extras import own_parts
 from vala_research.editing.pipeline import quiet_pipeline
+from vala_research.evaluation.benchmark import equip
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.comparison import PLACEMENT
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
@@ -24,6 +27,7 @@ from vala_research.experiments.contract import (
     part_of,
     save_rows,
 )
+from vala_research.experiments.ge.adapter_variants import BESIDE
 from vala_research.experiments.ge.bilateral_measurements import (
     WAYS,
     bias_curves,
@@ -50,9 +54,10 @@ class Settings(Preset):
         ),
     }
 
-    CHOICES = {"hosts": ATTENTIONS}
+    CHOICES = {"hosts": ATTENTIONS, "parts": BESIDE}
 
     model: str = "miniature"  # or a folder or a hub id
+    parts: Sequence[str] = ()  # of the model's own default edit, which all edits have
     clips: str = ""  # a folder of clips with edits.csv; "": sprite clips of the test split
     n_clips: int = 2  # edits at most; one clip may be edited several times
     n_frames: int = 3  # frames per clip, at least 3
@@ -80,6 +85,8 @@ class Settings(Preset):
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     """Rows of three parts: `filter_rows` ("windows"), `bias_curves` ("steps"), `host_rows`."""
     cases, pipe = settings.cases(), quiet_pipeline(settings.model)
+    if settings.parts:
+        equip(pipe, **own_parts(resolve_checkpoint(settings.model), settings.parts))
     size, ways = settings.side(pipe), WAYS | {"bilateral": settings.filter}
     clips = clips_of(cases, settings.n_frames, size)
     parts = {

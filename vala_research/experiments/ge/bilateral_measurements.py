@@ -147,7 +147,7 @@ def host_rows(
                     pipe, material.frames, case.source_prompt, steps, policy, way
                 )
                 frames = pipe(
-                    None, case.prompt, case.source_prompt, num_inference_steps=steps,
+                    material.frames, case.prompt, case.source_prompt, num_inference_steps=steps,
                     guidance_scale=guidance_scale, attention=policy, latents=inverted,
                     output_type="pt",
                 ).frames[0].cpu()  # fmt: skip

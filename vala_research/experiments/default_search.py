@@ -1,0 +1,203 @@
+"""The search for the miniature's default edit, on validation clips (notebook 02).
+
+Every setting differs from the default in one thing. So the table says what each thing brings, and
+what it costs in network evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from vala_research import chosen_from
+from vala_research.editing.plan import Plan
+from vala_research.evaluation.benchmark import EditSetting
+from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
+from vala_research.evaluation.comparison import METRICS, comparison_table, gain_of
+from vala_research.evaluation.comparison_figures import axis_title
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments import default_edit
+from vala_research.experiments.contract import CLIP, PUBLISHED, EditPreset
+from vala_research.experiments.default_edit import DEFAULT
+from vala_research.experiments.fldm.settings import FRAMEWISE, constant
+from vala_research.sprites.edits import EDITS
+from vala_research.sprites.scene import WORLD
+
+SHOWN = ("psnr", "path_error", "jitter", "success", "presence")
+PLOTTED = ("psnr", "path_error", "jitter")
+STEPS, GUIDANCES = (5, 10, 25, 50), (1.0, 1.5, 3.0, 5.0, 7.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(EditPreset):
+    """Parameters of notebook 02."""
+
+    PRESETS = {
+        "smoke": {"shown": ("steps 2", "no parts"), "steps": 3, "n_clips": 1,
+                  "kinds": ("several",), "n_frames": 3},
+        "sprites": {"n_clips": 5, "kinds": tuple(EDITS), "n_frames": 8, "n_processes": 0},
+        "paper": PUBLISHED | {"steps": 0, "guidance": 0.0, "clip_model": CLIP},
+    }  # fmt: skip
+
+    parts: Sequence[str] = ()  # of what the model brings, in the default edit; (): all
+    steps: int = 0  # diffusion steps each way, of the default; 0: the model's own
+    guidance: float = 0.0  # of the default; 0: the model's own
+    shown: Sequence[str] = ()  # settings beside the default, such as "steps 10"; (): all
+
+    def cases(self) -> list[EditCase | ClipCase]:
+        """The edits: those of the folder, or of sprite clips of the validation split."""
+        if self.clips or self.n_clips < 1:
+            return super().cases()
+        return edit_cases(WORLD, "validation", self.n_clips, self.kinds)
+
+
+def edit_settings(settings: Settings) -> dict[str, EditSetting]:
+    """The default, and beside it settings that differ from it in one thing, by that thing.
+
+    Raises InputError for an unknown name in `shown`.
+    """
+    both = default_edit.edit_settings(_as_default(settings))
+    default = both[DEFAULT]
+    others = (
+        _parts(default) | _steps(settings, default) | _guidance(default) | _place(default)
+        | {"image model alone, anchors": both[default_edit.BARE]}
+    )  # fmt: skip
+    for name in settings.shown:
+        chosen_from("setting", name, others)
+    return {DEFAULT: default} | {name: others[name] for name in settings.shown or others}
+
+
+def _as_default(settings: Settings) -> default_edit.Settings:
+    return default_edit.Settings(
+        model=settings.model, parts=settings.parts, steps=settings.steps, guidance=settings.guidance
+    )
+
+
+def _parts(default: EditSetting) -> dict[str, EditSetting]:
+    """Fewer parts, another base, and ControlNets of another strength."""
+    bare = replace(default, motion="", adapter="", controlnet="", control_scale=1.0)
+    settings = {"no parts": bare}
+    named = {"motion": default.motion, "adapter": default.adapter}
+    if default.controlnet:
+        control = {k: getattr(default, k) for k in ("controlnet", "control_scale")}
+        settings["ControlNet alone"] = held = replace(bare, **control)
+        settings["no ControlNet"] = replace(bare, **named)
+        settings["no motion modules"] = replace(default, motion="")
+        settings["no adapter"] = replace(default, adapter="")
+        for scale in (1.0, 2.0):
+            settings[f"ControlNet x {scale:g}"] = replace(default, control_scale=scale)
+        for first, last in ((0.0, 0.5), (0.5, 1.0)):
+            name = f"ControlNet from {first:g} to {last:g} T"
+            settings[name] = replace(default, control_interval=(first, last))
+        if default.motion:
+            plan = Plan(attentions=FRAMEWISE, schedule=constant(0.7), motion=default.motion)
+            settings["fusion, .7 video"] = replace(held, fusion=plan, adapter=default.adapter)
+    for first, last in ((0.0, 0.5), (0.5, 1.0)) if default.adapter else ():
+        name = f"adapter from {first:g} to {last:g} T"
+        settings[name] = replace(default, adapter_interval=(first, last))
+    return settings
+
+
+def _steps(settings: Settings, default: EditSetting) -> dict[str, EditSetting]:
+    """More and fewer steps, and fewer of them walked."""
+    steps = STEPS if settings.preset_name != "smoke" else (2,)
+    more = {f"steps {n}": replace(default, num_inference_steps=n) for n in steps}
+    return more | {f"strength {s:g}": replace(default, strength=s) for s in (0.6, 0.8)}
+
+
+def _guidance(default: EditSetting) -> dict[str, EditSetting]:
+    settings = {f"guidance {g:g}": replace(default, guidance_scale=g) for g in GUIDANCES}
+    return settings | {"source prompt as negative prompt": replace(default, negates_source=True)}
+
+
+def _place(default: EditSetting) -> dict[str, EditSetting]:
+    """What holds an edit to the clip's layout, or its frames to each other."""
+    return {
+        "exact inversion": replace(default, inversion="exact"),
+        "features injected, .3": replace(default, injection=0.3),
+    } | {f"attention {a}": replace(default, attention=a) for a in ATTENTIONS}
+
+
+ATTENTIONS = ("sparse_causal", "extended", "anchors")
+
+
+def run(settings: Settings, output: str | Path) -> pd.DataFrame:
+    """One row per clip, kind of edit and setting; rows of `comparison.compare`."""
+    return settings.compare(edit_settings(settings), output)
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means, gains on the default paired by clip, and evaluations per frame."""
+    evaluations = rows.groupby("setting").evaluations.mean()
+    compared = comparison_table(rows, DEFAULT, SHOWN)
+    return compared.assign(evaluations=compared.setting.map(evaluations))
+
+
+def page(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table for a reader: a line per setting, best PSNR first, in the metrics' units."""
+    means = table(rows).pivot_table("mean", ["setting", "evaluations"], "metric", sort=False)
+    shown = [m for m in SHOWN if m in means]
+    ranked = means[shown].sort_values("psnr", ascending=False)
+    scaled = ranked * [METRICS[m].factor for m in shown]
+    return scaled.set_axis([METRICS[m].axis for m in shown], axis=1).round(2)
+
+
+def figure(rows: pd.DataFrame) -> Figure:
+    """Quality against evaluations: a point per setting, a line through the numbers of steps."""
+    means = rows.groupby("setting", sort=False)[["evaluations", *_plotted(rows)]].mean()
+    with rc_context(STYLE):
+        metrics = _plotted(rows)
+        fig = Picture(figsize=(2.4 * len(metrics) + 1.6, 3.4))
+        axes = fig.subplots(1, len(metrics), squeeze=False)[0]
+        for ax, metric in zip(axes, metrics, strict=True):
+            values = means[metric] * METRICS[metric].factor
+            for number, (name, value) in enumerate(values.items()):
+                x = means.evaluations[name]
+                look: dict[str, Any] = dict(color=COLOURS[1], marker="*", ms=9)
+                if name != DEFAULT:
+                    look = dict(color=COLOURS[0], marker="o", ms=3)
+                    ax.annotate(number, (x, value), xytext=(2, 2), textcoords="offset points",
+                                fontsize=5.5)  # fmt: skip
+                ax.plot(x, value, ls="none", zorder=3, **look)
+            walked = means.loc[[n for n in means.index if n == DEFAULT or n.startswith("steps ")]]
+            walked = walked.sort_values("evaluations")
+            ax.plot(walked.evaluations, walked[metric] * METRICS[metric].factor, color="#BBBBBB")
+            ax.set(xscale="log", xlabel="evaluations per frame", title=axis_title(metric, rows))
+            ticks = [t for t in (10, 20, 50, 100, 200) if t <= 1.3 * means.evaluations.max()]
+            ax.set_xticks(ticks, [str(t) for t in ticks])
+            ax.minorticks_off()
+        names = [f"{i} {n}" for i, n in enumerate(means.index) if n != DEFAULT]
+        handles = [axes[0].plot([], [], ls="none")[0] for _ in names]
+        star = axes[0].plot([], [], color=COLOURS[1], marker="*", ls="none")[0]
+        fig.legend([star, *handles], [DEFAULT, *names], loc="outside right center", fontsize=5.5,
+                   handlelength=0.8, labelspacing=0.15)  # fmt: skip
+    return fig
+
+
+def _plotted(rows: pd.DataFrame) -> list[str]:
+    return [m for m in PLOTTED if m in rows and rows[m].notna().any()]
+
+
+def claims(rows: pd.DataFrame) -> list[Claim]:
+    """Whether any other setting beats the default, by PSNR; reported, with Bonferroni's p.
+
+    Asserted: the settings differ.
+    """
+    others = [name for name in dict.fromkeys(rows.setting) if name != DEFAULT]
+    gains = {name: gain_of(rows, "psnr", name, DEFAULT, 1) for name in others}
+    stated = []
+    for name in sorted(others, key=lambda name: -gains[name].mean)[:3]:
+        corrected = replace(gains[name], p_value=min(1.0, gains[name].p_value * len(others)))
+        stated.append(Claim.of_gain(f"{name} beats the default", "PSNR, gain in dB", corrected))
+    psnr: Mapping = rows.groupby("setting").psnr.mean()
+    alike = sum(psnr[name] == psnr[DEFAULT] for name in others)
+    differ = Claim.of_fact("every setting differs from the default", "settings alike", alike,
+                           alike == 0, n_clips=rows["index"].nunique())  # fmt: skip
+    return [*stated, differ]
