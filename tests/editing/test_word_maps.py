@@ -16,6 +16,7 @@ from vala_research.diffusion.patching import Patch, is_cross_attention
 from vala_research.diffusion.word_maps import SharedWords, mixed, word_patch
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.source import Source
+from vala_research.editing.words import shared_words
 from vala_research.methods.fusion import FusionSchedule
 
 SOURCE, TARGET = "a red circle moves", "a blue square moves slowly"
@@ -61,6 +62,17 @@ def test_alignment(source, target, pairs):
 def test_long_prompts_are_aligned_in_full():
     ids = [i % 3 for i in range(300)]  # tokens that repeat often are no junk
     assert SharedWords.of(ids, ids).blocks == ((0, 0, 300),)
+
+
+def test_a_word_of_several_vectors_has_one_place_for_each(checkpoint):
+    pipe = VideoEditPipeline.from_pretrained(str(checkpoint))
+    pipe.tokenizer.add_tokens(["<dog>", "<dog>_1"])
+    words = Source(
+        tokenizer=pipe.tokenizer, text_encoder=pipe.text_encoder, prompt="a <dog> moves",
+        source_prompt="a red circle moves",
+    )  # fmt: skip
+    pairs = {(i, j) for i, j, _ in shared_words(words).blocks}
+    assert pairs and all(i == j for i, j in pairs)
 
 
 # One layer.
