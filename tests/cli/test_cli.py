@@ -119,6 +119,20 @@ def test_edit_with_an_adapter(tmp_path, clip, model, adapter):
     assert used["adapter"].endswith("adapter") and used["adapter_interval"] == [0, 1]
 
 
+def test_edit_with_the_words_of_the_source(tmp_path, clip, model):
+    frames, common = {}, [clip, *PROMPTS, "--model", model, *QUICK, "--frames", 2]
+    for name, options in {
+        "plain": [], "words": ["--words", 1], "both": ["--words", 1, "--injection", 1],
+    }.items():  # fmt: skip
+        record = tmp_path / f"{name}.json"
+        code, _, err = vala("edit", *common, *options, "-o", tmp_path / name, "--json", record)
+        assert code == 0, err
+        frames[name] = read_clip(tmp_path / name).frames
+        assert json.loads(record.read_text())["parameters"]["words"] == [*options, 0, 0][1]
+    assert not torch.equal(frames["words"], frames["plain"])
+    assert not torch.equal(frames["words"], frames["both"])
+
+
 def test_edit_with_a_video_model(tmp_path, clip, model):
     tiny_motion_adapter().save_pretrained(tmp_path / "motion")
     common = [clip, *PROMPTS, "--model", model, *QUICK, "--frames", 2]
@@ -208,6 +222,7 @@ def test_a_prompt_too_long_is_a_warning(tmp_path, clip, model):
         (["--guidance", "-1"], "guidance"),
         (["--guidance", "nan"], "guidance"),
         (["--injection", "1.5"], "1.5"),
+        (["--words", "1.5"], "injection (words) is 1.5"),
         (["--frames", "0"], "0"),
         (["--stride", "0"], "0"),
         (["--size", "big"], "big"),

@@ -19,6 +19,7 @@ from vala_research.diffusion.attention import Keyframes
 from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.bilateral_inversion import BilateralInversion
 from vala_research.diffusion.fixed_point import ExactSettings
+from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import invert
 from vala_research.diffusion.null_text import NullTextSettings
 from vala_research.diffusion.schedule import Schedule
@@ -46,6 +47,7 @@ MODES = {
     "key frames": (dict(attention=Keyframes("vala", 2)), PLAIN + 1),
     "best key frames": (dict(attention=Keyframes("optimal", 2)), PLAIN + 2),
     "injection": (dict(injection=0.5, frames_per_chunk=2, attention="own"), PLAIN),
+    "words": (dict(injection=Injection(0, 0, words=1.0), attention="own"), PLAIN),
     "bilateral": (dict(inversion="bilateral", attention="own"), PLAIN),
     "bilateral, along frames": (
         dict(inversion=BilateralInversion(place="frames", kernel_size=3), attention="own"), PLAIN

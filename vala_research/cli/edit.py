@@ -35,6 +35,8 @@ from vala_research.cli.options import (
     Dtype,
     Editing,
     Frames,
+    Guidance,
+    Injection,
     Lora,
     Model,
     Place,
@@ -45,6 +47,7 @@ from vala_research.cli.options import (
     SourcePrompt,
     Stride,
     Variant,
+    Words,
     option,
 )
 from vala_research.cli.report import announce, report, write_record
@@ -54,12 +57,6 @@ Prompt = option(str, "Describe the edited clip.")
 Attention = option(str | None, ATTEND, default=OWN)
 Inversion = option(str | None, INVERT, default=OWN)
 Steps = option(int | None, TAKE, default=OWN)
-Injection = option(
-    float | None, "Inject the source's attention in this first share of the steps.", default=OWN
-)
-Guidance = option(
-    float | None, "Follow the prompt this strongly; 1 or less turns guidance off.", default=OWN
-)
 NegativePrompt = option(str | None, "Describe what to move away from.", default="none")
 Output = option(Path, "Write an mp4, webm, gif or a folder of frames.", "-o", "--output")
 OutputFolder = option(Path, "Write into this folder.", "-o", "--output")
@@ -104,6 +101,7 @@ def edit(
     attention: Attention = None,
     inversion: Inversion = None,
     injection: Injection = None,
+    words: Words = 0.0,
     steps: Steps = None,
     guidance: Guidance = None,
     negative_prompt: NegativePrompt = None,
@@ -132,7 +130,7 @@ def edit(
         prompt=prompt, source_prompt=source_prompt, negative_prompt=negative_prompt,
         num_inference_steps=steps, guidance_scale=guidance, inversion=inversion,
         attention=attention, injection=injection, adapter_interval=adapter_interval,
-        adapter_scale=adapter_scale,
+        adapter_scale=adapter_scale, words=words,
     )  # fmt: skip
     loras = checked_loras(lora or [])
     place = Place(
@@ -190,7 +188,7 @@ def run_edit(
     check_control(place)
     _check_outputs(path, outputs, try_clip(path, sampling))
     tried = filled(call, EditDefaults())
-    check_names(tried, tried.guidance_scale, tried.injection)
+    check_names(tried, tried.guidance_scale, tried.arguments()["injection"])
     schedule = fusing and _schedule(fusing)
     check_adapter(place.adapter != "none", call)
     clip, pipe, device = load_clip_and_model(path, place, sampling)
@@ -198,12 +196,13 @@ def run_edit(
     place = said_what_is_brought(pipe, place)
     call = filled(call, pipe.edit_defaults)
     fusion = fusing and _fusion(pipe, fusing.motion, schedule)
-    estimate = announce(pipe, clip, call, call.guidance_scale, call.injection, fusion)
+    arguments = call.arguments()
+    estimate = announce(pipe, clip, call, call.guidance_scale, arguments["injection"], fusion)
 
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
     edited = pipe(
-        clip, output_type="pt", generator=generator, fusion=fusion, **asdict(call)
+        clip, output_type="pt", generator=generator, fusion=fusion, **arguments
     ).frames[0].cpu()  # fmt: skip
     seconds = time.perf_counter() - start
 

@@ -6,6 +6,7 @@ import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -14,7 +15,7 @@ from vala_research.cli.options import DTYPES, Editing, Inverting, Place, Samplin
 from vala_research.files import check_output
 
 
-def check_names(call: Inverting, guidance_scale: float = 1.0, injection: float = 0.0) -> None:
+def check_names(call: Inverting, guidance_scale: float = 1.0, injection: Any = 0.0) -> None:
     """Refuse unknown names and numbers out of range, by the engine's own checks."""
     from vala_research.adapter.settings import checked_interval, checked_scale
     from vala_research.diffusion.attention import get_policy

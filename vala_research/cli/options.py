@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +18,10 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def option(
-    kind: Any, text: str, *names: str, default: str | bool = True, **limits: int | None
+    kind: Any, text: str, *names: str, default: str | bool = True, **more: int | str | None
 ) -> Any:
-    """Type of an option; default: shown in its help in place of None; limits: min and max."""
-    return Annotated[kind, typer.Option(*names, help=text, show_default=default, **limits)]
+    """Type of an option; default: shown in its help in place of None; more: min, max, metavar."""
+    return Annotated[kind, typer.Option(*names, help=text, show_default=default, **more)]
 
 
 ClipPath = Annotated[
@@ -35,6 +35,16 @@ ATTEND = "Let frames attend by own, first, sparse_causal, extended or anchors."
 INVERT = "Invert by ddim, exact, bilateral or null_text."
 TAKE = "Take this many diffusion steps each way."
 Attention, Inversion, Steps = option(str, ATTEND), option(str, INVERT), option(int, TAKE)
+Injection = option(
+    float | None, "Inject the source's attention in this first share of the steps.", default=OWN
+)
+Words = option(
+    float, "Inject the source's maps of the words that both prompts share in this first share of "
+    "the steps.", metavar="FRACTION",
+)  # fmt: skip
+Guidance = option(
+    float | None, "Follow the prompt this strongly; 1 or less turns guidance off.", default=OWN
+)
 Frames = option(int | None, "Use this many frames.", default="all")
 Stride = option(int, "Use every n-th frame.")
 Size = option(str | None, "Scale frames to SIDE or HEIGHTxWIDTH pixels.", default="the model's")
@@ -111,7 +121,10 @@ class Inverting:
 
 @dataclass(frozen=True, kw_only=True)
 class Editing(Inverting):
-    """Arguments of `VideoEditPipeline.__call__`; None is the model's own value."""
+    """Arguments of `VideoEditPipeline.__call__`; None is the model's own value.
+
+    words: a part of the injection.
+    """
 
     prompt: str
     num_inference_steps: int | None = None
@@ -119,7 +132,16 @@ class Editing(Inverting):
     inversion: str | None = None
     guidance_scale: float | None = None
     injection: float | None = None
+    words: float = 0.0
     negative_prompt: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by their names, with the words in the injection. Raises InputError."""
+        from vala_research.diffusion.injection import Injection
+
+        given = asdict(self)
+        injection = replace(Injection.of(self.injection), words=given.pop("words"))
+        return given | {"injection": injection}
 
 
 def sides(size: str | None) -> int | tuple[int, int] | None:

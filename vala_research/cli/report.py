@@ -20,7 +20,7 @@ def stop(reason: object, status: int) -> None:
 
 
 def announce(
-    pipe, clip, call: Inverting, guidance_scale: float = 1.0, injection: float = 0.0, fusion=None
+    pipe, clip, call: Inverting, guidance_scale: float = 1.0, injection: Any = 0.0, fusion=None
 ) -> dict[str, float]:
     """Say how much memory and time the work will take.
 

@@ -133,16 +133,13 @@ def encode_prompts(
             raise InputError(f"A prompt is a {type(prompt).__name__}: give one string.")
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise InputError(f"The prompt {prompt[:50]!r} is not UTF-8 text: type it again.")
-    prompts = TextualInversionLoaderMixin().maybe_convert_prompt(prompts, tokenizer)
+    prompts = with_all_vectors(tokenizer, prompts)
     distinct = list(dict.fromkeys(prompts))
-    limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
-    for prompt in distinct:
-        _warn_of_losses(tokenizer, prompt, limit)
 
     # One batch of all different prompts, padded to the limit.
-    inputs = tokenizer(
-        distinct, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-    )
+    inputs = tokens_of(tokenizer, text_encoder, distinct)
+    for prompt in distinct:
+        _warn_of_losses(tokenizer, prompt, inputs.input_ids.shape[1])
     if inputs.input_ids.max() >= text_encoder.config.vocab_size:
         raise InputError(
             "The tokenizer makes tokens that the text encoder does not know: give the tokenizer "
@@ -152,6 +149,19 @@ def encode_prompts(
     mask = inputs.attention_mask.to(device) if uses_mask else None
     hidden = hidden_text(text_encoder, inputs.input_ids.to(device), mask, clip_skip)
     return hidden[[distinct.index(prompt) for prompt in prompts]]
+
+
+def with_all_vectors(tokenizer: Any, prompts: list[str]) -> list[str]:
+    """The prompts with one token per vector for each word of a textual inversion."""
+    return TextualInversionLoaderMixin().maybe_convert_prompt(prompts, tokenizer)
+
+
+def tokens_of(tokenizer: Any, text_encoder: Any, prompts: list[str]) -> Any:
+    """The tokenizer's output for prompts: each cut or padded to the limit, `input_ids` g n."""
+    limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+    return tokenizer(
+        prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+    )
 
 
 def hidden_text(

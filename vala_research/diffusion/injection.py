@@ -1,6 +1,7 @@
 """Injection: the source's attention maps and features replace the edit's in the first steps.
 
-Tumanyan et al. 2023, Plug-and-Play diffusion features, section 3.
+Tumanyan et al. 2023, Plug-and-Play diffusion features, section 3, and prompt-to-prompt, see
+`word_maps`.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from vala_research.diffusion.attention import Policy, get_policy
 from vala_research.diffusion.attention_processor import SelfAttention
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.patching import Patch, decoder_self_attentions, is_self_attention
+from vala_research.diffusion.word_maps import SharedWords, word_patch
 
 # Injection of the source's features.
 
@@ -26,10 +28,13 @@ class Injection:
 
     attention: queries and keys of the decoder's self-attention, which hold the layout.
     feature: the residual of one decoder resnet, which holds the shape; the paper uses 0.5 and 0.8.
+    words: cross-attention maps of all layers, for the words that both prompts share, which hold
+        where each word acts: prompt-to-prompt. Only the branch of the edit prompt gets them.
     """
 
     attention: float = 0.5
     feature: float = 0.8
+    words: float = 0.0
 
     def __post_init__(self):
         for name, fraction in vars(self).items():
@@ -41,12 +46,13 @@ class Injection:
 
     @classmethod
     def of(cls, injection: "float | Injection") -> "Injection":
-        """One number sets both fractions."""
+        """One number sets attention and feature."""
         return injection if isinstance(injection, Injection) else cls(injection, injection)
 
-    def n_steps(self, n_steps: int) -> tuple[int, int]:
-        """How many first steps inject attention, and the feature."""
-        return round(self.attention * n_steps), round(self.feature * n_steps)
+    def n_steps(self, n_steps: int) -> tuple[int, int, int]:
+        """How many first steps inject attention, the feature, and words."""
+        attention, feature, words = (round(share * n_steps) for share in vars(self).values())
+        return attention, feature, words
 
 
 def injected_attention_layers(unet: UNet) -> frozenset[str]:
@@ -75,8 +81,12 @@ def attention_patches(
     frames_per_chunk: int,
     injects_attention: bool = False,
     injects_feature: bool = False,
+    words: SharedWords | None = None,
 ) -> list[Patch]:
-    """The patches of one network call. When injecting, the last branch is the source."""
+    """The patches of one network call. When injecting, the last branch is the source.
+
+    words: those whose cross-attention maps are injected into the last branch but one.
+    """
     policy = get_policy(attention)
     layers = injected_attention_layers(unet) if injects_attention else frozenset()
 
@@ -95,4 +105,6 @@ def attention_patches(
             return inject
 
         patches.append(Patch(lambda name, _: name == site, forward=source_only))
+    if words is not None:
+        patches.append(word_patch(words, n_branches))
     return patches

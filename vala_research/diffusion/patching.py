@@ -136,6 +136,16 @@ def is_self_attention(name: str, module: nn.Module) -> bool:
     )
 
 
+def is_cross_attention(name: str, module: nn.Module) -> bool:
+    """Whether a module is spatial cross-attention, which reads the prompt."""
+    return (
+        isinstance(module, Attention)
+        and name.rpartition(".")[2] in ("attn1", "attn2")
+        and not is_temporal(name)
+        and module.is_cross_attention
+    )
+
+
 def decoder_self_attentions(unet: nn.Module) -> list[str]:
     """Names of the decoder's spatial self-attentions, coarse to fine."""
     return [

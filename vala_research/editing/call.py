@@ -15,7 +15,7 @@ from vala_research.diffusion.schedule import Step
 from vala_research.editing.resolve import resolved
 from vala_research.editing.source import Source
 from vala_research.editing.stream import Stream
-from vala_research.editing.words import encoded_words
+from vala_research.editing.words import encoded_words, shared_words
 
 CROSS_ATTENTION = ("scale", "ip_adapter_masks")
 
@@ -68,10 +68,12 @@ def restarted(
     """
     again = []
     for stream, given in zip(streams, sources, strict=True):
-        text = stream.text
+        text, words = stream.text, stream.words
         if call is not None:
-            text = encoded_words(resolved(given, call, pipe), pipe).to(text)
-        again.append(replace(stream, text=text))
+            source = resolved(given, call, pipe)
+            text = encoded_words(source, pipe).to(text)
+            words = None if words is None else shared_words(source)
+        again.append(replace(stream, text=text, words=words))
         again[-1].start(stream.inverted)
     return again
 

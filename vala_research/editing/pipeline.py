@@ -115,7 +115,8 @@ class VideoEditPipeline(
             same one, since sampling undoes only the process that was inverted. With `latents`,
             "anchors" is the attention of their inversion ("extended" if it is unknown).
         injection: first fraction of the steps in which the source's attention maps and features
-            replace the edit's (0 none, 1 always). An `Injection` sets the two apart.
+            replace the edit's (0 none, 1 always). An `Injection` sets the two apart, and adds
+            prompt-to-prompt, as in `Injection(attention=0, feature=0, words=0.4)`.
         fusion: several models that denoise together instead of this one. The arguments here are
             for what its sources leave open.
         frames_per_chunk: bounds the memory, not the result. None chooses from the resolution.

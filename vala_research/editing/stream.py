@@ -21,6 +21,7 @@ from vala_research.diffusion.inversion import Inversion, InversionSettings, inve
 from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
 from vala_research.diffusion.patching import Patch
 from vala_research.diffusion.schedule import Schedule, Step
+from vala_research.diffusion.word_maps import SharedWords
 from vala_research.editing import checks
 from vala_research.editing.clip import KnownClip
 from vala_research.editing.resolve import resolved
@@ -32,7 +33,7 @@ from vala_research.editing.source import (
     windows_of,
 )
 from vala_research.editing.stretches import predicted
-from vala_research.editing.words import encoded_words
+from vala_research.editing.words import encoded_words, shared_words
 from vala_research.methods.prompt_tokens import refuse_nan
 
 
@@ -43,7 +44,7 @@ class Stream:
     schedule: the levels of the edit, with the prediction type of this network.
     text: embeddings of the negative prompt, the prompt and the source prompt.
     inverted: where sampling starts. z: the edit's latent. source: the clip's own latent, while its
-    features are injected. guidance_rescale: see `rescaled_guidance`.
+    features are injected. guidance_rescale: see `rescaled_guidance`. words: those to inject.
     """
 
     backbone: SourceBackbone
@@ -54,6 +55,7 @@ class Stream:
     injection: Injection = Injection(0, 0)
     guidance_rescale: float = 0.0
     inverted: Inversion | None = None
+    words: SharedWords | None = None
     z: Tensor | None = None
     source: Tensor | None = None
 
@@ -75,15 +77,15 @@ class Stream:
     def _steps(self, i: int, step: Step) -> tuple[Tensor, Tensor]:
         """Branches g: negative (at guidance above 1) and prompt, then the source."""
         z, source, schedule = self.z, self.source, self.schedule
-        n_attention, n_feature = self.injection.n_steps(len(schedule))
-        is_injecting = i < max(n_attention, n_feature)
+        layout, shape, words = (i < n for n in self.injection.n_steps(len(schedule)))
+        is_injecting = layout or shape or words
         edits = [0, 1] if self.guidance_scale > 1 else [1]
         branches = [*edits, 2] if is_injecting else edits
         x = torch.stack([source if g == 2 else z for g in branches])  # g f c h w
         prediction = predicted(
             self.backbone, self.attention, x, step.t, self.text[branches],
             shown=[int(g == 1) for g in branches],
-            injects_attention=i < n_attention, injects_feature=i < n_feature,
+            injects_attention=layout, injects_feature=shape, words=self.words if words else None,
         )  # fmt: skip
         guided = prediction[0]
         if len(edits) == 2:
@@ -205,6 +207,7 @@ def streams_of(
             Stream(
                 backbone, levels, text, source.guidance_scale, source.attention, injection,
                 source.guidance_rescale or 0.0, source.latents,
+                shared_words(source) if injection.n_steps(len(schedule))[2] else None,
             )
         )  # fmt: skip
     return streams

@@ -2,7 +2,7 @@
 
 A stretch is some frames of the clip together with the context, which all frames attend to. A frame
 of the context attends to the context too, so it is the same in every stretch. The guidance branches
-of a long clip go one by one, unless features are injected. The policies `own`, `first` and
+of a long clip go one by one, unless the source is injected. The policies `own`, `first` and
 `KeyframeAttention` give the same result as all frames at once. `AnchorAttention` pools its anchors
 over the context alone once a clip is longer than FRAMES_AT_ONCE. Other policies need all frames at
 once.
@@ -32,6 +32,7 @@ from vala_research.diffusion.attention import (
 from vala_research.diffusion.backbone import is_video_model
 from vala_research.diffusion.injection import attention_patches
 from vala_research.diffusion.patching import Patch
+from vala_research.diffusion.word_maps import SharedWords
 from vala_research.editing.source import SourceBackbone
 from vala_research.methods.anchors import Anchors, AnchorSettings
 
@@ -44,7 +45,7 @@ def predicted(
     text: Float[Tensor, "g n d"],
     more: tuple[Patch, ...] = (),
     shown: Sequence[int] = (),
-    **injects: bool,
+    **injects: bool | SharedWords | None,
 ) -> Float[Tensor, "g f c h w"]:
     """The prediction of a network for a clip, stretch by stretch where the clip is long.
 
@@ -55,7 +56,7 @@ def predicted(
     looks_along_frames = more or backbone.windows or is_video_model(backbone.unet)
     parts = list((whole if looks_along_frames else stretches)(attention, x.shape[1]))
 
-    # Guidance branches of a long clip go one by one, unless one gives its features to the others.
+    # Guidance branches of a long clip go one by one, unless one gives to the others.
     alone = len(parts) > 1 and not any(injects.values())
     groups = [slice(g, g + 1) for g in range(len(x))] if alone else [slice(None)]
     out = torch.empty_like(x)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from vala_research import InputError
 from vala_research.diffusion.backbone import device_of
-from vala_research.diffusion.codec import encode_prompts
+from vala_research.diffusion.codec import encode_prompts, tokens_of, with_all_vectors
 from vala_research.diffusion.patching import one_call_at_a_time, scaled_lora
+from vala_research.diffusion.word_maps import SharedWords
 
 Words = dict[str, Any]  # fields of a `Source`: prompts, or embeddings in their place
 
@@ -98,6 +99,23 @@ def encoded_words(source: Any, pipe: Any) -> Float[Tensor, "g n d"]:
         )
     like = known["prompt"]
     return torch.stack([known[n].to(like) for n in names])
+
+
+def shared_words(source: Any) -> SharedWords:
+    """The words that prompt and source prompt of a resolved source share, for prompt-to-prompt.
+
+    Raises InputError for embeddings, which have no words.
+    """
+    names = ("source_prompt", "prompt")
+    for name in names:
+        if embeds_of(source, name) is not None:
+            raise InputError(
+                f"The injection (words) aligns the words of two prompts, and {name}_embeds has "
+                f"none: give {name}, or set words to 0."
+            )
+    prompts = with_all_vectors(source.tokenizer, [getattr(source, n) or "" for n in names])
+    ids = tokens_of(source.tokenizer, source.text_encoder, prompts).input_ids.tolist()
+    return SharedWords.of(*ids)
 
 
 def embeds_of(source: Any, name: str) -> Tensor | None:
