@@ -14,7 +14,7 @@ import papermill
 import pytest
 
 from vala_research import InputError
-from vala_research.experiments import default_edit, quickstart
+from vala_research.experiments import default_edit, default_search, quickstart
 from vala_research.experiments.contract import OF_EVERY_NOTEBOOK
 from vala_research.experiments.fldm import explorer, fusion, long_clips, many_sources, schedules
 from vala_research.experiments.ge import (
@@ -38,7 +38,8 @@ PUBLISHED = {  # experiments that edit by a published model, and the names of si
 
 
 def settings_of(notebook: Path) -> type:
-    for number, experiment in (("00", quickstart), ("01", default_edit)):
+    numbered = {"00": quickstart, "01": default_edit, "02": default_search}
+    for number, experiment in numbered.items():
         if notebook.stem.startswith(number):
             return experiment.Settings
     _, paper, name = notebook.stem.split("_", 2)

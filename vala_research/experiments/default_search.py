@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from vala_research import chosen_from
+from vala_research.diffusion.injection import Injection
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
@@ -42,7 +43,7 @@ class Settings(EditPreset):
     PRESETS = {
         "smoke": {"shown": ("steps 2", "no parts"), "steps": 3, "n_clips": 1,
                   "kinds": ("several",), "n_frames": 3},
-        "sprites": {"n_clips": 5, "kinds": tuple(EDITS), "n_frames": 8, "n_processes": 0},
+        "sprites": {"n_clips": 6, "kinds": tuple(EDITS), "n_frames": 8, "n_processes": 0},
         "paper": PUBLISHED | {"steps": 0, "guidance": 0.0, "clip_model": CLIP},
     }  # fmt: skip
 
@@ -122,6 +123,8 @@ def _place(default: EditSetting) -> dict[str, EditSetting]:
     return {
         "exact inversion": replace(default, inversion="exact"),
         "features injected, .3": replace(default, injection=0.3),
+        "prompt-to-prompt, .3": replace(default, injection=Injection(0, 0, words=0.3)),
+        "prompt-to-prompt, .6": replace(default, injection=Injection(0, 0, words=0.6)),
     } | {f"attention {a}": replace(default, attention=a) for a in ATTENTIONS}
 
 
@@ -197,7 +200,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
         corrected = replace(gains[name], p_value=min(1.0, gains[name].p_value * len(others)))
         stated.append(Claim.of_gain(f"{name} beats the default", "PSNR, gain in dB", corrected))
     psnr: Mapping = rows.groupby("setting").psnr.mean()
-    alike = sum(psnr[name] == psnr[DEFAULT] for name in others)
+    alike = sum(bool(psnr[name] == psnr[DEFAULT]) for name in others)
     differ = Claim.of_fact("every setting differs from the default", "settings alike", alike,
-                           alike == 0, n_clips=rows["index"].nunique())  # fmt: skip
+                           alike == 0, n_clips=int(rows["index"].nunique()))  # fmt: skip
     return [*stated, differ]

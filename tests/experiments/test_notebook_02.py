@@ -1,0 +1,57 @@
+"""The search's notebook runs, and its claims follow the rows; 20 s."""
+
+import pandas as pd
+import pytest
+from test_notebooks import run
+
+from vala_research import InputError
+from vala_research.evaluation.verdicts import assert_claims
+from vala_research.experiments import default_search
+from vala_research.experiments.default_edit import DEFAULT
+from vala_research.experiments.default_search import Settings
+
+
+def test_notebook_of_the_search(tmp_path, miniature):
+    out = tmp_path / "out"
+    run("02_default_search", tmp_path, output=str(out))
+    table = pd.read_csv(out / "default_search.csv")
+    assert set(table.setting) == {DEFAULT, "steps 2", "no parts"}
+    # Three steps: one branch in the inversion, two in the edit.
+    assert table.set_index("setting").evaluations.to_dict()[DEFAULT] == 3 + 2 * 3
+
+
+def test_every_setting_differs_from_the_default_alone(miniature):
+    settings = default_search.edit_settings(Settings.preset("sprites"))
+    assert len(set(map(repr, settings.values()))) == len(settings) > 25
+    default = vars(settings[DEFAULT])
+    for name in ("steps 10", "guidance 3", "no adapter", "ControlNet x 2", "strength 0.6"):
+        changed = [k for k, v in vars(settings[name]).items() if v != default[k]]
+        assert len(changed) == 1, name
+
+
+def test_a_wrong_name_is_refused(miniature):
+    with pytest.raises(InputError, match="setting"):
+        default_search.edit_settings(Settings.preset("sprites", shown=("steps 11",)))
+
+
+def rows(**gains: float) -> pd.DataFrame:
+    """Ten clips; gains: PSNR over the default, by setting."""
+    lines = []
+    for index in range(10):
+        for name, gain in {DEFAULT: 0.0, **gains}.items():
+            psnr = 20 + index + gain * (1 + index / 10)
+            lines.append({"setting": name, "kind": "several", "index": index, "psnr": psnr,
+                          "jitter": 1.0, "evaluations": 45})  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def test_a_better_setting_is_named_and_corrected_for_the_search():
+    better, worse, _ = default_search.claims(rows(other=1.0, third=-1.0))
+    assert better.sentence.startswith("other") and better.verdict == "confirmed"
+    assert better.p == pytest.approx(2 * 2 / 2**10, rel=0.01)
+    assert worse.verdict == "contradicted"
+
+
+def test_a_setting_that_changes_nothing_fails():
+    with pytest.raises(AssertionError, match="differs"):
+        assert_claims(default_search.claims(rows(other=0.0)))
