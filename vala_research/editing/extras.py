@@ -6,33 +6,62 @@ an edit, which say what is there. Plain diffusers does not see them.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vala_research import InputError
+from vala_research.diffusion.checkpoint import fetch_more, resolve_checkpoint
 from vala_research.diffusion.options import LoadOptions
-from vala_research.diffusion.parts import control_part
-from vala_research.editing.defaults import EditDefaults, read_defaults
+from vala_research.diffusion.parts import control_part, motion_part
+from vala_research.editing.defaults import FILE, EditDefaults, read_defaults
 
 MOTION, ADAPTER = "motion_adapter", "temporal_adapter"
-# Options of `from_pretrained`: another one, or None to leave it out.
-EXTRAS = ("controlnet", "motion_adapter", "adapter")
+# Options of `from_pretrained`: another one, or None to leave it out; and the checkpoint's folders.
+EXTRAS = {"controlnet": "controlnet", "motion_adapter": MOTION, "adapter": ADAPTER}
 BARE: dict[str, None] = dict.fromkeys(EXTRAS)
 
 
-def load_extras(pipe: Any, name: str, folder: Path, asked: LoadOptions) -> None:
+def find_checkpoint(name: str, asked: LoadOptions) -> tuple[Path, EditDefaults, tuple[str, ...]]:
+    """Find a checkpoint and what it brings; from the hub, download what is asked for.
+
+    Returns its folder, its values of an edit, and the folders that it brings.
+    Raises InputError, also when one of them is not there.
+    """
+    folder = Path(resolve_checkpoint(name, tuple(asked.parts), (FILE,), **asked.hub))
+    own, brought = read_defaults(folder)
+    if own.control is not None:
+        brought = ("controlnet", *brought)
+    places = {extra: x for extra, x in EXTRAS.items() if x in brought and extra not in asked.parts}
+    fetch_more(name, folder, tuple(places.values()), **asked.hub)
+    for extra, place in places.items():
+        if not (folder / place).is_dir():
+            raise InputError(
+                f"The {FILE} of {name!r} names a {place} folder, which is not there: fetch it "
+                f"again, or leave it out by {extra}=None."
+            )
+    return folder, own, brought
+
+
+def load_extras(
+    pipe: Any, name: str, folder: Path, asked: LoadOptions, own: EditDefaults,
+    brought: Collection[str],
+) -> None:  # fmt: skip
     """Give a pipeline what its checkpoint brings, and its values of an edit.
 
-    asked: parts that come from elsewhere. Raises InputError.
+    asked: parts that come from elsewhere. folder, own, brought: see `find_checkpoint`.
+    Raises InputError.
     """
-    own, brought = read_defaults(folder)
     given = {extra: asked.parts[extra] for extra in EXTRAS if extra in asked.parts}
-    if own.control is not None:
+    if "controlnet" in brought:
         given = control_part(name, folder, asked, pipe.unet) | given
     pipe.controlnet, pipe.edit_defaults = given.get("controlnet"), own
 
     # The adapter was trained for the UNet with or without motion modules, and fits both.
-    motion = given.get("motion_adapter", folder / MOTION if MOTION in brought else None)
+    if MOTION in brought and "motion_adapter" not in given:
+        given["motion_adapter"] = motion_part(name, folder, asked)
+    motion = given.get("motion_adapter")
     if motion is not None:
         pipe.load_motion_adapter(motion)
     if MOTION in brought:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vala_research.diffusion.checkpoint import resolve_checkpoint
-from vala_research.editing.defaults import read_defaults
-from vala_research.editing.extras import ADAPTER, MOTION
+from vala_research.diffusion.options import LoadOptions
+from vala_research.editing.extras import ADAPTER, MOTION, find_checkpoint
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import EditSetting, edited_frames
 from vala_research.evaluation.comparison import METRICS, PLACEMENT, gain_of
@@ -46,8 +45,7 @@ def edit_settings(settings: Settings) -> dict[str, EditSetting]:
 
     The latter was the default before the model had motion modules, a ControlNet and an adapter.
     """
-    folder = Path(resolve_checkpoint(settings.model))
-    own, brought = read_defaults(folder)
+    folder, own, brought = find_checkpoint(settings.model, LoadOptions())
     steps = settings.steps or own.num_inference_steps
     default = EditSetting(
         own.attention, own.inversion, own.injection, settings.guidance or own.guidance_scale, steps,
