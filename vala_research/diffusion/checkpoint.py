@@ -9,7 +9,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from torch import Tensor
 
 from vala_research import InputError, miniature_path
-from vala_research.diffusion.hub import fetch_index, fetch_parts, hub_errors
+from vala_research.diffusion.hub import Extras, fetch_file, fetch_parts, hub_errors
 from vala_research.diffusion.loading import read_json
 from vala_research.diffusion.variants import PICKLES, check_safetensors
 
@@ -30,12 +30,12 @@ INDEX = "model_index.json"
 
 
 def resolve_checkpoint(
-    name_or_path: str, given: Collection[str] = (), files: Collection[str] = (), **hub: Any
+    name_or_path: str, given: Collection[str] = (), extras: Extras | None = None, **hub: Any
 ) -> str:
     """The local folder of a checkpoint: "miniature", a folder, or a hub id, which is downloaded.
 
     given: parts that come from elsewhere, which the checkpoint need not hold.
-    files: names of further files to download, where the repository has them.
+    extras: what to download beside the parts of Stable Diffusion, where the repository has it.
     hub: `revision`, `cache_dir`, `token`, `variant`, `local_files_only`, as in diffusers.
     Raises InputError when it is not a complete Stable Diffusion 1.x/2.x checkpoint in safetensors.
     """
@@ -57,7 +57,7 @@ def resolve_checkpoint(
                 "model_index.json, or a hub id such as "
                 "'stable-diffusion-v1-5/stable-diffusion-v1-5'."
             )
-        folder = _download(name, given, files, **hub)
+        folder = _download(name, given, extras, **hub)
     check_index(folder / INDEX, name, given)
     for part in PARTS:
         if part not in given:
@@ -65,21 +65,14 @@ def resolve_checkpoint(
     return str(folder)
 
 
-def _download(name: str, given: Collection[str], files: Collection[str], **hub: Any) -> Path:
+def _download(name: str, given: Collection[str], extras: Extras | None, **hub: Any) -> Path:
     """Download a checkpoint, after its index has shown that its class is right."""
     with hub_errors(name):
-        index = fetch_index(name, INDEX, **hub)
+        index = fetch_file(name, INDEX, **hub)
         is_seeing = (check_index(index, name, given).get("image_encoder") or [None])[0]
         parts = [part for part in (*PARTS, *IMAGE_PARTS * bool(is_seeing)) if part not in given]
-        fetch_parts(name, index.parent, parts, files, **hub)
+        fetch_parts(name, index.parent, parts, extras, **hub)
     return index.parent
-
-
-def fetch_more(name: str, folder: Path, parts: Collection[str], **hub: Any) -> None:
-    """Download further parts into the folder of `resolve_checkpoint`, where it was downloaded."""
-    if name != "miniature" and not Path(name).is_dir():
-        with hub_errors(name):
-            fetch_parts(name, folder, parts, **hub)
 
 
 def check_index(index: Path, name: str, given: Collection[str] = ()) -> dict[str, Any]:

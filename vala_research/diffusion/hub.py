@@ -1,7 +1,8 @@
 """Download what a checkpoint's parts need from a hub repository: never a pickle, never code."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,49 +12,62 @@ from vala_research.diffusion.loading import reason_of
 from vala_research.diffusion.variants import check_safetensors, variant_of, weights_of
 
 TEXTS = (".json", ".txt")  # configurations, and a tokenizer's words
-NOT_OURS = ("variant", "revision", "proxies")  # options of diffusers that a download does not take
+NOT_OURS = ("variant", "proxies")  # options of diffusers that no download takes
 
 
-def fetch_index(name: str, index: str, **hub: Any) -> Path:
-    """Download the index of a repository. Its folder is one commit's, which the commit names.
+@dataclass(frozen=True)
+class Extras:
+    """Parts that a checkpoint may have beside the usual ones.
 
-    hub: as in `fetch_parts`, and `revision`.
+    file: its file that names them, beside its index. parts: reads from its folder their names.
+    """
+
+    file: str
+    parts: Callable[[Path], Collection[str]]
+
+
+def fetch_file(name: str, file: str, **hub: Any) -> Path:
+    """Download one file of a repository. Its folder is one commit's, which the commit names.
+
+    hub: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`, as in diffusers.
     """
     from huggingface_hub import hf_hub_download
 
-    given = {k: v for k, v in hub.items() if k == "revision" or k not in NOT_OURS}
-    return Path(hf_hub_download(name, index, **given))
+    return Path(hf_hub_download(name, file, **{k: v for k, v in hub.items() if k not in NOT_OURS}))
 
 
 def fetch_parts(
-    name: str, folder: Path, parts: Collection[str], files: Collection[str] = (), **hub: Any
+    name: str, folder: Path, parts: Collection[str], extras: Extras | None = None, **hub: Any
 ) -> None:
-    """Download parts and files of a repository into the folder of `fetch_index`.
+    """Download parts of a repository into the folder of `fetch_file`.
 
     Of a part, its texts and the weights of one variant are fetched. Whatever the repository lacks
     is left out. Without the network, nothing is fetched.
-    parts: names of folders. files: names of files beside them.
-    hub: `variant`, `cache_dir`, `token`, `local_files_only`, `force_download`, as in diffusers.
+    parts: names of folders. extras: of further ones. hub: as in `fetch_file`, and `variant`.
     Raises InputError for pickled weights, and where several variants are left to choose from.
     """
     from huggingface_hub import list_repo_files, snapshot_download
     from huggingface_hub.errors import HTTPError
 
-    if not (parts or files) or hub.get("local_files_only"):
+    if hub.get("local_files_only"):
         return
+    hub["revision"] = folder.name
     try:
         there = list_repo_files(name, revision=folder.name, token=hub.get("token"))
     except (HTTPError, OSError):  # then the folder holds what was fetched before
         return
-    wanted = [file for file in files if file in there]
+    if extras is not None and extras.file in there:
+        fetch_file(name, extras.file, **hub)
+        parts = [*parts, *extras.parts(folder)]
+
+    wanted = []
     for part in parts:
         inside = [x.name for x in map(PurePosixPath, there) if str(x.parent) == part]
         chosen = _chosen(inside, hub.get("variant"), f"The {part} of {name!r}")
         wanted += [f"{part}/{file}" for file in chosen]
     if hub.get("force_download") or not all((folder / file).is_file() for file in wanted):
         given = {k: v for k, v in hub.items() if k not in NOT_OURS}
-        patterns = [escape(file) for file in wanted]
-        snapshot_download(name, revision=folder.name, allow_patterns=patterns, **given)
+        snapshot_download(name, allow_patterns=[escape(file) for file in wanted], **given)
 
 
 def _chosen(files: Collection[str], variant: str | None, what: str) -> list[str]:

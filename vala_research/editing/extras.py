@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vala_research import InputError
-from vala_research.diffusion.checkpoint import fetch_more, resolve_checkpoint
+from vala_research.diffusion.checkpoint import resolve_checkpoint
+from vala_research.diffusion.hub import Extras
 from vala_research.diffusion.options import LoadOptions
 from vala_research.diffusion.parts import control_part, motion_part
 from vala_research.editing.defaults import FILE, EditDefaults, read_defaults
@@ -29,19 +30,28 @@ def find_checkpoint(name: str, asked: LoadOptions) -> tuple[Path, EditDefaults, 
     Returns its folder, its values of an edit, and the folders that it brings.
     Raises InputError, also when one of them is not there.
     """
-    folder = Path(resolve_checkpoint(name, tuple(asked.parts), (FILE,), **asked.hub))
-    own, brought = read_defaults(folder)
-    if own.control is not None:
-        brought = ("controlnet", *brought)
-    places = {extra: x for extra, x in EXTRAS.items() if x in brought and extra not in asked.parts}
-    fetch_more(name, folder, tuple(places.values()), **asked.hub)
-    for extra, place in places.items():
+
+    def places(folder: Path) -> dict[str, str]:
+        """The folders that are to be loaded, and the options that would leave them out."""
+        _, brought = _read(folder)
+        loaded = {place: extra for extra, place in EXTRAS.items() if extra not in asked.parts}
+        return {place: extra for place, extra in loaded.items() if place in brought}
+
+    extras = Extras(FILE, places)
+    folder = Path(resolve_checkpoint(name, tuple(asked.parts), extras, **asked.hub))
+    for place, extra in places(folder).items():
         if not (folder / place).is_dir():
             raise InputError(
                 f"The {FILE} of {name!r} names a {place} folder, which is not there: fetch it "
                 f"again, or leave it out by {extra}=None."
             )
-    return folder, own, brought
+    return folder, *_read(folder)
+
+
+def _read(folder: Path) -> tuple[EditDefaults, tuple[str, ...]]:
+    """The values of an edit of a checkpoint, and the folders that it brings."""
+    own, brought = read_defaults(folder)
+    return own, brought if own.control is None else ("controlnet", *brought)
 
 
 def load_extras(
