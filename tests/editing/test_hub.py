@@ -4,6 +4,8 @@ import shutil
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from shutil import copytree
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -92,30 +94,39 @@ class Hub:
 
 @pytest.fixture(scope="module")
 def full(checkpoint, tmp_path_factory):
-    """Folder that save_pretrained wrote, with all extras and with files that nobody should want."""
+    """Folders of a checkpoint with all extras: as saved, and as uploaded while it was saved."""
     pipe = opened(checkpoint)
     pipe.controlnet, pipe.edit_defaults = strong(pipe.unet), OWN
     pipe.load_motion_adapter(tiny_motion_adapter())
     pipe.adapter = TemporalAdapter.attach(pipe.unet, LORA)
     for p in pipe.adapter.trainable():
         p.data.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
-    pipe.save_pretrained(folder := tmp_path_factory.mktemp("repository"))
+    place = tmp_path_factory.mktemp("full")
+    card, diffusers = SimpleNamespace(save=lambda where: None), "diffusers.pipelines.pipeline_utils"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{diffusers}.create_repo", lambda name, **_: SimpleNamespace(repo_id=name))
+        patch.setattr(f"{diffusers}.load_or_create_model_card", lambda *_, **__: card)
+        patch.setattr(f"{diffusers}.populate_model_card", lambda card: card)
+        to = place / "uploaded"
+        patch.setattr(type(pipe), "_upload_folder", lambda _, x, *__, **___: copytree(x, to))
+        pipe.save_pretrained(place / "saved", push_to_hub=True, repo_id=NAME)
     for file in UNWANTED:
-        (folder / file).parent.mkdir(exist_ok=True)
-        (folder / file).write_bytes(b"raise SystemExit")
-    return folder
+        (to / file).parent.mkdir(exist_ok=True)
+        (to / file).write_bytes(b"raise SystemExit")
+    return place
 
 
 @pytest.fixture
 def hub(full, tmp_path, monkeypatch):
     """The hub holds the full checkpoint."""
-    return Hub(full, tmp_path / "cache").use(monkeypatch)
+    return Hub(full / "uploaded", tmp_path / "cache").use(monkeypatch)
 
 
 @pytest.fixture
 def copied(full, tmp_path, monkeypatch):
     """The hub holds a copy of it, to change."""
-    return Hub(shutil.copytree(full, tmp_path / "copy"), tmp_path / "cache").use(monkeypatch)
+    copy = copytree(full / "uploaded", tmp_path / "copy")
+    return Hub(copy, tmp_path / "cache").use(monkeypatch)
 
 
 def raising(error):
@@ -137,7 +148,7 @@ def same(pipe, other):
 
 
 def test_a_repository_is_loaded_as_its_folder(full, hub, video, monkeypatch):
-    pipe, local = opened(NAME, cache_dir=hub.cache), opened(full)
+    pipe, local = opened(NAME, cache_dir=hub.cache), opened(full / "saved")
     assert same(pipe, local) and pipe.edit_defaults.attention == "own"
     assert all(x in " ".join(weights(pipe)) for x in (".lora_A.", "motion_modules", "controlnet"))
     assert torch.equal(edit(pipe, video), edit(local, video))
@@ -161,8 +172,8 @@ def test_what_is_left_out_or_given_is_not_fetched(full, hub, extra):
     others = {k: None for k in EXTRAS if k != extra}
     opened(NAME, cache_dir=hub.cache, **others)
     folder = EXTRAS[extra]
-    assert sorted(hub.asked) == [x for x in FULL if x in PLAIN or x.split("/")[0] in
-                                 (folder, "edit_defaults.json")]  # fmt: skip
+    wanted = (folder, "edit_defaults.json")
+    assert sorted(hub.asked) == [x for x in FULL if x in PLAIN or x.split("/")[0] in wanted]
 
     # What another call left out is not in the cache: one sentence says so.
     first = [x for x in EXTRAS if x != extra][0]
@@ -172,7 +183,7 @@ def test_what_is_left_out_or_given_is_not_fetched(full, hub, extra):
     # One's own in its place.
     hub.asked.clear()
     given = {"controlnet": strong(tiny_unet()), "motion_adapter": tiny_motion_adapter(),
-             "adapter": full / "temporal_adapter"}  # fmt: skip
+             "adapter": full / "saved" / "temporal_adapter"}  # fmt: skip
     opened(NAME, cache_dir=hub.cache, force_download=True, **given)
     assert sorted(set(hub.asked)) == sorted([*PLAIN, "edit_defaults.json"])
 

@@ -112,10 +112,13 @@ class StableDiffusionParts(DiffusionPipeline):
                 "safetensors are written.",
                 stacklevel=2,
             )
+        # What diffusers does not know goes first: it may upload the folder.
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "pipeline.py", ENTRY)
+        save_extras(self, folder)
         with self._without_motion(), self._without_adapter():
-            super().save_pretrained(save_directory, True, *args, **kwargs)
-        write_text(Path(save_directory) / "pipeline.py", ENTRY)
-        save_extras(self, Path(save_directory))
+            super().save_pretrained(str(folder), True, *args, **kwargs)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any):
