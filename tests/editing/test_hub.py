@@ -25,25 +25,20 @@ from vala_research.editing.extras import EXTRAS
 
 NAME, COMMIT = "someone/model", "0123456789" * 4
 OWN = EditDefaults(2, 2.0, control=ControlSettings(in_inversion=False))
-PLAIN = ["model_index.json"] + [
-    f"{part}/{file}"
-    for part, files in {
-        "scheduler": ["scheduler_config.json"],
-        "text_encoder": ["config.json", "model.safetensors"],
-        "tokenizer": ["tokenizer.json", "tokenizer_config.json"],
-        "unet": ["config.json", "diffusion_pytorch_model.safetensors"],
-        "vae": ["config.json", "diffusion_pytorch_model.safetensors"],
-    }.items()
-    for file in files
+PLAIN = [
+    "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json",
+    "text_encoder/model.safetensors", "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json", "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors", "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
 ]  # fmt: skip
-BROUGHT = {
-    "controlnet": ["config.json", "diffusion_pytorch_model.safetensors"],
-    "motion_adapter": ["config.json", "diffusion_pytorch_model.safetensors"],
-    "temporal_adapter": [
-        "adapter.json", "prompt_tokens.safetensors", "pytorch_lora_weights.safetensors",
-    ],
-}  # fmt: skip
-FULL = sorted([*PLAIN, "edit_defaults.json"] + [f"{k}/{x}" for k, v in BROUGHT.items() for x in v])
+FULL = sorted([
+    *PLAIN, "edit_defaults.json", "controlnet/config.json",
+    "controlnet/diffusion_pytorch_model.safetensors", "motion_adapter/config.json",
+    "motion_adapter/diffusion_pytorch_model.safetensors", "temporal_adapter/adapter.json",
+    "temporal_adapter/prompt_tokens.safetensors",
+    "temporal_adapter/pytorch_lora_weights.safetensors",
+])  # fmt: skip
 UNWANTED = ("v1.ckpt", "unet/diffusion_pytorch_model.bin", "unet/code.py", "controlnet/model.bin",
             "motion_adapter/diffusion_pytorch_model.bin", "temporal_adapter/code.py", "README.md",
             "safety_checker/model.safetensors")  # fmt: skip
