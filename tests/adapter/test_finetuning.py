@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_unet
 
 from vala_research import InputError, VideoEditPipeline
-from vala_research.adapter.batches import Control, Encoders, numbered_batches
+from vala_research.adapter.batches import Encoders, TrainingControl, numbered_batches
 from vala_research.adapter.loss import Batch, LossSettings, Noising, adapter_loss, draw_noising
 from vala_research.adapter.settings import AdapterSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter, hook_sites
@@ -311,7 +311,7 @@ def test_a_controlled_training_runs(fresh, tmp_path):
     torch.manual_seed(0)
     controlnet = ControlNetModel.from_unet(tiny_unet(), conditioning_embedding_out_channels=(8, 8))
     pipe, adapter = fresh()
-    control = Control(controlnet, lambda frames: 1 - frames)
+    control = TrainingControl(controlnet, lambda frames: 1 - frames)
     train(pipe, adapter, Clips(), tmp_path, QUICK, control=control)
     assert (tmp_path / "adapter.json").exists()
 

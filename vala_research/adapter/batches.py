@@ -20,7 +20,7 @@ from vala_research.diffusion.controlnet import check_factor
 
 
 @dataclass(frozen=True)
-class Control:
+class TrainingControl:
     """A frozen ControlNet, and the function that makes its condition from frames, in [0, 1]."""
 
     controlnet: ControlNetModel
@@ -41,7 +41,7 @@ class Encoders:
 
     pipe: Any
     vision: Vision | None = None
-    control: Control | None = None
+    control: TrainingControl | None = None
 
     @torch.no_grad()
     def batch(self, samples: list[dict], keeps_caption: list[bool]) -> Batch:

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from vala_research import chosen_from, number_in
 from vala_research.adapter.batches import (
-    Control,
     Encoders,
+    TrainingControl,
     Vision,
     check_training,
     generator_of,
@@ -98,7 +98,7 @@ def train(
     folder: str | os.PathLike,
     settings: TrainingSettings = TrainingSettings(),
     vision: Vision | None = None,
-    control: Control | None = None,
+    control: TrainingControl | None = None,
     more: dict[str, Any] | None = None,
 ) -> Path:
     """Train the adapter of `pipe.unet` up to `max_steps`; resume where the folder's training ended.

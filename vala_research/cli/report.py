@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,19 +40,19 @@ def announce(
 
     # Warm up on one frame, then time one step, with the ControlNet that an edit's steps have. The
     # work itself will warn about the prompt.
-    pipe.set_progress_bar_config(disable=True)
-    own = pipe.edit_defaults
-    if own.control is not None:
-        pipe.edit_defaults = replace(own, control=replace(own.control, in_inversion=True))
+    timed = copy(pipe)  # of the same networks
+    timed.set_progress_bar_config(disable=True)
+    if (control := pipe.edit_defaults.control) is not None:
+        control = replace(control, in_inversion=True)
+        timed.edit_defaults = replace(pipe.edit_defaults, control=control)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         one_step = dict(num_inference_steps=1, attention=call.attention)
-        pipe.invert(clip.frames[:1], call.source_prompt, **one_step)
+        timed.invert(clip.frames[:1], call.source_prompt, **one_step)
         start = time.perf_counter()
-        pipe.invert(clip, call.source_prompt, **one_step)
+        timed.invert(clip, call.source_prompt, **one_step)
     seconds = (time.perf_counter() - start) * expected.n_evaluations / of_one_step
     pipe.set_progress_bar_config(leave=False)
-    pipe.edit_defaults = own
 
     bound = "at most " if call.inversion in ("exact", "null_text") else ""
     typer.echo(

@@ -122,7 +122,7 @@ def train(
 
 def run_training(groups, output: Path, settings, made_of, place: Place, parts: Parts) -> None:
     """Load the model, announce, train; `made_of`: the settings of a new adapter."""
-    from vala_research.adapter.batches import Control, Encoders, check_training
+    from vala_research.adapter.batches import Encoders, TrainingControl, check_training
     from vala_research.adapter.estimate import estimate_training
     from vala_research.adapter.identity import weights_digest
     from vala_research.adapter.run import Stopped
@@ -134,7 +134,7 @@ def run_training(groups, output: Path, settings, made_of, place: Place, parts: P
     adapter, vision = _adapter(pipe, made_of, parts, settings.seed)
     control = None
     if parts.controlnet:
-        control = Control(load_controlnet(parts.controlnet, pipe.unet), canny_edges)
+        control = TrainingControl(load_controlnet(parts.controlnet, pipe.unet), canny_edges)
     starts_from = weights_digest(adapter.trainable()) if parts.start_from else None
     encoders = Encoders(pipe, vision, control)
     check_memory(groups, settings.batch_size)

@@ -1,7 +1,7 @@
 """Find a checkpoint and check it before any weight is read. Safetensors only."""
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,9 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from torch import Tensor
 
 from vala_research import InputError, miniature_path
-from vala_research.diffusion.loading import read_json, reason_of
+from vala_research.diffusion.hub import Extras, fetch_file, fetch_parts, hub_errors
+from vala_research.diffusion.loading import read_json
+from vala_research.diffusion.variants import PICKLES, check_safetensors
 
 # The only classes that are loaded, whatever model_index.json says: part -> library, classes.
 SCHEDULERS = (*(kind.name for kind in KarrasDiffusionSchedulers), "LCMScheduler", "TCDScheduler")
@@ -23,13 +25,17 @@ PARTS = {
 # Libraries that an index may name for its other parts, which are not loaded.
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 WITH_WEIGHTS = ("vae", "text_encoder", "unet")
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+IMAGE_PARTS = ("image_encoder", "feature_extractor")  # of an IP-Adapter, where there is one
+INDEX = "model_index.json"
 
 
-def resolve_checkpoint(name_or_path: str, given: Collection[str] = (), **hub: Any) -> str:
+def resolve_checkpoint(
+    name_or_path: str, given: Collection[str] = (), extras: Extras | None = None, **hub: Any
+) -> str:
     """The local folder of a checkpoint: "miniature", a folder, or a hub id, which is downloaded.
 
     given: parts that come from elsewhere, which the checkpoint need not hold.
+    extras: what to download beside the parts of Stable Diffusion, where the repository has it.
     hub: `revision`, `cache_dir`, `token`, `variant`, `local_files_only`, as in diffusers.
     Raises InputError when it is not a complete Stable Diffusion 1.x/2.x checkpoint in safetensors.
     """
@@ -51,50 +57,22 @@ def resolve_checkpoint(name_or_path: str, given: Collection[str] = (), **hub: An
                 "model_index.json, or a hub id such as "
                 "'stable-diffusion-v1-5/stable-diffusion-v1-5'."
             )
-        folder = Path(_download(name, given, **hub))
-    check_index(folder / "model_index.json", name, given)
+        folder = _download(name, given, extras, **hub)
+    check_index(folder / INDEX, name, given)
     for part in PARTS:
         if part not in given:
             _check_part(folder / part, name)
     return str(folder)
 
 
-def _download(name: str, given: Collection[str], **hub: Any) -> str:
+def _download(name: str, given: Collection[str], extras: Extras | None, **hub: Any) -> Path:
     """Download a checkpoint, after its index has shown that its class is right."""
-    from diffusers import StableDiffusionPipeline
-    from huggingface_hub import errors as e
-    from huggingface_hub import hf_hub_download
-
-    few = {k: v for k, v in hub.items() if k not in ("variant", "proxies")}
-    left_out = dict.fromkeys(("safety_checker", "feature_extractor", *given))
-    try:
-        check_index(Path(hf_hub_download(name, "model_index.json", **few)), name, given)
-        return StableDiffusionPipeline.download(name, use_safetensors=True, **left_out, **hub)
-    except InputError:
-        raise
-    except (
-        e.LocalEntryNotFoundError,
-        e.OfflineModeIsEnabled,
-        ConnectionError,
-        TimeoutError,
-    ) as error:
-        raise InputError(
-            f"The model {name!r} is not on this machine and the hub cannot be reached: connect "
-            "to the "
-            "network, or download it elsewhere and give its folder, or use 'miniature'."
-        ) from error
-    except (e.RepositoryNotFoundError, e.HFValidationError) as error:
-        raise InputError(
-            f"The hub has no model {name!r} open to you: check the spelling, or log in if it "
-            "is gated."
-        ) from error
-    except (e.EntryNotFoundError, e.HfHubHTTPError, OSError, ValueError) as error:
-        raise InputError(
-            f"The model {name!r} cannot be downloaded as a Stable Diffusion checkpoint in "
-            "safetensors "
-            f"({reason_of(error)}): choose one whose repository holds "
-            "model_index.json and .safetensors weights, and give `variant` if it has one alone."
-        ) from error
+    with hub_errors(name):
+        index = fetch_file(name, INDEX, **hub)
+        is_seeing = (check_index(index, name, given).get("image_encoder") or [None])[0]
+        parts = [part for part in (*PARTS, *IMAGE_PARTS * bool(is_seeing)) if part not in given]
+        fetch_parts(name, index.parent, parts, extras, **hub)
+    return index.parent
 
 
 def check_index(index: Path, name: str, given: Collection[str] = ()) -> dict[str, Any]:
@@ -142,18 +120,11 @@ def _is_known(entry: list) -> bool:
 
 def _check_part(folder: Path, name: str) -> None:
     """A part of the checkpoint is there, and its weights are safetensors."""
-    files: Iterable[Path] = list(folder.iterdir()) if folder.is_dir() else []
+    files = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     if not files:
         raise InputError(f"The checkpoint {name!r} lacks its {folder.name} folder: fetch it again.")
-    if folder.name not in WITH_WEIGHTS or any(f.suffix == ".safetensors" for f in files):
-        return
-    if any(f.suffix in PICKLES for f in files):
-        raise InputError(
-            f"The {folder.name} of {name!r} has pickled weights only, which can run code when "
-            "opened: "
-            "convert them to safetensors, or choose a checkpoint that ships safetensors."
-        )
-    raise InputError(f"The {folder.name} of {name!r} has no weights: fetch its .safetensors file.")
+    if folder.name in WITH_WEIGHTS:
+        check_safetensors(files, f"The {folder.name} of {name!r}")
 
 
 def read_weights(name_or_path: str | os.PathLike, file: str, purpose: str) -> dict[str, Tensor]:

@@ -9,13 +9,12 @@ from os import PathLike
 
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from diffusers.utils import logging
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from vala_research import InputError, miniature_path
 from vala_research.diffusion.backbone import UNet, is_video_model
 from vala_research.diffusion.loading import load_network, reason_of, silenced
-from vala_research.diffusion.patching import is_temporal
+from vala_research.diffusion.patching import is_temporal, lora_layers
 from vala_research.diffusion.variants import half_first
 
 MOTION = "give the folder or hub id of an AnimateDiff MotionAdapter with safetensors weights."
@@ -37,7 +36,7 @@ def load_motion_unet(
             "The UNet has motion modules already: give the image UNet, which is pipe.image_unet "
             "after pipe.load_motion_adapter()."
         )
-    if any(isinstance(module, BaseTunerLayer) for module in unet.modules()):
+    if lora_layers(unet):
         raise InputError(
             "The UNet carries a LoRA or a temporal adapter, and motion modules are built on its "
             "weights alone: take it off first (pipe.fuse_lora() and pipe.unload_lora_weights(), or "

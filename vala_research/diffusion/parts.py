@@ -110,12 +110,20 @@ def control_part(name: str, folder: Path, options: LoadOptions, unet: Any) -> di
     return {"controlnet": controlnet}
 
 
+def motion_part(name: str, folder: Path, options: LoadOptions) -> Any:
+    """Load the motion modules of a checkpoint, a MotionAdapter."""
+    from diffusers import MotionAdapter
+
+    return _network(MotionAdapter, "motion_adapter", name, folder, options)
+
+
 def _network(
     cls: type, part: str, name: str, folder: Path, options: LoadOptions, **more: Any
 ) -> Any:
     """Load a part with weights, in the precision and of the variant that the options ask for."""
     what = f"The {part} of {name!r}"
-    chosen = variant_of(folder / part, options.hub.get("variant"), what)
+    files = [file.name for file in (folder / part).glob("*.safetensors")]
+    chosen = variant_of(files, options.hub.get("variant"), what)
     given = {} if chosen is None else {"variant": chosen}
     return load_network(cls, folder / part, what, dtype=options.dtype(part), **given, **more)
 

@@ -74,11 +74,15 @@ def patched(unet: nn.Module, *patches: Patch) -> Iterator[int]:
         yield count
 
 
+def lora_layers(network: nn.Module) -> list[BaseTunerLayer]:
+    """The layers of a network that carry a LoRA of peft."""
+    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+
+
 @contextmanager
 def scaled_lora(network: nn.Module, scale: float | None) -> Iterator[None]:
     """Within the block, multiply the weights of a network's LoRAs of peft by a scale; None is 1."""
-    modules = () if scale is None else network.modules()
-    layers = [module for module in modules if isinstance(module, BaseTunerLayer)]
+    layers = [] if scale is None else lora_layers(network)
     before = [dict(layer.scaling) for layer in layers]
     try:
         for layer in layers:

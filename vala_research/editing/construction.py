@@ -23,12 +23,11 @@ from transformers import (
 )
 
 from vala_research.diffusion.backbone import vae_factor
-from vala_research.diffusion.checkpoint import resolve_checkpoint
 from vala_research.diffusion.compatible import check_networks
 from vala_research.diffusion.options import load_options
 from vala_research.diffusion.parts import load_parts
 from vala_research.editing.defaults import EditDefaults
-from vala_research.editing.extras import EXTRAS, load_extras, save_extras
+from vala_research.editing.extras import EXTRAS, find_checkpoint, load_extras, save_extras
 from vala_research.files import write_text
 
 ENTRY = '''"""Open this folder by diffusers, with vala_research installed:
@@ -90,10 +89,10 @@ class StableDiffusionParts(DiffusionPipeline):
         """
         name, parts = str(name_or_path), (*cls._get_signature_types(), *EXTRAS)
         asked = load_options(dtype, options, parts)
-        folder = resolve_checkpoint(name, tuple(asked.parts), **asked.hub)
-        parts = load_parts(name, Path(folder), asked)
+        folder, *brought = find_checkpoint(name, asked)
+        parts = load_parts(name, folder, asked)
         pipe = cls(**{part: value for part, value in parts.items() if part not in EXTRAS})
-        load_extras(pipe, name, Path(folder), asked)
+        load_extras(pipe, name, folder, asked, *brought)
         pipe.register_to_config(_name_or_path=name)
         return pipe if asked.device is None else pipe.to(asked.device)
 
@@ -113,10 +112,13 @@ class StableDiffusionParts(DiffusionPipeline):
                 "safetensors are written.",
                 stacklevel=2,
             )
+        # What diffusers does not know goes first: it may upload the folder.
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "pipeline.py", ENTRY)
+        save_extras(self, folder)
         with self._without_motion(), self._without_adapter():
-            super().save_pretrained(save_directory, True, *args, **kwargs)
-        write_text(Path(save_directory) / "pipeline.py", ENTRY)
-        save_extras(self, Path(save_directory))
+            super().save_pretrained(str(folder), True, *args, **kwargs)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any):

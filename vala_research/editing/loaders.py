@@ -11,13 +11,12 @@ from typing import Any
 
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 from diffusers.utils import convert_unet_state_dict_to_peft, logging
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from vala_research import InputError
 from vala_research.diffusion.checkpoint import PICKLES, read_weights
 from vala_research.diffusion.loading import reason_of, silenced
-from vala_research.diffusion.patching import one_call_at_a_time
+from vala_research.diffusion.patching import lora_layers, one_call_at_a_time
 
 LORA = "give a LoRA of Stable Diffusion 1.x or 2.x that fits this model."
 USUAL = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
@@ -70,9 +69,9 @@ class LoraMixin(StableDiffusionLoraLoaderMixin):
     def _lora_names(self) -> set[str]:
         return {name for names in self.get_list_adapters().values() for name in names}
 
-    def _lora_layers(self) -> list[BaseTunerLayer]:
-        networks = [n for n in (self.unet, self.text_encoder) if n is not None]
-        return [m for n in networks for m in n.modules() if isinstance(m, BaseTunerLayer)]
+    def _lora_layers(self) -> list[nn.Module]:
+        networks = [x for x in (self.unet, self.text_encoder) if x is not None]
+        return [layer for network in networks for layer in lora_layers(network)]
 
 
 class TextualInversionMixin(TextualInversionLoaderMixin):

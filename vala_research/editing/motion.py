@@ -8,11 +8,10 @@ from os import PathLike
 from typing import Any
 
 from diffusers import MotionAdapter, UNet2DConditionModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from vala_research import InputError
 from vala_research.diffusion.motion import load_motion_unet
-from vala_research.diffusion.patching import one_call_at_a_time
+from vala_research.diffusion.patching import lora_layers, one_call_at_a_time
 from vala_research.editing.defaults import EditDefaults
 
 
@@ -51,8 +50,7 @@ class MotionMixin:
         self.edit_defaults = replace(self.edit_defaults, attention=EditDefaults.attention)
 
     def _check_bare(self) -> None:
-        is_tuned = any(isinstance(module, BaseTunerLayer) for module in self.unet.modules())
-        if self.adapter is not None or is_tuned:
+        if self.adapter is not None or lora_layers(self.unet):
             raise InputError(
                 "The UNet carries a temporal adapter or a LoRA, which would be lost: take it off "
                 "first (pipe.unload_adapter(), pipe.unload_lora_weights()), and load it afterwards."

@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 
 from vala_research import InputError, chosen_from, miniature_path
 from vala_research.diffusion.attention import ANCHORS, POLICIES
-from vala_research.diffusion.checkpoint import resolve_checkpoint
 from vala_research.editing.extras import PARTS, own_parts
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.comparison import Run, compare
@@ -118,7 +117,7 @@ class EditPreset(Preset):
     @property
     def own_parts(self) -> dict[str, Any]:
         """Where the parts lie, as arguments of an `EditSetting`."""
-        return own_parts(resolve_checkpoint(self.model), self.parts) if self.parts else {}
+        return own_parts(self.model, self.parts) if self.parts else {}
 
     def cases(self) -> list[EditCase | ClipCase]:
         """The edits: those of the folder, or of sprite clips of the test split."""

@@ -9,9 +9,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vala_research.diffusion.checkpoint import resolve_checkpoint
-from vala_research.editing.defaults import read_defaults
-from vala_research.editing.extras import own_parts
+from vala_research.diffusion.options import LoadOptions
+from vala_research.editing.extras import find_checkpoint, own_parts
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import EditSetting, edited_frames
 from vala_research.evaluation.comparison import METRICS, PLACEMENT, gain_of
@@ -48,12 +47,11 @@ def edit_settings(settings: Settings) -> dict[str, EditSetting]:
 
     The latter was the default before the model had motion modules, a ControlNet and an adapter.
     """
-    folder = resolve_checkpoint(settings.model)
-    own, _ = read_defaults(folder)
+    _, own, _ = find_checkpoint(settings.model, LoadOptions())
     steps = settings.steps or own.num_inference_steps
     default = EditSetting(
         own.attention, own.inversion, own.injection, settings.guidance or own.guidance_scale, steps,
-        **own_parts(folder, settings.parts or None),
+        **own_parts(settings.model, settings.parts or None),
     )  # fmt: skip
     before = EditSetting("anchors", num_inference_steps=settings.steps or 50, guidance_scale=2.0)
     return {DEFAULT: default, BARE: before}

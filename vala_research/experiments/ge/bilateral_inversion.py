@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib import rc_context
 
 from vala_research.diffusion.bilateral_inversion import BilateralInversion
-from vala_research.diffusion.checkpoint import resolve_checkpoint
 from vala_research.editing.extras import own_parts
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import equip
@@ -86,7 +85,7 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     """Rows of three parts: `filter_rows` ("windows"), `bias_curves` ("steps"), `host_rows`."""
     cases, pipe = settings.cases(), quiet_pipeline(settings.model)
     if settings.parts:
-        equip(pipe, **own_parts(resolve_checkpoint(settings.model), settings.parts))
+        equip(pipe, **own_parts(settings.model, settings.parts))
     size, ways = settings.side(pipe), WAYS | {"bilateral": settings.filter}
     clips = clips_of(cases, settings.n_frames, size)
     parts = {
