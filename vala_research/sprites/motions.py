@@ -12,16 +12,16 @@ from vala_research.sprites.palette import PERIOD
 from vala_research.sprites.scene import Motion, Scene, World, random_scene
 
 MOTIONS = ("usual", "fast", "cut")
-BORDER = 0.02  # frame widths that a fast object keeps from the border
+BORDER = 0.02  # frame widths from the border to a fast object's radius, beyond which only tips lie
 JUMP = 0.2  # frame widths by which an object jumps at a cut, at least
 
 
 def in_motion(scene: Scene, name: str, world: World, generator: torch.Generator) -> Scene:
     """Give a scene of one shot another motion, and keep its attributes.
 
-    name: "usual" changes nothing. "fast": the object crosses the frame and comes back, and it is
-    always whole. "cut": in the middle a second shot begins. There the same object stands at least
-    `JUMP` away and moves otherwise, and the background's pattern is shifted.
+    name: "usual" changes nothing. "fast": the object crosses the frame and comes back. The border
+    cuts off no more than tips of it. "cut": in the middle a second shot begins. There the same
+    object stands at least `JUMP` away and moves otherwise, and the background's pattern is shifted.
     """
     chosen_from("motion", name, MOTIONS)
     if name == "fast":
