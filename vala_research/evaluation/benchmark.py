@@ -162,7 +162,7 @@ def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> I
         for name, s in settings.items():
             # Invert the clip, unless a setting that inverts alike has done so.
             how = (repr(s.inverting()), s.fusion and s.fusion.inverting())
-            key = (case.index, case.source_prompt, *how)
+            key = (case.index, case.motion, case.source_prompt, *how)
             forget_peak()
             if key not in inversions:
                 inversions[key] = inverted(pipe, material.frames, case.source_prompt, s, case.index)
@@ -185,7 +185,7 @@ def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> I
             cost = {"inversion_psnr": known_clip.psnr, "seconds": seconds,
                     "evaluations": known_clip.n_evaluations + s.n_sampling,
                     "peak_mib": peak_mebibytes()}  # fmt: skip
-            row = {"setting": name, "kind": case.kind, "index": case.index} | known
+            row = {"setting": name} | case.labels | known
             further = {} if measure is None else measure(frames, material)
             yield row | edit_row(frames, case, material, clip_scorer) | further | cost
 

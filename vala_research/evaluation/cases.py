@@ -17,6 +17,7 @@ from vala_research.data.clips import read_clip
 from vala_research.evaluation.metrics import estimate_flow
 from vala_research.evaluation.probes import View, views_of
 from vala_research.sprites.edits import EDITS, target_scene
+from vala_research.sprites.motions import in_motion
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import Scene, World, random_scene, split_generator
 
@@ -38,20 +39,30 @@ class Material:
 
 @dataclass(frozen=True)
 class EditCase:
-    """One sprite clip and one edit of it; the target scene's rendering is the true edit."""
+    """One sprite clip and one edit of it; the target scene's rendering is the true edit.
+
+    motion: how the object moves, see `edit_cases`.
+    """
 
     kind: str
     index: int
     source: Scene
     target: Scene
+    motion: str = "usual"
 
     @property
     def source_prompt(self) -> str:
-        return self.source.caption
+        return _caption(self.source)
 
     @property
     def prompt(self) -> str:
-        return self.target.caption
+        return _caption(self.target)
+
+    @property
+    def labels(self) -> dict[str, str | int]:
+        """Columns that name this edit in a row. A usual motion has none."""
+        motion = {} if self.motion == "usual" else {"motion": self.motion}
+        return {"kind": self.kind, "index": self.index} | motion
 
     @property
     def attributes(self) -> dict[str, str | None]:
@@ -76,25 +87,41 @@ class ClipCase:
     source_prompt: str
     prompt: str
     attributes: None = None
+    motion: None = None
+
+    @property
+    def labels(self) -> dict[str, str | int]:
+        """Columns that name this edit in a row."""
+        return {"kind": self.kind, "index": self.index}
 
     def material(self, n_frames: int, size: int) -> Material:
         frames = read_clip(self.path, n_frames, size=size).frames
         return Material(frames, *estimate_flow(frames))
 
 
+def _caption(scene: Scene) -> str:
+    """The caption of a scene. One sentence holds for shots that show the same."""
+    is_alike = all(shot.attributes == scene.attributes for shot in scene.then)
+    return (replace(scene, then=()) if is_alike else scene).caption
+
+
 def edit_cases(
-    world: World, split: str, n: int, kinds: Iterable[str] = tuple(EDITS)
+    world: World, split: str, n: int, kinds: Iterable[str] = tuple(EDITS), motion: str = "usual"
 ) -> list[EditCase]:
-    """Draw `n` sprite cases per kind of edit, within the rules of the world."""
+    """Draw `n` sprite cases per kind of edit, within the rules of the world.
+
+    A case of the same kind and number has the same captions under every motion.
+    motion: how the object moves, see `sprites.motions`.
+    """
     cases = []
     for kind in kinds:
         chosen_from("edit", kind, EDITS)
         for index in range(n):
             generator = split_generator(split, 10_000_000 + index)
             source = random_scene(generator, world=replace(world, empty=0.0))
-            cases.append(
-                EditCase(kind, index, source, target_scene(source, kind, world, generator))
-            )
+            edited = target_scene(source, kind, world, generator).attributes
+            source = in_motion(source, motion, world, split_generator(split, 20_000_000 + index))
+            cases.append(EditCase(kind, index, source, source.edited(**edited), motion))
     return cases
 
 

@@ -198,7 +198,7 @@ def per_clip(
     under one of the settings, such as the path of a lost object, is left out under all of them.
     """
     order = list(dict.fromkeys(rows.setting)) if settings is None else list(settings)
-    edit = [column for column in ("kind", "index") if column in rows]
+    edit = [column for column in ("kind", "index", "motion") if column in rows]
     rows = rows[rows.setting.isin(order)]
     is_unknown = rows[metric].isna().groupby([rows[column] for column in edit]).transform("any")
     return rows[~is_unknown].pivot_table(metric, "index", "setting").reindex(columns=order)
@@ -212,6 +212,7 @@ def comparison_table(
     gain: positive is better, whatever the metric's direction. Its interval and its p-value (two
     sided, not corrected for the number of comparisons) are of the difference on the same edits.
     n: clips of the mean; n_gain: clips of the gain. They are fewer where edits have no value.
+    detectable: the smallest true gain that so many clips find, see `detectable_difference`.
     """
     table, names = [], list(dict.fromkeys(rows.setting))
     if baseline not in names:
@@ -226,7 +227,7 @@ def comparison_table(
             if name != baseline:
                 g = gain_of(rows, metric, name, baseline, sign)
                 line |= {"gain": g.mean, "gain_low": g.low, "gain_high": g.high, "p": g.p_value,
-                         "n_gain": g.n}  # fmt: skip
+                         "n_gain": g.n, "detectable": g.detectable}  # fmt: skip
             table.append(line)
     return pd.DataFrame(table)
 

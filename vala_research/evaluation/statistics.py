@@ -1,8 +1,10 @@
-"""Statistics of table rows: 95% bootstrap intervals, and paired gains on a baseline.
+"""Statistics of table rows: 95% bootstrap intervals, paired gains on a baseline, and their power.
 
 Efron and Tibshirani 1993, An Introduction to the Bootstrap.
 """
 
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ Values = Sequence | np.ndarray  # one number per clip
 # Clips: with fewer no two-sided sign-flip test can reach p < .05. Then there is no interval and no
 # verdict.
 FEWEST = 6
+MOST = 10**9  # clips that a power calculation considers
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class Gain(Summary):
-    """A mean paired difference; `p_value` of no difference (two-sided sign-flip test)."""
+    """A mean paired difference; `p_value` of no difference (two-sided sign-flip test).
+
+    detectable: the smallest true difference that would have been found, see
+    `detectable_difference`; NaN of fewer than `FEWEST` clips.
+    """
 
     p_value: float = 1.0
+    detectable: float = math.nan
 
 
 UNKNOWN = Gain(float("nan"), float("nan"), float("nan"), 0, float("nan"))  # of no clip
@@ -69,6 +77,7 @@ def paired_gain(values: Values, baseline: Values, confidence: float = 0.95, seed
             f"{len(values)} values and {len(baseline)} of the baseline: give one pair per clip."
         )
     gain = summarise(values - baseline, confidence, seed)
+    detectable = detectable_difference(values - baseline) if gain.n >= FEWEST else math.nan
     if gain.n == 1:
         return Gain(gain.mean, gain.low, gain.high, 1, 1.0)
     test = permutation_test(
@@ -78,7 +87,48 @@ def paired_gain(values: Values, baseline: Values, confidence: float = 0.95, seed
         rng=np.random.default_rng(seed),
         vectorized=True,
     )
-    return Gain(gain.mean, gain.low, gain.high, gain.n, float(test.pvalue))
+    return Gain(gain.mean, gain.low, gain.high, gain.n, float(test.pvalue), detectable)
+
+
+def detectable_difference(differences: Values, power: float = 0.8, level: float = 0.05) -> float:
+    """Find the smallest true mean difference that a test finds on this many clips.
+
+    Of a two-sided paired t-test at `level`, which finds it with probability `power`. The clips'
+    own differences say how much differences spread. In the unit of the differences.
+    """
+    from scipy.optimize import brentq
+
+    differences = _finite(differences)
+    n = len(differences)
+    if n < 2:
+        raise InputError("One difference has no spread: give two or more.")
+    effect = brentq(lambda effect: _power(effect, n, level) - power, 0, 50, xtol=1e-9)
+    return float(effect * differences.std(ddof=1))
+
+
+def clips_needed(
+    difference: float, spread: float, power: float = 0.8, level: float = 0.05
+) -> int:
+    """Count the clips on which a true mean difference is found with probability `power`.
+
+    The test is that of `detectable_difference`. With fewer than `FEWEST` clips there is no verdict.
+    spread: standard deviation of the paired differences over clips, in the unit of `difference`.
+    """
+    if not (difference and spread > 0 and math.isfinite(difference + spread)):
+        raise InputError(
+            f"difference is {difference}, spread {spread}: give a finite difference other than 0 "
+            "and a positive spread."
+        )
+    effect = abs(difference) / spread
+    numbers = range(FEWEST, MOST)
+    return FEWEST + bisect_left(numbers, power, key=lambda n: _power(effect, n, level))
+
+
+def _power(effect: float, n: int, level: float) -> float:
+    """Probability that a two-sided paired t-test on n clips finds a mean of `effect` deviations."""
+    from scipy.stats import f, ncf
+
+    return float(ncf.sf(f.isf(level, 1, n - 1), 1, n - 1, n * effect**2))  # of t squared
 
 
 def _finite(values: Values) -> np.ndarray:

@@ -5,6 +5,7 @@ import math
 
 import pandas as pd
 import pytest
+import torch
 from test_notebooks import run
 from tiny_models import tiny_checkpoint
 
@@ -19,6 +20,7 @@ from vala_research.experiments.vala.editing_quality import (
     table,
 )
 from vala_research.experiments.vala.editing_quality import run as compared
+from vala_research.methods.anchors import assign_anchors
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import random_scene, split_generator
 
@@ -59,14 +61,14 @@ def test_editing_quality_of_ones_own_clips(tmp_path):
 
 def test_all_policies_of_the_comparison_are_distinct():
     made = edit_settings(Settings(n_anchors=3, n_tokens=64, steps=7))
-    assert len(made) == 11 and len({repr(s) for s in made.values()}) == 11
+    assert len(made) == 13 and len({repr(s) for s in made.values()}) == 13
     assert all(s.num_inference_steps == 7 for s in made.values())
     assert made["VALA 3 site anchors"].attention.n_anchors == 3
     shown = edit_settings(Settings.preset("smoke", n_anchors=3))
     assert list(shown) == [
         "own", "extended", "uniform 3 key frames", "VALA 3 site anchors"
     ]  # fmt: skip
-    with pytest.raises(InputError, match="Unknown policy 'none': choose one of own, first"):
+    with pytest.raises(InputError, match="Unknown policy 'none': choose one of own; first"):
         edit_settings(Settings(policies_shown="own,none"))
 
 
@@ -113,3 +115,93 @@ def test_frames_that_agree_are_seen_in_jitter():
         claim = claims(rows)[-1]
         assert claim.measured == "jitter, reduction" and claim.verdict == verdict
         assert not claim.is_asserted
+
+
+FIELD = ("own", "extended", "uniform 2 key frames", BEST, f"{BEST}, contrastive",
+         f"{BEST}, refined")  # fmt: skip
+
+
+def known(gains: dict[str, float], motion: str = "usual", n_clips: int = 8) -> pd.DataFrame:
+    """Rows of the field: this much less jitter and more PSNR than 5, by name."""
+    return pd.DataFrame(
+        dict(setting=name, kind="shape", index=i, motion=motion, warp_error=1.0 + 0.1 * i, gain=2.0,
+             success=1.0, psnr=20 + i + gains.get(name, 0), jitter=5 + i - gains.get(name, 0),
+             cost=1.0)
+        for name in FIELD for i in range(n_clips)
+    )  # fmt: skip
+
+
+def verdicts(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
+    return {(c.sentence, c.measured): c.verdict for c in claims(rows)[4:]}
+
+
+def test_anchors_are_compared_with_the_field_and_with_plain_variational_bayes():
+    """In jitter and PSNR; nothing of it is asserted."""
+    good = {BEST: 1.0, f"{BEST}, contrastive": 1.5, f"{BEST}, refined": 1.0}
+    found = verdicts(known(good))
+    assert len(found) == 2 * 3 + 2 * 2
+    for than in FIELD[:3]:
+        assert found[f"{BEST} beat {than} in jitter", "jitter, reduction"] == "confirmed"
+        assert found[f"{BEST} beat {than} in PSNR", "PSNR, gain"] == "confirmed"
+    plain = "beats plain variational Bayes in"
+    for what, verdict in (("The contrastive term", "confirmed"),
+                          ("The refinement network alone", "not established")):  # fmt: skip
+        assert found[f"{what} {plain} jitter", "jitter, reduction"] == verdict
+        assert found[f"{what} {plain} PSNR", "PSNR, gain"] == verdict
+    bad = claims(known({BEST: -1.0, f"{BEST}, contrastive": -2.0}))[4:]
+    assert {c.verdict for c in bad[:8]} == {"contradicted"} and not any(c.is_asserted for c in bad)
+    assert bad[0].value == pytest.approx(-1) and bad[6].value == pytest.approx(-1)
+
+    # Where the true edit is unknown, E_warp alone is judged.
+    bare = known(good).drop(columns=["jitter", "gain", "success"])
+    measured = [c.measured for c in claims(bare)[2:]]
+    assert measured == ["E_warp, reduction"] * 2
+
+
+def test_each_motion_has_its_own_table_lines_and_claims():
+    rows = pd.concat([known({BEST: 1.0}), known({BEST: -1.0}, "fast")], ignore_index=True)
+    rows = rows[rows.setting.isin(["own", "extended", BEST])]
+    found = verdicts(rows)
+    assert found[f"{BEST} beat own in jitter (usual)", "jitter, reduction"] == "confirmed"
+    assert found[f"{BEST} beat own in jitter (fast)", "jitter, reduction"] == "contradicted"
+    assert len(found) == 2 * 2 * 2
+    lines = table(rows).set_index(["motion", "setting", "metric"])
+    assert lines.loc[("usual", BEST, "jitter"), "gain"] == pytest.approx(1)
+    assert lines.loc[("fast", BEST, "jitter"), "gain"] == pytest.approx(-1)
+    labels = [label.get_text() for label in figure(rows).axes[0].get_yticklabels()]
+    assert len(labels) == 2 * 2 and labels[0] == "extended, usual  (1.00x)"
+    one = figure(rows[rows.motion == "fast"]).axes[0].get_yticklabels()
+    assert one[0].get_text() == "extended  (1.00x)"
+
+
+def test_the_table_tells_the_smallest_gain_that_would_have_been_found():
+    """Of 34 clips: .495 standard deviations of the paired differences."""
+    rows = known({}, n_clips=34).drop(columns=["psnr", "success"])
+    wobble = rows["index"].map(lambda i: (-1) ** i) * (rows.setting == BEST)
+    lines = table(rows.assign(jitter=rows.jitter + wobble)).set_index(["setting", "metric"])
+    assert lines.loc[(BEST, "jitter"), "detectable"] == pytest.approx(0.495 * 1.015, rel=2e-3)
+    assert math.isnan(lines.loc[("own", "jitter"), "detectable"])
+
+
+def test_refinement_without_the_contrastive_term_is_plain_variational_bayes():
+    """The posterior is where the bound is largest; only the contrastive term moves it."""
+    made = edit_settings(Settings(policies_shown=", ".join(FIELD)))
+    assert tuple(made) == FIELD  # names with commas, in a text with commas
+    assert tuple(edit_settings(Settings(policies_shown=list(FIELD)))) == FIELD
+    x = 0.7 * torch.randn(4, 30, 5, generator=torch.Generator().manual_seed(0))
+    x[:, ::2, 0] += 2
+    x[:, 1::2, 1] += 2
+    plain, contrastive, refined = (assign_anchors(x, made[name].attention) for name in FIELD[3:])
+    assert torch.equal(plain.responsibilities, refined.responsibilities)
+    assert not torch.allclose(plain.responsibilities, contrastive.responsibilities, atol=1e-4)
+    assert made[FIELD[4]].attention.contrastive_weight == 0.1
+
+
+def test_the_motions_of_the_clips_are_chosen():
+    settings = Settings.preset("smoke", motions="usual, cut", n_clips=1)
+    assert [case.motion for case in settings.cases()] == ["usual", "cut"]
+    assert [case.motion for case in Settings.preset("smoke", n_clips=1).cases()] == ["usual"]
+    with pytest.raises(InputError, match="Unknown motions 'slow': choose one of usual, fast, cut"):
+        Settings.preset("smoke", motions="slow")
+    with pytest.raises(InputError, match="motions is empty: give one or more of usual, fast, cut"):
+        Settings.preset("smoke", motions=()).cases()
