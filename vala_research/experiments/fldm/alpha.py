@@ -29,6 +29,7 @@ from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
     FUSED_MODELS,
     IMAGE,
+    SPRITES,
     VIDEO,
     FusionPreset,
     constant,
@@ -45,7 +46,7 @@ class Settings(FusionPreset):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(ratios=(0, 0.5, 1), n_frames=3, steps=2),
-        "sprites": dict(n_clips=12, kinds="several", n_frames=8, steps=15),
+        "sprites": dict(SPRITES, n_clips=12, kinds="several"),
         "paper": FUSED_MODELS,
     }
     # Shares a of the video model.

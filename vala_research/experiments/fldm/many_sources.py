@@ -35,6 +35,7 @@ from vala_research.experiments.fldm.settings import (
     IMAGE,
     NEVER,
     SHARED,
+    SPRITES,
     VIDEO,
     single_models,
 )
@@ -58,7 +59,7 @@ class Settings(EditPreset):
 
     PRESETS = {
         "smoke": {"n_clips": 1, "n_frames": 2, "steps": 2},
-        "sprites": {"rules": (RELEASED, EQUAL), "n_clips": 10, "n_frames": 8, "steps": 15},
+        "sprites": SPRITES | {"rules": (RELEASED, EQUAL), "n_clips": 10},
         "paper": {
             **PUBLISHED, "motion": MOTION_MODULES, "rules": (RELEASED, EQUAL),
         },
