@@ -238,11 +238,13 @@ def test_without_the_file_of_defaults_nothing_is_brought(copied):
 
 def test_a_download_that_breaks_off_is_one_sentence(hub, monkeypatch):
     for error, message in [
-        (HTTPError("no connection"), "hub cannot be reached"),
+        (HTTPError("no connection"), "'someone/model' is not on .* hub cannot be reached"),
         (LocalEntryNotFoundError("no"), "hub cannot be reached"),
         (RuntimeError("strange"), r"cannot be downloaded .*\(strange\)"),
     ]:
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(error))
-        with pytest.raises(InputError, match=message) as caught:
-            opened(NAME, cache_dir=hub.cache)
-        assert "\n" not in str(caught.value)
+        for function in ("snapshot_download", "list_repo_files"):
+            with monkeypatch.context() as patch:
+                patch.setattr(huggingface_hub, function, raising(error))
+                with pytest.raises(InputError, match=message) as caught:
+                    opened(NAME, cache_dir=hub.cache)
+            assert "\n" not in str(caught.value)

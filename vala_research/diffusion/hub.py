@@ -54,8 +54,10 @@ def fetch_parts(
     hub["revision"] = folder.name
     try:
         there = list_repo_files(name, revision=folder.name, token=hub.get("token"))
-    except (HTTPError, OSError):  # then the folder holds what was fetched before
-        return
+    except (HTTPError, OSError):
+        if not any((folder / part).is_dir() for part in parts):
+            raise
+        return  # the folder holds what was fetched before
     if extras is not None and extras.file in there:
         fetch_file(name, extras.file, **hub)
         parts = [*parts, *extras.parts(folder)]
