@@ -30,7 +30,6 @@ from vala_research.sprites.scene import WORLD
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MOTION_MODULES = "guoyww/animatediff-motion-adapter-v1-5-2"  # for Stable Diffusion 1.5
-PLACED = ("controlnet",)  # parts by which the miniature's edits are right, and no paper's method
 CLIP = "openai/clip-vit-base-patch32"
 # The preset "paper" of edits by Stable Diffusion; its clips are your own.
 PUBLISHED = dict(model=STABLE_DIFFUSION, n_clips=0, kinds=(), n_frames=16, size=512, steps=50,

@@ -29,7 +29,6 @@ from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
     FUSED_MODELS,
     IMAGE,
-    SPRITES,
     VIDEO,
     FusionPreset,
     constant,
@@ -46,7 +45,7 @@ class Settings(FusionPreset):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(ratios=(0, 0.5, 1), n_frames=3, steps=2),
-        "sprites": dict(SPRITES, n_clips=12, kinds="several"),
+        "sprites": dict(n_clips=12, kinds="several", n_frames=8, steps=15),
         "paper": FUSED_MODELS,
     }
     # Shares a of the video model.

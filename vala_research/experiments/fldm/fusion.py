@@ -32,7 +32,6 @@ from vala_research.experiments.fldm.settings import (
     FUSED,
     FUSED_MODELS,
     IMAGE,
-    SPRITES,
     VIDEO,
     FusionPreset,
     completeness,
@@ -66,7 +65,7 @@ class Settings(FusionPreset):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(shown=(IMAGE, VIDEO, FUSED), n_frames=3, steps=4),
-        "sprites": dict(SPRITES, n_clips=12, kinds="shape,colour,several"),
+        "sprites": dict(n_clips=12, kinds="shape,colour,background", n_frames=8, steps=15),
         "paper": FUSED_MODELS,
     }
     shown: Sequence[str] = ()  # names of `edit_settings`; (): all

@@ -35,7 +35,6 @@ from vala_research.experiments.fldm.foreign_space import (
 from vala_research.experiments.fldm.latent_cosines import EDIT, INVERSION, cosine_rows
 from vala_research.experiments.fldm.settings import (
     FUSED_MODELS,
-    SPRITES,
     VIDEO,
     FusionPreset,
     completeness,
@@ -56,7 +55,7 @@ class Settings(FusionPreset):
     CHOICES = FusionPreset.CHOICES | {"parts": ("controlnet",)}
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(angles=(0, 90), has_untrained=False, n_frames=2, steps=3),
-        "sprites": dict(SPRITES, n_clips=12),
+        "sprites": dict(n_clips=12, n_frames=8, steps=15),
         "paper": FUSED_MODELS | dict(clip_model=None),
     }
     clip_model: str | None = None  # CLIPModel that scores; None: no CLIP columns

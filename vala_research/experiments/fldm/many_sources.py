@@ -35,7 +35,6 @@ from vala_research.experiments.fldm.settings import (
     IMAGE,
     NEVER,
     SHARED,
-    SPRITES,
     VIDEO,
     single_models,
 )
@@ -59,7 +58,7 @@ class Settings(EditPreset):
 
     PRESETS = {
         "smoke": {"n_clips": 1, "n_frames": 2, "steps": 2},
-        "sprites": SPRITES | {"rules": (RELEASED, EQUAL), "n_clips": 10},
+        "sprites": {"rules": (RELEASED, EQUAL), "n_clips": 10, "n_frames": 8, "steps": 15},
         "paper": {
             **PUBLISHED, "motion": MOTION_MODULES, "rules": (RELEASED, EQUAL),
         },

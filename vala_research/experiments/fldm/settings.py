@@ -18,7 +18,6 @@ from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import (
     CLIP,
     MOTION_MODULES,
-    PLACED,
     PUBLISHED,
     EditPreset,
 )
@@ -31,10 +30,6 @@ NEVER = FusionSchedule(tau=1.0)  # source 0 alone
 
 # The preset "paper": published models, and clips of a folder.
 FUSED_MODELS = PUBLISHED | dict(motion=MOTION_MODULES, clip_model=CLIP)
-
-
-# The preset "sprites".
-SPRITES = dict(parts=PLACED, n_frames=8, steps=15, n_processes=0)
 
 
 @dataclass(frozen=True, kw_only=True)
