@@ -6,10 +6,9 @@ what it costs in network evaluations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib import rc_context
@@ -21,7 +20,7 @@ from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
 from vala_research.evaluation.comparison import METRICS, comparison_table, gain_of
-from vala_research.evaluation.comparison_figures import axis_title
+from vala_research.evaluation.comparison_figures import axis_title, gains_figure
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments import default_edit
@@ -153,39 +152,49 @@ def page(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(rows: pd.DataFrame) -> Figure:
-    """Quality against evaluations: a point per setting, a line through the numbers of steps."""
-    means = rows.groupby("setting", sort=False)[["evaluations", *_plotted(rows)]].mean()
+    """Gains of each setting on the default; beside its name its evaluations over the default's."""
+    compared = table(rows)
+    relative = compared.set_index("setting").evaluations / compared.evaluations.iloc[0]
+    shown = ("psnr", "path_error", "jitter", "success")
+    return gains_figure(compared, relative.to_dict(), shown)
+
+
+def cost_figure(rows: pd.DataFrame) -> Figure:
+    """Quality against evaluations: a line through the numbers of steps, and a point per setting.
+
+    Settings that ask as often as the default are drawn without a name; `figure` names them.
+    """
+    metrics = [m for m in PLOTTED if m in rows and rows[m].notna().any()]
+    means = rows.groupby("setting", sort=False)[["evaluations", *metrics]].mean()
+    walked = means[[n == DEFAULT or n.startswith("steps ") for n in means.index]]
+    walked = walked.sort_values("evaluations")
+    others = means.drop(walked.index)
+    is_named = others.evaluations != means.evaluations[DEFAULT]
+    looks = dict(zip(others.index[is_named], LOOKS, strict=False))
     with rc_context(STYLE):
-        metrics = _plotted(rows)
-        fig = Picture(figsize=(2.4 * len(metrics) + 1.6, 3.4))
+        fig = Picture(figsize=(2.3 * len(metrics), 2.9))
         axes = fig.subplots(1, len(metrics), squeeze=False)[0]
         for ax, metric in zip(axes, metrics, strict=True):
-            values = means[metric] * METRICS[metric].factor
-            for number, (name, value) in enumerate(values.items()):
-                x = means.evaluations[name]
-                look: dict[str, Any] = dict(color=COLOURS[1], marker="*", ms=9)
-                if name != DEFAULT:
-                    look = dict(color=COLOURS[0], marker="o", ms=3)
-                    ax.annotate(number, (x, value), xytext=(2, 2), textcoords="offset points",
-                                fontsize=5.5)  # fmt: skip
-                ax.plot(x, value, ls="none", zorder=3, **look)
-            walked = means.loc[[n for n in means.index if n == DEFAULT or n.startswith("steps ")]]
-            walked = walked.sort_values("evaluations")
-            ax.plot(walked.evaluations, walked[metric] * METRICS[metric].factor, color="#BBBBBB")
+            factor = METRICS[metric].factor
+            ax.plot(others.evaluations[~is_named], factor * others[metric][~is_named], "o",
+                    color="#BBBBBB", ms=3, label="as many evaluations")  # fmt: skip
+            ax.plot(walked.evaluations, factor * walked[metric], "o-", color=COLOURS[0], ms=3,
+                    label="default at other steps")  # fmt: skip
+            ax.plot(walked.evaluations[DEFAULT], factor * walked[metric][DEFAULT], "*",
+                    color=COLOURS[1], ms=10, label=DEFAULT)  # fmt: skip
+            for name, (colour, marker) in looks.items():
+                ax.plot(others.evaluations[name], factor * others[metric][name], marker,
+                        color=colour, ms=5, label=name)  # fmt: skip
             ax.set(xscale="log", xlabel="evaluations per frame", title=axis_title(metric, rows))
-            ticks = [t for t in (10, 20, 50, 100, 200) if t <= 1.3 * means.evaluations.max()]
+            low, high = means.evaluations.min() / 1.3, means.evaluations.max() * 1.3
+            ticks = [t for t in (5, 10, 20, 50, 100, 200) if low < t < high]
             ax.set_xticks(ticks, [str(t) for t in ticks])
             ax.minorticks_off()
-        names = [f"{i} {n}" for i, n in enumerate(means.index) if n != DEFAULT]
-        handles = [axes[0].plot([], [], ls="none")[0] for _ in names]
-        star = axes[0].plot([], [], color=COLOURS[1], marker="*", ls="none")[0]
-        fig.legend([star, *handles], [DEFAULT, *names], loc="outside right center", fontsize=5.5,
-                   handlelength=0.8, labelspacing=0.15)  # fmt: skip
+        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
 
-def _plotted(rows: pd.DataFrame) -> list[str]:
-    return [m for m in PLOTTED if m in rows and rows[m].notna().any()]
+LOOKS = [(colour, marker) for marker in "s^D" for colour in COLOURS[2:]]
 
 
 def claims(rows: pd.DataFrame) -> list[Claim]:
@@ -199,7 +208,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     for name in sorted(others, key=lambda name: -gains[name].mean)[:3]:
         corrected = replace(gains[name], p_value=min(1.0, gains[name].p_value * len(others)))
         stated.append(Claim.of_gain(f"{name} beats the default", "PSNR, gain in dB", corrected))
-    psnr: Mapping = rows.groupby("setting").psnr.mean()
+    psnr = rows.groupby("setting").psnr.mean()
     alike = sum(bool(psnr[name] == psnr[DEFAULT]) for name in others)
     differ = Claim.of_fact("every setting differs from the default", "settings alike", alike,
                            alike == 0, n_clips=int(rows["index"].nunique()))  # fmt: skip
