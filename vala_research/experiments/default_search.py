@@ -144,7 +144,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def page(rows: pd.DataFrame) -> pd.DataFrame:
     """The table for a reader: a line per setting, best PSNR first, in the metrics' units."""
-    means = table(rows).pivot_table("mean", ["setting", "evaluations"], "metric", sort=False)
+    numbers = table(rows)
+    numbers["evaluations"] = numbers.evaluations.round().astype(int)
+    means = numbers.pivot_table("mean", ["setting", "evaluations"], "metric", sort=False)
     shown = [m for m in SHOWN if m in means]
     ranked = means[shown].sort_values("psnr", ascending=False)
     scaled = ranked * [METRICS[m].factor for m in shown]
