@@ -104,8 +104,12 @@ def save_extras(pipe: Any, folder: Path) -> None:
 def own_parts(model: str | Path, names: Iterable[str] | None = None) -> dict[str, Any]:
     """Where these parts of a model lie, by their names in `PARTS`; control_scale beside.
 
-    names: None is all that it brings. Raises InputError for a part that it does not bring.
+    names: None is all that it brings; of none, the model is not looked for.
+    Raises InputError for a part that it does not bring.
     """
+    names = None if names is None else list(names)
+    if names == []:
+        return {}
     folder, own, brought = find_checkpoint(str(model), LoadOptions())
     known = [name for name, place in PARTS.items() if place in brought]
     parts: dict[str, Any] = {}

@@ -117,7 +117,7 @@ class EditPreset(Preset):
     @property
     def own_parts(self) -> dict[str, Any]:
         """Where the parts lie, as arguments of an `EditSetting`."""
-        return own_parts(self.model, self.parts) if self.parts else {}
+        return own_parts(self.model, self.parts)
 
     def cases(self) -> list[EditCase | ClipCase]:
         """The edits: those of the folder, or of sprite clips of the test split."""

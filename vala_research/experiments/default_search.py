@@ -32,6 +32,7 @@ from vala_research.sprites.scene import WORLD
 
 SHOWN = ("psnr", "path_error", "jitter", "success", "presence")
 PLOTTED = ("psnr", "path_error", "jitter")
+LOOKS = [(colour, marker) for marker in "s^D" for colour in COLOURS[2:]]  # of points with a name
 STEPS, GUIDANCES = (5, 10, 25, 50), (1.0, 1.5, 3.0, 5.0, 7.5)
 
 
@@ -82,13 +83,11 @@ def _as_default(settings: Settings) -> default_edit.Settings:
 
 def _parts(default: EditSetting) -> dict[str, EditSetting]:
     """Fewer parts, another base, and ControlNets of another strength."""
-    bare = replace(default, motion="", adapter="", controlnet="", control_scale=1.0)
-    settings = {"no parts": bare}
-    named = {"motion": default.motion, "adapter": default.adapter}
+    free = replace(default, controlnet="", control_scale=1.0)
+    settings = {"no parts": replace(free, motion="", adapter="")}
     if default.controlnet:
-        control = {k: getattr(default, k) for k in ("controlnet", "control_scale")}
-        settings["ControlNet alone"] = held = replace(bare, **control)
-        settings["no ControlNet"] = replace(bare, **named)
+        settings["ControlNet alone"] = replace(default, motion="", adapter="")
+        settings["no ControlNet"] = free
         settings["no motion modules"] = replace(default, motion="")
         settings["no adapter"] = replace(default, adapter="")
         for scale in (1.0, 2.0):
@@ -98,7 +97,7 @@ def _parts(default: EditSetting) -> dict[str, EditSetting]:
             settings[name] = replace(default, control_interval=(first, last))
         if default.motion:
             plan = Plan(attentions=FRAMEWISE, schedule=constant(0.7), motion=default.motion)
-            settings["fusion, .7 video"] = replace(held, fusion=plan, adapter=default.adapter)
+            settings["fusion, .7 video"] = replace(default, motion="", fusion=plan)
     for first, last in ((0.0, 0.5), (0.5, 1.0)) if default.adapter else ():
         name = f"adapter from {first:g} to {last:g} T"
         settings[name] = replace(default, adapter_interval=(first, last))
@@ -124,10 +123,10 @@ def _place(default: EditSetting) -> dict[str, EditSetting]:
         "features injected, .3": replace(default, injection=0.3),
         "prompt-to-prompt, .3": replace(default, injection=Injection(0, 0, words=0.3)),
         "prompt-to-prompt, .6": replace(default, injection=Injection(0, 0, words=0.6)),
-    } | {f"attention {a}": replace(default, attention=a) for a in ATTENTIONS}
-
-
-ATTENTIONS = ("sparse_causal", "extended", "anchors")
+    } | {
+        f"attention {name}": replace(default, attention=name)
+        for name in ("sparse_causal", "extended", "anchors")
+    }
 
 
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:
@@ -157,8 +156,7 @@ def figure(rows: pd.DataFrame) -> Figure:
     """Gains of each setting on the default; beside its name its evaluations over the default's."""
     compared = table(rows)
     relative = compared.set_index("setting").evaluations / compared.evaluations.iloc[0]
-    shown = ("psnr", "path_error", "jitter", "success")
-    return gains_figure(compared, relative.to_dict(), shown)
+    return gains_figure(compared, relative.to_dict(), (*PLOTTED, "success"))
 
 
 def cost_figure(rows: pd.DataFrame) -> Figure:
@@ -194,9 +192,6 @@ def cost_figure(rows: pd.DataFrame) -> Figure:
             ax.minorticks_off()
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
-
-
-LOOKS = [(colour, marker) for marker in "s^D" for colour in COLOURS[2:]]
 
 
 def claims(rows: pd.DataFrame) -> list[Claim]:

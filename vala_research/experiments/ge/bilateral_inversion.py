@@ -84,8 +84,7 @@ class Settings(Preset):
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     """Rows of three parts: `filter_rows` ("windows"), `bias_curves` ("steps"), `host_rows`."""
     cases, pipe = settings.cases(), quiet_pipeline(settings.model)
-    if settings.parts:
-        equip(pipe, **own_parts(settings.model, settings.parts))
+    equip(pipe, **own_parts(settings.model, settings.parts))
     size, ways = settings.side(pipe), WAYS | {"bilateral": settings.filter}
     clips = clips_of(cases, settings.n_frames, size)
     parts = {
