@@ -7,25 +7,24 @@ from test_notebooks import run
 from vala_research import InputError
 from vala_research.evaluation.verdicts import assert_claims
 from vala_research.experiments import default_search
-from vala_research.experiments.default_edit import DEFAULT
-from vala_research.experiments.default_search import Settings
+from vala_research.experiments.default_search import START, Settings
 
 
 def test_notebook_of_the_search(tmp_path, miniature):
     out = tmp_path / "out"
     run("02_default_search", tmp_path, output=str(out))
     table = pd.read_csv(out / "default_search.csv")
-    assert set(table.setting) == {DEFAULT, "steps 2", "no parts"}
+    assert set(table.setting) == {START, "steps 2", "no parts"}
     # Three steps: one branch in the inversion, two in the edit.
-    assert table.set_index("setting").evaluations.to_dict()[DEFAULT] == 3 + 2 * 3
+    assert table.set_index("setting").evaluations.to_dict()[START] == 3 + 2 * 3
 
 
-def test_every_setting_differs_from_the_default_alone(miniature):
+def test_every_setting_differs_from_the_start_alone(miniature):
     settings = default_search.edit_settings(Settings.preset("sprites"))
     assert len(set(map(repr, settings.values()))) == len(settings) > 25
-    default = vars(settings[DEFAULT])
+    start = vars(settings[START])
     for name in ("steps 10", "guidance 3", "no adapter", "ControlNet x 2", "strength 0.6"):
-        changed = [k for k, v in vars(settings[name]).items() if v != default[k]]
+        changed = [k for k, v in vars(settings[name]).items() if v != start[k]]
         assert len(changed) == 1, name
 
 
@@ -35,10 +34,10 @@ def test_a_wrong_name_is_refused(miniature):
 
 
 def rows(**gains: float) -> pd.DataFrame:
-    """Ten clips; gains: PSNR over the default, by setting."""
+    """Ten clips; gains: PSNR over the start, by setting."""
     lines = []
     for index in range(10):
-        for name, gain in {DEFAULT: 0.0, **gains}.items():
+        for name, gain in {START: 0.0, **gains}.items():
             psnr = 20 + index + gain * (1 + index / 10)
             lines.append({"setting": name, "kind": "several", "index": index, "psnr": psnr,
                           "jitter": 1.0, "evaluations": 45})  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +21,8 @@ from vala_research.experiments.contract import CLIP, PUBLISHED, LaterClipsPreset
 from vala_research.sprites.edits import EDITS
 
 DEFAULT, BARE = "default", "image model alone"
+# The default before the miniature had motion modules, a ControlNet and an adapter.
+FORMER = EditSetting("anchors", num_inference_steps=50, guidance_scale=2.0)
 SHOWN = (*PLACEMENT, "success", "psnr", "warp_error_truth")
 REDRAWN = ("shape", "several")  # kinds that draw a new object in the place of the old one
 
@@ -31,7 +33,7 @@ class Settings(LaterClipsPreset):
 
     PRESETS = {
         "smoke": {"n_clips": 1, "kinds": ("several",), "n_frames": 2},
-        "sprites": {"n_clips": 10, "first_clip": 200, "kinds": tuple(EDITS), "n_frames": 8,
+        "sprites": {"n_clips": 10, "first_clip": 210, "kinds": tuple(EDITS), "n_frames": 8,
                     "n_processes": 0},
         "paper": PUBLISHED | {"steps": 0, "guidance": 0.0, "clip_model": CLIP},
     }  # fmt: skip
@@ -43,18 +45,15 @@ class Settings(LaterClipsPreset):
 
 
 def edit_settings(settings: Settings) -> dict[str, EditSetting]:
-    """The model's own edit, and the edit by its image model alone with VALA's anchors.
-
-    The latter was the default before the model had motion modules, a ControlNet and an adapter.
-    """
+    """The model's own edit, and `FORMER`: the edit by its image model alone."""
     _, own, _ = find_checkpoint(settings.model, LoadOptions())
     steps = settings.steps or own.num_inference_steps
     default = EditSetting(
         own.attention, own.inversion, own.injection, settings.guidance or own.guidance_scale, steps,
         **own_parts(settings.model, settings.parts or None),
     )  # fmt: skip
-    before = EditSetting("anchors", num_inference_steps=settings.steps or 50, guidance_scale=2.0)
-    return {DEFAULT: default, BARE: before}
+    former = replace(FORMER, num_inference_steps=settings.steps or FORMER.num_inference_steps)
+    return {DEFAULT: default, BARE: former}
 
 
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:

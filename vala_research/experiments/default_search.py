@@ -1,7 +1,7 @@
 """The search for the miniature's default edit, on validation clips (notebook 02).
 
-Every setting differs from the default in one thing. So the table says what each thing brings, and
-what it costs in network evaluations.
+It starts at a setting that was chosen by hand. Beside it: settings that differ from the start in
+one thing, so that the table says what each thing brings and costs, and what wins of it together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments import default_edit
 from vala_research.experiments.contract import CLIP, PUBLISHED, EditPreset
-from vala_research.experiments.default_edit import DEFAULT
 from vala_research.experiments.fldm.settings import FRAMEWISE, constant
 from vala_research.sprites.edits import EDITS
 from vala_research.sprites.scene import WORLD
@@ -33,6 +32,7 @@ from vala_research.sprites.scene import WORLD
 SHOWN = ("psnr", "path_error", "jitter", "success", "presence")
 PLOTTED = ("psnr", "path_error", "jitter")
 LOOKS = [(colour, marker) for marker in "s^D" for colour in COLOURS[2:]]  # of points with a name
+START = "start"
 STEPS, GUIDANCES = (5, 10, 25, 50), (1.0, 1.5, 3.0, 5.0, 7.5)
 
 
@@ -43,90 +43,117 @@ class Settings(EditPreset):
     PRESETS = {
         "smoke": {"shown": ("steps 2", "no parts"), "steps": 3, "n_clips": 1,
                   "kinds": ("several",), "n_frames": 3},
-        "sprites": {"n_clips": 6, "kinds": tuple(EDITS), "n_frames": 8, "n_processes": 0},
+        "sprites": {"n_clips": 6, "kinds": tuple(EDITS), "n_frames": 8, "n_processes": 0,
+                    "steps": 15, "guidance": 2.0, "control_scale": 1.5},
         "paper": PUBLISHED | {"steps": 0, "guidance": 0.0, "clip_model": CLIP},
     }  # fmt: skip
 
-    parts: Sequence[str] = ()  # of what the model brings, in the default edit; (): all
-    steps: int = 0  # diffusion steps each way, of the default; 0: the model's own
-    guidance: float = 0.0  # of the default; 0: the model's own
-    shown: Sequence[str] = ()  # settings beside the default, such as "steps 10"; (): all
+    parts: Sequence[str] = ()  # of what the model brings, at the start; (): all
+    steps: int = 0  # diffusion steps each way, at the start; 0: the model's own
+    guidance: float = 0.0  # at the start; 0: the model's own
+    control_scale: float = 0.0  # of the ControlNet, at the start; 0: the model's own
+    shown: Sequence[str] = ()  # settings beside the start, such as "steps 10"; (): all
+    first_clip: int = 0  # number of the first sprite clip
 
     def cases(self) -> list[EditCase | ClipCase]:
         """The edits: those of the folder, or of sprite clips of the validation split."""
         if self.clips or self.n_clips < 1:
             return super().cases()
-        return edit_cases(WORLD, "validation", self.n_clips, self.kinds)
+        n = self.first_clip + self.n_clips
+        cases = edit_cases(WORLD, "validation", n, self.kinds)
+        return [case for case in cases if case.index >= self.first_clip]
 
 
 def edit_settings(settings: Settings) -> dict[str, EditSetting]:
-    """The default, and beside it settings that differ from it in one thing, by that thing.
+    """The start, settings that differ from it in one thing, and several things at once.
 
     Raises InputError for an unknown name in `shown`.
     """
-    both = default_edit.edit_settings(_as_default(settings))
-    default = both[DEFAULT]
+    of_model = default_edit.Settings(
+        model=settings.model, parts=settings.parts, steps=settings.steps, guidance=settings.guidance
+    )
+    start = default_edit.edit_settings(of_model)[default_edit.DEFAULT]
+    if start.controlnet and settings.control_scale:
+        start = replace(start, control_scale=settings.control_scale)
     others = (
-        _parts(default) | _steps(settings, default) | _guidance(default) | _place(default)
-        | {"image model alone, anchors": both[default_edit.BARE]}
+        _parts(start) | _steps(settings, start) | _guidance(start) | _place(start)
+        | {"image model alone, anchors": default_edit.FORMER} | _together(start)
     )  # fmt: skip
     for name in settings.shown:
         chosen_from("setting", name, others)
-    return {DEFAULT: default} | {name: others[name] for name in settings.shown or others}
+    return {START: start} | {name: others[name] for name in settings.shown or others}
 
 
-def _as_default(settings: Settings) -> default_edit.Settings:
-    return default_edit.Settings(
-        model=settings.model, parts=settings.parts, steps=settings.steps, guidance=settings.guidance
-    )
-
-
-def _parts(default: EditSetting) -> dict[str, EditSetting]:
+def _parts(start: EditSetting) -> dict[str, EditSetting]:
     """Fewer parts, another base, and ControlNets of another strength."""
-    free = replace(default, controlnet="", control_scale=1.0)
+    free = replace(start, controlnet="", control_scale=1.0)
     settings = {"no parts": replace(free, motion="", adapter="")}
-    if default.controlnet:
-        settings["ControlNet alone"] = replace(default, motion="", adapter="")
+    if start.controlnet:
+        settings["ControlNet alone"] = replace(start, motion="", adapter="")
         settings["no ControlNet"] = free
-        settings["no motion modules"] = replace(default, motion="")
-        settings["no adapter"] = replace(default, adapter="")
+        settings["no motion modules"] = replace(start, motion="")
+        settings["no adapter"] = replace(start, adapter="")
         for scale in (1.0, 2.0):
-            settings[f"ControlNet x {scale:g}"] = replace(default, control_scale=scale)
+            settings[f"ControlNet x {scale:g}"] = replace(start, control_scale=scale)
         for first, last in ((0.0, 0.5), (0.5, 1.0)):
             name = f"ControlNet from {first:g} to {last:g} T"
-            settings[name] = replace(default, control_interval=(first, last))
-        if default.motion:
-            plan = Plan(attentions=FRAMEWISE, schedule=constant(0.7), motion=default.motion)
-            settings["fusion, .7 video"] = replace(default, motion="", fusion=plan)
-    for first, last in ((0.0, 0.5), (0.5, 1.0)) if default.adapter else ():
+            settings[name] = replace(start, control_interval=(first, last))
+        if start.motion:
+            settings["fusion, .7 video"] = _fused(start)
+    for first, last in ((0.0, 0.5), (0.5, 1.0)) if start.adapter else ():
         name = f"adapter from {first:g} to {last:g} T"
-        settings[name] = replace(default, adapter_interval=(first, last))
+        settings[name] = replace(start, adapter_interval=(first, last))
     return settings
 
 
-def _steps(settings: Settings, default: EditSetting) -> dict[str, EditSetting]:
+def _steps(settings: Settings, start: EditSetting) -> dict[str, EditSetting]:
     """More and fewer steps, and fewer of them walked."""
     steps = STEPS if settings.preset_name != "smoke" else (2,)
-    more = {f"steps {n}": replace(default, num_inference_steps=n) for n in steps}
-    return more | {f"strength {s:g}": replace(default, strength=s) for s in (0.6, 0.8)}
+    more = {f"steps {n}": replace(start, num_inference_steps=n) for n in steps}
+    return more | {f"strength {s:g}": replace(start, strength=s) for s in (0.6, 0.8)}
 
 
-def _guidance(default: EditSetting) -> dict[str, EditSetting]:
-    settings = {f"guidance {g:g}": replace(default, guidance_scale=g) for g in GUIDANCES}
-    return settings | {"source prompt as negative prompt": replace(default, negates_source=True)}
+def _guidance(start: EditSetting) -> dict[str, EditSetting]:
+    settings = {f"guidance {g:g}": replace(start, guidance_scale=g) for g in GUIDANCES}
+    return settings | {"source prompt as negative prompt": replace(start, negates_source=True)}
 
 
-def _place(default: EditSetting) -> dict[str, EditSetting]:
+def _place(start: EditSetting) -> dict[str, EditSetting]:
     """What holds an edit to the clip's layout, or its frames to each other."""
     return {
-        "exact inversion": replace(default, inversion="exact"),
-        "features injected, .3": replace(default, injection=0.3),
-        "prompt-to-prompt, .3": replace(default, injection=Injection(0, 0, words=0.3)),
-        "prompt-to-prompt, .6": replace(default, injection=Injection(0, 0, words=0.6)),
+        "exact inversion": replace(start, inversion="exact"),
+        "features injected, .3": replace(start, injection=0.3),
+        "prompt-to-prompt, .3": replace(start, injection=Injection(0, 0, words=0.3)),
+        "prompt-to-prompt, .6": replace(start, injection=Injection(0, 0, words=0.6)),
     } | {
-        f"attention {name}": replace(default, attention=name)
+        f"attention {name}": replace(start, attention=name)
         for name in ("sparse_causal", "extended", "anchors")
     }
+
+
+def _together(start: EditSetting) -> dict[str, EditSetting]:
+    """Less guidance with a weaker ControlNet, fewer steps and fusion."""
+    less = replace(start, guidance_scale=1.5)
+    if not start.controlnet:
+        return {"guidance 1.5, steps 10": replace(less, num_inference_steps=10)}
+    few = replace(less, num_inference_steps=10, control_scale=1.25)
+    settings = {
+        "guidance 1.5, ControlNet x 1.25": replace(less, control_scale=1.25),
+        "guidance 1.5, ControlNet x 1": replace(less, control_scale=1.0),
+        "guidance 1.5, steps 10": replace(less, num_inference_steps=10),
+        "guidance 1.5, ControlNet x 1.25, steps 10": few,
+        "guidance 1.25, ControlNet x 1.25, steps 10": replace(few, guidance_scale=1.25),
+        "guidance 1.5, ControlNet x 1.25, steps 8": replace(few, num_inference_steps=8),
+    }
+    if start.motion:
+        settings["guidance 1.5, ControlNet x 1.25, steps 10, fusion"] = _fused(few)
+    return settings
+
+
+def _fused(setting: EditSetting) -> EditSetting:
+    """The motion UNet and the image UNet at once, at .7 and .3."""
+    plan = Plan(attentions=FRAMEWISE, schedule=constant(0.7), motion=setting.motion)
+    return replace(setting, motion="", fusion=plan)
 
 
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:
@@ -135,9 +162,9 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means, gains on the default paired by clip, and evaluations per frame."""
+    """Means, gains on the start paired by clip, and evaluations per frame."""
     evaluations = rows.groupby("setting").evaluations.mean()
-    compared = comparison_table(rows, DEFAULT, SHOWN)
+    compared = comparison_table(rows, START, SHOWN)
     return compared.assign(evaluations=compared.setting.map(evaluations))
 
 
@@ -153,7 +180,7 @@ def page(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(rows: pd.DataFrame) -> Figure:
-    """Gains of each setting on the default; beside its name its evaluations over the default's."""
+    """Gains of each setting on the start; beside its name its evaluations over the start's."""
     compared = table(rows)
     relative = compared.set_index("setting").evaluations / compared.evaluations.iloc[0]
     return gains_figure(compared, relative.to_dict(), (*PLOTTED, "success"))
@@ -162,14 +189,14 @@ def figure(rows: pd.DataFrame) -> Figure:
 def cost_figure(rows: pd.DataFrame) -> Figure:
     """Quality against evaluations: a line through the numbers of steps, and a point per setting.
 
-    Settings that ask as often as the default are drawn without a name; `figure` names them.
+    Settings that ask as often as the start are drawn without a name; `figure` names them.
     """
     metrics = [m for m in PLOTTED if m in rows and rows[m].notna().any()]
     means = rows.groupby("setting", sort=False)[["evaluations", *metrics]].mean()
-    walked = means[[n == DEFAULT or n.startswith("steps ") for n in means.index]]
+    walked = means[[n == START or n.startswith("steps ") for n in means.index]]
     walked = walked.sort_values("evaluations")
     others = means.drop(walked.index)
-    is_named = others.evaluations != means.evaluations[DEFAULT]
+    is_named = others.evaluations != means.evaluations[START]
     looks = dict(zip(others.index[is_named], LOOKS, strict=False))
     with rc_context(STYLE):
         fig = Picture(figsize=(2.3 * len(metrics), 2.9))
@@ -179,9 +206,9 @@ def cost_figure(rows: pd.DataFrame) -> Figure:
             ax.plot(others.evaluations[~is_named], factor * others[metric][~is_named], "o",
                     color="#BBBBBB", ms=3, label="as many evaluations")  # fmt: skip
             ax.plot(walked.evaluations, factor * walked[metric], "o-", color=COLOURS[0], ms=3,
-                    label="default at other steps")  # fmt: skip
-            ax.plot(walked.evaluations[DEFAULT], factor * walked[metric][DEFAULT], "*",
-                    color=COLOURS[1], ms=10, label=DEFAULT)  # fmt: skip
+                    label="start, other steps")  # fmt: skip
+            ax.plot(walked.evaluations[START], factor * walked[metric][START], "*",
+                    color=COLOURS[1], ms=10, label=START)  # fmt: skip
             for name, (colour, marker) in looks.items():
                 ax.plot(others.evaluations[name], factor * others[metric][name], marker,
                         color=colour, ms=5, label=name)  # fmt: skip
@@ -195,18 +222,18 @@ def cost_figure(rows: pd.DataFrame) -> Figure:
 
 
 def claims(rows: pd.DataFrame) -> list[Claim]:
-    """Whether any other setting beats the default, by PSNR; reported, with Bonferroni's p.
+    """Whether any other setting beats the start, by PSNR; reported, with Bonferroni's p.
 
     Asserted: the settings differ.
     """
-    others = [name for name in dict.fromkeys(rows.setting) if name != DEFAULT]
-    gains = {name: gain_of(rows, "psnr", name, DEFAULT, 1) for name in others}
+    others = [name for name in dict.fromkeys(rows.setting) if name != START]
+    gains = {name: gain_of(rows, "psnr", name, START, 1) for name in others}
     stated = []
     for name in sorted(others, key=lambda name: -gains[name].mean)[:3]:
         corrected = replace(gains[name], p_value=min(1.0, gains[name].p_value * len(others)))
-        stated.append(Claim.of_gain(f"{name} beats the default", "PSNR, gain in dB", corrected))
+        stated.append(Claim.of_gain(f"{name} beats the start", "PSNR, gain in dB", corrected))
     psnr = rows.groupby("setting").psnr.mean()
-    alike = sum(bool(psnr[name] == psnr[DEFAULT]) for name in others)
+    alike = sum(bool(psnr[name] == psnr[START]) for name in others)
     differ = Claim.of_fact("every setting differs from the default", "settings alike", alike,
                            alike == 0, n_clips=int(rows["index"].nunique()))  # fmt: skip
     return [*stated, differ]

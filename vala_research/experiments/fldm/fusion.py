@@ -27,6 +27,7 @@ from vala_research.evaluation.comparison_figures import (
 )
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
+from vala_research.experiments.contract import POINT
 from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
     FUSED,
@@ -65,7 +66,7 @@ class Settings(FusionPreset):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(shown=(IMAGE, VIDEO, FUSED), n_frames=3, steps=4),
-        "sprites": dict(n_clips=12, kinds="shape,colour,background", n_frames=8, steps=15),
+        "sprites": dict(POINT, n_clips=12, kinds="shape,colour,several"),
         "paper": FUSED_MODELS,
     }
     shown: Sequence[str] = ()  # names of `edit_settings`; (): all

@@ -18,7 +18,7 @@ from vala_research.evaluation.comparison import METRICS, PLACEMENT, comparison_t
 from vala_research.evaluation.comparison_figures import gains_figure
 from vala_research.evaluation.statistics import Gain
 from vala_research.evaluation.verdicts import Claim
-from vala_research.experiments.contract import ATTENTIONS, CLIP, PUBLISHED, LaterClipsPreset
+from vala_research.experiments.contract import ATTENTIONS, CLIP, POINT, PUBLISHED, LaterClipsPreset
 from vala_research.experiments.ge.adapter_variants import BESIDE, perceptual_measure
 from vala_research.experiments.ge.paper_tables import HOSTS
 
@@ -33,8 +33,7 @@ class Settings(LaterClipsPreset):
     PRESETS = {
         "smoke": dict(hosts=("own", "extended"), kinds=("several",), n_frames=3, steps=8),
         "sprites": dict(
-            n_clips=32, first_clip=64, steps=15, kinds=("shape", "colour", "several"),
-            n_processes=0,
+            POINT, n_clips=16, first_clip=64, kinds=("shape", "colour", "several")
         ),
         "paper": dict(PUBLISHED, clip_model=CLIP, n_processes=0),
     }

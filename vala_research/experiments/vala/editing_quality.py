@@ -18,10 +18,9 @@ from vala_research.evaluation.comparison_figures import gains_figure
 from vala_research.evaluation.flops import forward_flops, meta_policy, meta_unet
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import Claim
-from vala_research.experiments.contract import CLIP, PUBLISHED, EditPreset
+from vala_research.experiments.contract import CLIP, POINT, PUBLISHED, EditPreset
 from vala_research.experiments.parameters import elements
 from vala_research.methods.anchors import AnchorSettings
-from vala_research.sprites.edits import EDITS
 from vala_research.sprites.motions import MOTIONS
 from vala_research.sprites.scene import WORLD
 
@@ -36,8 +35,7 @@ class Settings(EditPreset):
     PRESETS = {
         "smoke": {"policies_shown": ("own", "extended", "uniform {n} key frames",
                                      "VALA {n} site anchors"), "steps": 5},
-        "sprites": {"n_clips": 66, "n_frames": 6, "steps": 15, "kinds": tuple(EDITS),
-                    "n_processes": 0},
+        "sprites": POINT | {"n_clips": 16, "kinds": ("shape", "colour", "several")},
         "paper": {**PUBLISHED, "clip_model": CLIP, "n_processes": 0},
     }  # fmt: skip
 
