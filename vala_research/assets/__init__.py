@@ -11,6 +11,7 @@ PARTS = {
     "clip": "miniature_clip",
     "motion": "miniature/motion_adapter",
     "adapter": "miniature/temporal_adapter",
+    "paper_adapter": "miniature/temporal_adapter_as_paper",
     "controlnet": "miniature/controlnet",
 }
 
@@ -21,7 +22,8 @@ def miniature_path(part: str = "pipeline") -> str:
     pipeline: the checkpoint, of Stable Diffusion's class.
     clip: the CLIPModel of the metrics.
     motion: the AnimateDiff MotionAdapter that makes a video model of the checkpoint's UNet.
-    adapter: the temporal adapter of the checkpoint.
+    adapter: the temporal adapter of the checkpoint, which learnt from true edits.
+    paper_adapter: another, trained as the paper does, on clips as they are.
     controlnet: the ControlNet of the checkpoint, for edits.
     Raises InputError for another part.
     """

@@ -1,5 +1,6 @@
 """Curves of an adapter: right numbers on known features, and the recipe that makes them."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from vala_research.experiments.ge.temporal_adapter import similarity_of_steps, t
 from vala_research.methods.temporal import frame_similarity
 from vala_research.miniature.adapter import (
     ADAPTER,
+    PAPER_TRAINING,
     TRAINING,
     SpriteEdits,
     SpriteGroups,
@@ -58,6 +60,13 @@ def test_the_recipe_runs_and_its_curves_start_at_the_bare_model(tmp_path, checkp
     assert training_curve(tmp_path / "a").step.tolist() == [0, 2]
     (tmp_path / "a" / "curves.csv").unlink()
     assert training_curve(tmp_path / "a").step.tolist() == [1, 2]  # the log's
+
+
+def test_the_papers_recipe_sees_clips_as_they_are(tmp_path, checkpoint):
+    begun = replace(PAPER_TRAINING, max_steps=1, checkpoint_every=1)
+    rows = build_adapter(tmp_path, begun, n_held_out=1, model=str(checkpoint), as_paper=True)
+    assert [r["step"] for r in rows] == [0, 1]
+    assert json.loads((tmp_path / "adapter.json").read_text())["settings"]["interval"] == [0.5, 1.0]
 
 
 def test_checkpoints_of_an_untrained_adapter_are_the_bare_model(pipe, tmp_path):
