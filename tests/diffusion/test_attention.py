@@ -7,7 +7,8 @@ from einops import rearrange
 from tiny_models import D_TEXT, N_TOKENS, tiny_motion_unet, tiny_sdxl_unet, tiny_unet
 
 from vala_research import InputError
-from vala_research.diffusion.attention import POLICIES, get_policy
+from vala_research.diffusion.attending import get_policy
+from vala_research.diffusion.attention import POLICIES
 from vala_research.diffusion.attention_processor import SelfAttention
 from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.injection import (

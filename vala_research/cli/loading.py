@@ -18,7 +18,7 @@ from vala_research.files import check_output
 def check_names(call: Inverting, guidance_scale: float = 1.0, injection: Any = 0.0) -> None:
     """Refuse unknown names and numbers out of range, by the engine's own checks."""
     from vala_research.adapter.settings import checked_interval, checked_scale
-    from vala_research.diffusion.attention import get_policy
+    from vala_research.diffusion.attending import get_policy
     from vala_research.diffusion.guidance import check_guidance
     from vala_research.diffusion.injection import Injection
     from vala_research.diffusion.inversion import get_inversion

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vala_research.adapter.activation import Activation
 from vala_research.adapter.temporal_adapter import TemporalAdapter
-from vala_research.diffusion.attention import Attending
+from vala_research.diffusion.attending import Attending
 from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.controlnet import Control, control_residuals
 from vala_research.diffusion.inversion import Inversion

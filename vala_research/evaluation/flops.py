@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vala_research import InputError
+from vala_research.diffusion.attending import Attending
 from vala_research.diffusion.attention import (
     ANCHORS,
     AnchorAttention,
-    Attending,
     KeyframeAttention,
     Keyframes,
     Policy,
