@@ -33,7 +33,13 @@ def check_names(call: Inverting, guidance_scale: float = 1.0, injection: Any = 0
 
 
 def filled(call: Editing, defaults) -> Editing:
-    """The call with the values of a checkpoint, its `EditDefaults`, where it says nothing."""
+    """The call, filled in by its host and by a checkpoint's `EditDefaults` where it says nothing.
+
+    Raises InputError for an unknown host.
+    """
+    from vala_research.editing.hosts import defaults_of
+
+    defaults = defaults_of(defaults, call.host)
     own = {k: v for k, v in vars(defaults).items() if getattr(call, k, ...) is None}
     return replace(call, **own)
 
