@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vala_research import InputError
-from vala_research.diffusion.attending import Attending
+from vala_research.diffusion.attending import CROSS_FRAME, Attending
 from vala_research.diffusion.attention import (
     ANCHORS,
     AnchorAttention,
@@ -27,9 +27,11 @@ from vala_research.diffusion.attention import (
     Policy,
 )
 from vala_research.diffusion.backbone import UNet
+from vala_research.diffusion.cross_frame import CrossFrame
 from vala_research.diffusion.injection import attention_patches
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.diffusion.patching import chunking, patched
+from vala_research.diffusion.trajectory_attention import TrajectoryAttention
 from vala_research.editing.extras import BARE
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.pipeline import VideoEditPipeline
@@ -68,8 +70,14 @@ def meta_policy(
 ) -> str | Policy | None:
     """The attention policy of a clip by its shapes alone: its cost does not depend on the content.
 
-    As `policy_of_clip`. height, width: of the latents.
+    As `policy_of_clip`. height, width: of the latents. Trajectories are those of a still clip.
     """
+    editor = CROSS_FRAME.get(attention, attention) if isinstance(attention, str) else attention
+    if isinstance(editor, CrossFrame):
+        z_0 = torch.zeros(n_frames, 1, height, width)
+        if isinstance(editor, TrajectoryAttention):
+            editor = replace(editor, flow=torch.zeros(n_frames - 1, 2, height, width), valid=None)
+        return editor.of_clip(z_0, None, torch.Generator())
     if isinstance(attention, Keyframes):
         return KeyframeAttention(tuple(range(attention.n)))
     settings = ANCHORS if attention == "anchors" else attention
@@ -103,10 +111,15 @@ def forward_flops(
     if unet.device.type != "meta":
         raise InputError(f"The UNet is on {unet.device}: count on the meta device, by meta_unet.")
     size = n_frames if frames_per_chunk is None else frames_per_chunk
+    shape = n_branches, n_frames, unet.config.in_channels, height, width
+    z = torch.empty(shape, device="meta")
+    if isinstance(attention, CrossFrame):
+        attention = attention.at(0, n_frames, height * width)
+        z = attention.arranged(z[:, attention.seen])
     patches = attention_patches(unet, attention, n_branches, size)
     if size < n_frames:
         patches.append(chunking(n_branches, size))
-    z = torch.empty(n_branches * n_frames, unet.config.in_channels, height, width, device="meta")
+    z = z.flatten(0, 1)
     text = torch.empty(len(z), n_text, unet.config.cross_attention_dim, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter, patched(unet, *patches):
         with UncountedNorms():
