@@ -33,7 +33,7 @@ class Settings(LaterClipsPreset):
 
     PRESETS = {
         "smoke": {"n_clips": 1, "kinds": ("several",), "n_frames": 2},
-        "sprites": {"n_clips": 10, "first_clip": 210, "kinds": tuple(EDITS), "n_frames": 8,
+        "sprites": {"n_clips": 20, "first_clip": 200, "kinds": tuple(EDITS), "n_frames": 8,
                     "n_processes": 0},
         "paper": PUBLISHED | {"steps": 0, "guidance": 0.0, "clip_model": CLIP},
     }  # fmt: skip
