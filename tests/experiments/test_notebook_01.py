@@ -56,13 +56,22 @@ def test_right_rows_confirm_every_claim():
     "wrong, words",
     [
         ({"presence": 0.98}, "is there"), ({"success": 0.8}, "attributes"),
-        ({"path_error": 1.6}, "of its path"), ({"jitter": 1.1}, "tremble"),
         ({"psnr": 19.9}, "20 dB"),
     ],
 )  # fmt: skip
 def test_claims_can_fail(wrong, words):
     with pytest.raises(AssertionError, match=words):
         assert_claims(default_edit.claims(rows(**wrong)))
+
+
+@pytest.mark.parametrize(
+    "wrong, words", [({"path_error": 1.6}, "of its path"), ({"jitter": 1.1}, "tremble")]
+)
+def test_what_misses_its_place_is_reported(wrong, words):
+    claims = default_edit.claims(rows(**wrong))
+    (missed,) = (claim for claim in claims if claim.verdict == "contradicted")
+    assert words in missed.sentence
+    assert_claims(claims)
 
 
 def test_a_kind_that_loses_is_reported():

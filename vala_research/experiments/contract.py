@@ -36,7 +36,7 @@ PUBLISHED = dict(model=STABLE_DIFFUSION, n_clips=0, kinds=(), n_frames=16, size=
                  guidance=7.5)  # fmt: skip
 # The preset "sprites" of comparisons: the miniature's default edit, where its edits are right,
 # without motion modules and adapter, which are methods that the papers compare.
-POINT = dict(parts=("controlnet",), n_frames=8, steps=10, guidance=1.5, n_processes=0)
+POINT = dict(parts=("controlnet",), n_frames=8, steps=15, guidance=2.0, n_processes=0)
 ATTENTIONS = ChainMap({"anchors": ANCHORS}, POLICIES)  # names of attention policies
 OF_EVERY_NOTEBOOK = {"preset", "output", "repository"}  # parameters beside the settings
 WATERMARK = "smoke preset: the procedure, no evidence"

@@ -33,7 +33,7 @@ class Settings(LaterClipsPreset):
 
     PRESETS = {
         "smoke": {"n_clips": 1, "kinds": ("several",), "n_frames": 2},
-        "sprites": {"n_clips": 10, "first_clip": 210, "kinds": tuple(EDITS), "n_frames": 8,
+        "sprites": {"n_clips": 20, "first_clip": 200, "kinds": tuple(EDITS), "n_frames": 8,
                     "n_processes": 0},
         "paper": PUBLISHED | {"steps": 0, "guidance": 0.0, "clip_model": CLIP},
     }  # fmt: skip
@@ -108,7 +108,8 @@ def figure(settings: Settings, n_columns: int = 8) -> Figure:
 def claims(rows: pd.DataFrame) -> list[Claim]:
     """What a stranger expects of an edit, kind by kind: there, right, in place, steady, true.
 
-    None is made where the true edit is not known.
+    That it is in place and steady is reported, not asserted: there the clips differ most. No claim
+    is made where the true edit is not known.
     """
     if "success" not in rows:
         return []  # no true edit is known
@@ -122,6 +123,8 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
          least["presence"] >= 0.99),
         ("All attributes are right in 95% of the frames", "success", own.success.mean(),
          own.success.mean() >= 0.95),
+    ]  # fmt: skip
+    goals = [
         ("The object is within 1.5 pixels of its path in each kind", "path error, pixels",
          most["path_error"], most["path_error"] <= 1.5),
         ("The object does not tremble by more than a pixel in any kind", "jitter, pixels",
@@ -132,6 +135,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
         facts.append(("Edits of the shape reach 20 dB against the true edit",
                       "PSNR, dB", redrawn.min(), redrawn.min() >= 20))  # fmt: skip
     claims = [Claim.of_fact(*fact, n_clips=n) for fact in facts]
+    claims += [replace(Claim.of_fact(*goal, n_clips=n), is_asserted=False) for goal in goals]
 
     # What every kind gains or loses by what the others need is reported, not asserted.
     for kind, of_kind in rows.groupby("kind", sort=False):

@@ -234,6 +234,6 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
         stated.append(Claim.of_gain(f"{name} beats the start", "PSNR, gain in dB", corrected))
     psnr = rows.groupby("setting").psnr.mean()
     alike = sum(bool(psnr[name] == psnr[START]) for name in others)
-    differ = Claim.of_fact("every setting differs from the default", "settings alike", alike,
+    differ = Claim.of_fact("every setting differs from the start", "settings alike", alike,
                            alike == 0, n_clips=int(rows["index"].nunique()))  # fmt: skip
     return [*stated, differ]

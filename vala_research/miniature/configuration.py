@@ -38,7 +38,7 @@ SCHEDULE = dict(
 # Values of an edit, chosen on validation clips: of the bare checkpoint, and of the one that brings
 # a ControlNet, motion modules and a temporal adapter.
 DEFAULTS = dict(num_inference_steps=50, guidance_scale=2.0)
-FULL_DEFAULTS = dict(num_inference_steps=10, guidance_scale=1.5, attention="own")
+FULL_DEFAULTS = dict(num_inference_steps=15, guidance_scale=2.0, attention="own")
 CONTROL = dict(picture="frames", scale=1.5, in_inversion=False)
 
 

@@ -33,7 +33,7 @@ class Settings(LaterClipsPreset):
     PRESETS = {
         "smoke": dict(hosts=("own", "extended"), kinds=("several",), n_frames=3, steps=8),
         "sprites": dict(
-            POINT, n_clips=16, first_clip=64, kinds=("shape", "colour", "several")
+            POINT, n_clips=12, first_clip=64, kinds=("shape", "colour", "several")
         ),
         "paper": dict(PUBLISHED, clip_model=CLIP, n_processes=0),
     }

@@ -33,7 +33,7 @@ from vala_research.miniature.adapter import ADAPTER, TRAINING, SpriteGroups
 
 BESIDE = ("controlnet", "motion")  # parts of an edit beside an adapter
 ADAPTERS = "adapters"  # folder of the trained adapters, in the output
-SPRITES = dict(POINT, training_steps=150, n_clips=16, kinds=("several", "colour"))
+SPRITES = dict(POINT, training_steps=150, n_clips=12, kinds=("several", "colour"))
 PAPER = PUBLISHED | dict(
     clip_model=CLIP, training_steps=10_000, learning_rate=3e-5, n_processes=0
 )

@@ -35,7 +35,7 @@ class Settings(EditPreset):
     PRESETS = {
         "smoke": {"policies_shown": ("own", "extended", "uniform {n} key frames",
                                      "VALA {n} site anchors"), "steps": 5},
-        "sprites": POINT | {"n_clips": 16, "kinds": ("shape", "colour", "several")},
+        "sprites": POINT | {"n_clips": 12, "kinds": ("shape", "colour", "several")},
         "paper": {**PUBLISHED, "clip_model": CLIP, "n_processes": 0},
     }  # fmt: skip
 
