@@ -411,7 +411,7 @@ THREE = dict(
         (lambda: Source(window=2, overlap=2), "overlap smaller"),
         (
             lambda: Source(window=2, overlap=1, attention="anchors"),
-            "anchors are those of the whole",
+            "attention needs the whole",
         ),
         (lambda: Source(text_encoder=torch.nn.Identity()), "give both, or none"),
     ],

@@ -14,9 +14,8 @@ from vala_research.diffusion.attention import Policy
 from vala_research.diffusion.patching import chunks
 
 
-@dataclass
 class FrameAttention:
-    """Attention processor with frames and branches as axes.
+    """Base of attention processors with frames and branches as axes.
 
     Branches never mix, but for injection: then every branch takes its queries and keys from the
     last one, the source, and keeps its own values.
@@ -51,6 +50,9 @@ class SelfAttention(FrameAttention):
 
     policy: Policy
     layer: str
+    n_branches: int
+    frames_per_chunk: int
+    is_injected: bool = False
 
     def output(self, attn: Attention, x: Float[Tensor, "g f n c"]) -> Float[Tensor, "g f n c"]:
         out = torch.empty_like(x)

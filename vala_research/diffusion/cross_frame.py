@@ -59,7 +59,7 @@ class UnderPolicy(Meeting):
     def processor(
         self, layer: str, n_branches: int, frames_per_chunk: int, is_injected: bool
     ) -> SelfAttention:
-        return SelfAttention(n_branches, frames_per_chunk, is_injected, self.policy, layer)
+        return SelfAttention(self.policy, layer, n_branches, frames_per_chunk, is_injected)
 
 
 @dataclass(frozen=True)

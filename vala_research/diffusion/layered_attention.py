@@ -67,7 +67,7 @@ class Layers(Meeting):
     ) -> SelfAttention:
         names = (n for start, n in self.settings.policies.items() if layer.startswith(start))
         policy = POLICIES[next(names, self.settings.others)]
-        return SelfAttention(n_branches, frames_per_chunk, is_injected, policy, layer)
+        return SelfAttention(policy, layer, n_branches, frames_per_chunk, is_injected)
 
     def patches(self, n_branches: int) -> list[Patch]:
         return [joint_norms(n_branches)] if self.settings.norms_frames else []

@@ -96,6 +96,9 @@ class Propagation(FrameAttention):
     The last branch is the source, whose frames attend to themselves; a branch alone is both.
     """
 
+    n_branches: int
+    frames_per_chunk: int
+    is_injected: bool
     n_pivots: int
     shares: Shares
 

@@ -106,6 +106,9 @@ class Chunks(Meeting):
 class MergedAttention(FrameAttention):
     """Attention on the tokens that merging leaves. meeting: the chunks in their order."""
 
+    n_branches: int
+    frames_per_chunk: int
+    is_injected: bool
     meeting: Chunks
     layer: str
 
@@ -113,7 +116,7 @@ class MergedAttention(FrameAttention):
         settings = self.meeting.settings
         if x.shape[2] * settings.max_downsample**2 < self.meeting.n_sites:
             alone = self.n_branches, self.frames_per_chunk, self.is_injected
-            return SelfAttention(*alone, own, self.layer).output(attn, x)
+            return SelfAttention(own, self.layer, *alone).output(attn, x)
 
         out, earlier = torch.empty_like(x), None
         for turn in self.meeting.turns:

@@ -108,6 +108,9 @@ class Paths(Meeting):
 class AlongPaths(FrameAttention):
     """Attention to all frames, then along trajectories where a layer has a token per site."""
 
+    n_branches: int
+    frames_per_chunk: int
+    is_injected: bool
     settings: TrajectoryAttention
 
     def output(self, attn: Attention, x: Float[Tensor, "g f n c"]) -> Float[Tensor, "g f n c"]:
