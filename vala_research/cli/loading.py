@@ -37,11 +37,14 @@ def filled(call: Editing, defaults) -> Editing:
 
     Raises InputError for an unknown host.
     """
+    from vala_research.diffusion.injection import Injection
     from vala_research.editing.hosts import defaults_of
 
     defaults = defaults_of(defaults, call.host)
     own = {k: v for k, v in vars(defaults).items() if getattr(call, k, ...) is None}
-    return replace(call, **own)
+    filled = replace(call, **own)
+    words = Injection.of(filled.injection).words if call.words is None else call.words
+    return replace(filled, words=words)
 
 
 def check_adapter(has_adapter: bool, call: Inverting) -> None:

@@ -147,9 +147,8 @@ class Editing(Inverting):
         """The arguments by their names, with the words in the injection. Raises InputError."""
         from vala_research.diffusion.injection import Injection
 
-        given, injection = asdict(self), Injection.of(self.injection)
-        words = given.pop("words")
-        injection = injection if words is None else replace(injection, words=words)
+        given = asdict(self)
+        injection = replace(Injection.of(self.injection), words=given.pop("words"))
         return given | {"injection": injection}
 
 
