@@ -71,7 +71,7 @@ class CrossFrame:
     stay where they are, so that motion modules see them in order.
     """
 
-    seed: int | None = None
+    seed: int | None = field(default=None, kw_only=True)
     needs_source: ClassVar[bool] = False
     fits_video_models: ClassVar[bool] = True
 
@@ -98,4 +98,4 @@ class CrossFrame:
 
     def drawing(self, t: int) -> torch.Generator:
         """The generator of what is drawn at timestep t: the same in every edit with this seed."""
-        return torch.Generator().manual_seed(hash((self.seed or 0, t)) % 2**63)
+        return torch.Generator().manual_seed(1_000_003 * (self.seed or 0) + t)

@@ -7,7 +7,7 @@ group norms over all frames, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class LayeredAttention(CrossFrame):
             chosen_from("attention of a layer", name, POLICIES)
 
     def inverting(self) -> LayeredAttention:
-        return LayeredAttention(self.seed, {}, "own", self.norms_frames)
+        return replace(self, policies={}, others="own")
 
     def at(self, t: int, n_frames: int, n_sites: int) -> Layers:
         return Layers(settings=self)

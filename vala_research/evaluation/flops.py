@@ -24,6 +24,7 @@ from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.cross_frame import CrossFrame
 from vala_research.diffusion.injection import attention_patches
 from vala_research.diffusion.patching import chunking, patched
+from vala_research.diffusion.token_flow import TokenFlow
 from vala_research.diffusion.trajectory_attention import TrajectoryAttention
 from vala_research.methods.anchors import Anchors, AnchorSettings
 
@@ -54,7 +55,7 @@ def meta_anchors(n_frames: int, n_sites: int, n_anchors: int, granularity: str) 
 
 def meta_policy(
     attention: Attending | None, n_frames: int, height: int, width: int
-) -> str | Policy | None:
+) -> str | Policy | CrossFrame | None:
     """The attention policy of a clip by its shapes alone: its cost does not depend on the content.
 
     As `policy_of_clip`. height, width: of the latents. Trajectories are those of a still clip.
@@ -62,6 +63,8 @@ def meta_policy(
     editor = CROSS_FRAME.get(attention, attention) if isinstance(attention, str) else attention
     if isinstance(editor, CrossFrame):
         z_0 = torch.zeros(n_frames, 1, height, width)
+        if isinstance(editor, TokenFlow):
+            editor = replace(editor, chosen=tuple(range(0, n_frames, editor.batch)))
         if isinstance(editor, TrajectoryAttention):
             editor = replace(editor, flow=torch.zeros(n_frames - 1, 2, height, width), valid=None)
         return editor.of_clip(z_0, None, torch.Generator())
@@ -81,7 +84,7 @@ def relative(flops: Mapping[str, float], to: str) -> dict[str, float]:
 
 def forward_flops(
     unet: UNet,
-    attention: str | Policy,
+    attention: str | Policy | CrossFrame,
     n_frames: int,
     height: int,
     width: int,

@@ -118,21 +118,23 @@ class FusedAttention(TorchFunctionMode):
 
 
 def counted_edit(
-    pipe: VideoEditPipeline, fusion: Fusion, n_frames: int, size: int, steps: int,
-    known: KnownCalls | None = None,
+    pipe: VideoEditPipeline, fusion: Fusion | None, n_frames: int, size: int, steps: int,
+    known: KnownCalls | None = None, **call: Any,
 ) -> tuple[int, int]:  # fmt: skip
     """Count the FLOPs of one edit by a weightless pipeline, and the peak bytes of its live tensors.
 
     One multiply-add of a convolution, linear layer or attention is two FLOPs. The bytes contain
     neither weights nor scratch memory inside an operation.
     known: network calls that other edits of the same networks counted (None: no other edit).
+    call: further arguments of the edit, such as a host.
     Raises InputError for a source with an adapter or a ControlNet, whose calls are not alike.
     """
-    if any(source.adapter or source.controls for source in fusion.sources):
+    sources = [] if fusion is None else fusion.sources
+    if any(source.adapter or source.controls for source in sources):
         raise InputError("An adapter or ControlNet acts at some steps only: count without them.")
     known = known or KnownCalls()
     skipped = known.flops
-    unets = (pipe.unet, *(source.unet for source in fusion.sources))
+    unets = (pipe.unet, *(source.unet for source in sources))
     networks = {id(n): n for n in (pipe.vae.encoder, pipe.vae.decoder, *unets) if n is not None}
     clip = torch.empty(n_frames, 3, size, size, device=pipe.device)
     with ExitStack() as modes, torch.no_grad():
@@ -143,8 +145,8 @@ def counted_edit(
         for network in networks.values():
             modes.enter_context(patched(network, known.patch(counter, live)))
         pipe(
-            clip, *PROMPTS, num_inference_steps=steps, attention="own", fusion=fusion,
-            output_type="pt",
+            clip, *PROMPTS, num_inference_steps=steps, fusion=fusion, output_type="pt",
+            **{"attention": "own"} | call,
         )  # fmt: skip
     return counter.get_total_flops() + known.flops - skipped, live.peak
 
