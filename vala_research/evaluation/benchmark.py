@@ -227,8 +227,7 @@ def inverted(
 ) -> Inverted:
     """Find the clip's policy, invert under it, and reconstruct; the reconstruction is not timed.
 
-    The sources of a fusion invert each for itself. Their reconstructions are not measured (NaN).
-    Nothing is inverted where an edit starts from noise.
+    The sources of a fusion invert each for itself; their reconstructions are not measured (NaN).
     """
     if s.fusion is not None:
         sources, seconds = inverted_sources(
