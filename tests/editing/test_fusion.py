@@ -300,7 +300,7 @@ def test_windows_fade_into_each_other(tiny):
     class Numbered(SourceBackbone):
         """Window i predicts i for each of its frames."""
 
-        def _adapted(self, x, t, text, patches, added, frames, shown):
+        def _adapted(self, x, t, text, patches, frames, shown):
             return torch.full_like(x, self.windows.index(frames))
 
     backbone = Numbered(tiny.unet, windows=windows_of(14, 8, 2))

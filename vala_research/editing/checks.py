@@ -87,7 +87,7 @@ def check_source(source: Source, name: str, vae: Any, shape: Sequence[int]) -> N
             )
     if source.vae is not None:
         _check_vae(source.vae, vae, name)
-    check_text(source.text_encoder, unet, name)
+    check_text(source.text_encoder, unet, name, source.text_encoder_2)
     editor = get_policy(source.attention)
     if is_video_model(unet) and isinstance(editor, CrossFrame) and not editor.fits_video_models:
         raise InputError(

@@ -116,6 +116,7 @@ def estimate_edit(
         n_branches = 1  # those of a long clip go one by one
     size = Backbone(pipe.unet, frames_per_chunk).chunk_size(n_at_once, n_branches, h, w)
     networks = dict(vae=pipe.vae, text_encoder=pipe.text_encoder, unet=pipe.unet)
+    networks |= {} if pipe.text_encoder_2 is None else {"text_encoder_2": pipe.text_encoder_2}
     networks |= pipe.adapter_networks
     networks |= {} if pipe.controlnet is None else {"controlnet": pipe.controlnet}
     if fusion is not None:

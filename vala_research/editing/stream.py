@@ -208,6 +208,7 @@ def streams_of(
             activation=activation_of(source, pipe, own, clip.frames, inverted),
             controls=controls_of(source, pipe, clip, device),
             n_timesteps=len(own.alpha_bar),
+            vae_factor=pipe.vae_scale_factor,
             cross_attention_kwargs=source.cross_attention_kwargs,
             pictures=source.pictures,
         )
