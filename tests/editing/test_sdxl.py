@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from safetensors.torch import save_file
 from tiny_models import tiny_sdxl_checkpoint
 
 from vala_research import InputError, VideoEditPipeline
@@ -109,6 +110,25 @@ def test_an_adapter_and_its_tokens_fit(xl, clip):
         xl.adapter = None
         adapter.detach()
     assert torch.equal(edit(xl, clip), plain)
+
+
+def test_a_lora_changes_the_edit(xl, clip, tmp_path):
+    plain, down = edit(xl, clip), torch.Generator().manual_seed(0)
+    site = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = xl.unet.get_submodule(site).weight.shape
+    tensors = {
+        f"unet.{site}.lora_A.weight": torch.randn(2, width[1], generator=down),
+        f"unet.{site}.lora_B.weight": torch.randn(width[0], 2, generator=down),
+        "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2),
+    }
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with pytest.warns(UserWarning, match="second text encoder"):
+        xl.load_lora_weights(tmp_path / "lora.safetensors")
+    assert not torch.equal(edit(xl, clip), plain)
+    xl.unload_lora_weights()
+    assert torch.equal(edit(xl, clip), plain)
+    with pytest.raises(InputError, match="two text encoders"):
+        xl.load_textual_inversion({"<x>": torch.ones(16)})
 
 
 def test_a_saved_pipeline_is_opened_by_both(xl, clip, tmp_path):

@@ -26,7 +26,7 @@ def check_networks(
         if part is not None and not hasattr(getattr(part, "config", None), NEEDED[name]):
             raise InputError(
                 f"The {name} is a {type(part).__name__}: give the network itself, of the class "
-                "that Stable Diffusion 1.x/2.x has."
+                "that Stable Diffusion 1.x, 2.x or XL has."
             )
     if (text_encoder_2 is None) != (tokenizer_2 is None):
         raise InputError("One of text_encoder_2 and tokenizer_2 is given: give both, or none.")

@@ -51,7 +51,7 @@ class VideoEditPipeline(
     EditParts, CallState, AdapterMixin, LoraMixin, TextualInversionMixin, PictureMixin,
     ControlMixin, MotionMixin, SingleFileMixin, StableDiffusionMixin, StableDiffusionParts,
 ):  # fmt: skip
-    """Edits a clip with an image diffusion model of the Stable Diffusion 1.x/2.x class.
+    """Edits a clip with an image diffusion model of the Stable Diffusion 1.x, 2.x or XL class.
 
     The scheduler gives its noise schedule and timesteps; the steps are deterministic DDIM.
     """

@@ -24,6 +24,7 @@ from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.cross_frame import CrossFrame
 from vala_research.diffusion.injection import attention_patches
 from vala_research.diffusion.patching import chunking, patched
+from vala_research.diffusion.pooled_text import conditions, reads_pooled
 from vala_research.diffusion.token_flow import TokenFlow
 from vala_research.diffusion.trajectory_attention import TrajectoryAttention
 from vala_research.methods.anchors import Anchors, AnchorSettings
@@ -33,6 +34,15 @@ STABLE_DIFFUSION_1_5 = dict(
     attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280),
     down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
     up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+)  # fmt: skip
+STABLE_DIFFUSION_XL = dict(
+    sample_size=128, in_channels=4, out_channels=4, layers_per_block=2, cross_attention_dim=2048,
+    attention_head_dim=(5, 10, 20), block_out_channels=(320, 640, 1280),
+    down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
+    up_block_types=(*("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
+    transformer_layers_per_block=(1, 2, 10), use_linear_projection=True,
+    addition_embed_type="text_time", addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
 )  # fmt: skip
 
 
@@ -110,10 +120,12 @@ def forward_flops(
     if size < n_frames:
         patches.append(chunking(n_branches, size))
     z = z.flatten(0, 1)
-    text = torch.empty(len(z), n_text, unet.config.cross_attention_dim, device="meta")
+    rows = n_text + reads_pooled(unet)  # the last one is the pooled text
+    text = torch.empty(len(z), rows, unet.config.cross_attention_dim, device="meta")
+    words = conditions(unet, text, (8 * height, 8 * width))
     with torch.no_grad(), FlopCounterMode(display=False) as counter, patched(unet, *patches):
         with UncountedNorms():
-            unet(z, 0, text, return_dict=False)
+            unet(z, 0, return_dict=False, **words)
     return counter.get_total_flops()
 
 
