@@ -11,11 +11,19 @@ from diffusers import (
     DDIMScheduler,
     MotionAdapter,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet3DConditionModel,
     UNetMotionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+from vala_research.diffusion.pooled_text import with_pooled
 
 N_TOKENS, D_TEXT = 12, 16
 WORDS = "a red blue circle square moves over the grey background slowly".split()
@@ -59,6 +67,15 @@ def tiny_sdxl_unet() -> tuple[UNet2DConditionModel, dict[str, torch.Tensor]]:
         "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]]),
     }
     return unet, added
+
+
+def packed(text: torch.Tensor, added: dict[str, torch.Tensor] | None) -> torch.Tensor:
+    """Text ... n d with SDXL's pooled text as its last row, where there is one."""
+    if added is None:
+        return text
+    rows = text.flatten(0, -3)
+    pooled = added["text_embeds"].to(text)
+    return with_pooled(rows, pooled.expand(len(rows), -1)).unflatten(0, text.shape[:-2])
 
 
 def tiny_motion_unet(is_identity: bool = False) -> UNetMotionModel:
@@ -140,6 +157,26 @@ def tiny_checkpoint(folder: Path) -> Path:
     )
     pipe.save_pretrained(folder)
     return folder
+
+
+def tiny_sdxl_checkpoint(folder: Path) -> Path:
+    """A random checkpoint of the Stable Diffusion XL class, saved by plain diffusers."""
+    small = StableDiffusionPipeline.from_pretrained(tiny_checkpoint(folder / "small"))
+    torch.manual_seed(5)
+    config = small.text_encoder.config.to_dict() | {"projection_dim": 10}
+    second = CLIPTextModelWithProjection(CLIPTextConfig(**config)).eval()
+    unet = tiny_unet(
+        6, sample_size=64, cross_attention_dim=2 * D_TEXT, addition_embed_type="text_time",
+        addition_time_embed_dim=4, projection_class_embeddings_input_dim=4 * 6 + 10,
+        use_linear_projection=True, transformer_layers_per_block=(1, 1, 2),
+    )  # fmt: skip
+    unet.conv_out.weight.mul_(0.2)
+    pipe = StableDiffusionXLPipeline(
+        small.vae, small.text_encoder, second, small.tokenizer, small.tokenizer, unet,
+        small.scheduler, add_watermarker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder / "xl")
+    return folder / "xl"
 
 
 class GaussianMixture:

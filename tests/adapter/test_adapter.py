@@ -7,7 +7,15 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from tiny_models import D_TEXT, N_TOKENS, tiny_motion_unet, tiny_sdxl_unet, tiny_unet, tiny_unet3d
+from tiny_models import (
+    D_TEXT,
+    N_TOKENS,
+    packed,
+    tiny_motion_unet,
+    tiny_sdxl_unet,
+    tiny_unet,
+    tiny_unet3d,
+)
 from torch import nn
 
 from vala_research import InputError
@@ -49,11 +57,10 @@ def double(name: str):
     """(UNet in float64, a call of it on 2 branches of 3 frames)."""
     unet, added = UNETS[name]()
     unet = unet.double()
-    rows = None if added is None else {k: v.double().expand(2, -1) for k, v in added.items()}
     z, text = random(2, 3, 4, 8, 8), random(2, N_TOKENS, D_TEXT, seed=1)
 
     def call(text=text, patches=(), frames_per_chunk=None, z=z) -> torch.Tensor:
-        return Backbone(unet, frames_per_chunk)(z, 500, text, patches, rows)
+        return Backbone(unet, frames_per_chunk)(z, 500, packed(text, added), patches)
 
     return unet, call
 

@@ -133,6 +133,20 @@ def test_edit_with_the_words_of_the_source(tmp_path, clip, model):
     assert not torch.equal(frames["words"], frames["both"])
 
 
+def test_edit_as_a_host_does(tmp_path, clip, model):
+    """The record says what the host filled in; what is given stays."""
+    record, small = tmp_path / "record.json", ["--steps", 2, "--size", 32, "--host"]
+    common = ["edit", clip, *PROMPTS, "--model", model, "-o", tmp_path / "out", *small]
+    code, _, err = vala(*common, "token_flow", "--guidance", 3, "--json", record)
+    assert code == 0, err
+    used = json.loads(record.read_text())["parameters"]
+    assert (used["host"], used["attention"], used["guidance_scale"]) == (
+        "token_flow", "token_flow", 3,
+    )  # fmt: skip
+    assert used["injection"]["feature"] == 0.8
+    refused(tmp_path, *common, "tokenflow", naming="token_flow")
+
+
 def test_edit_with_a_video_model(tmp_path, clip, model):
     tiny_motion_adapter().save_pretrained(tmp_path / "motion")
     common = [clip, *PROMPTS, "--model", model, *QUICK, "--frames", 2]

@@ -7,7 +7,8 @@ import torch
 from test_attention import KINDS, SAME, distance, inputs, model, run
 
 from vala_research import InputError
-from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, get_policy
+from vala_research.diffusion.attending import get_policy
+from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention
 from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.methods.anchors import AnchorSettings, assign_anchors
 from vala_research.methods.compression import compression_weights

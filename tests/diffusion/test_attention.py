@@ -4,10 +4,11 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from einops import rearrange
-from tiny_models import D_TEXT, N_TOKENS, tiny_motion_unet, tiny_sdxl_unet, tiny_unet
+from tiny_models import D_TEXT, N_TOKENS, packed, tiny_motion_unet, tiny_sdxl_unet, tiny_unet
 
 from vala_research import InputError
-from vala_research.diffusion.attention import POLICIES, get_policy
+from vala_research.diffusion.attending import get_policy
+from vala_research.diffusion.attention import POLICIES
 from vala_research.diffusion.attention_processor import SelfAttention
 from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.injection import (
@@ -44,9 +45,8 @@ def inputs(g: int, f: int) -> tuple[torch.Tensor, torch.Tensor]:
 def run(unet, added, z, text, policy, **kwargs):
     """The patched prediction; policy None leaves the UNet alone."""
     g, f = z.shape[:2]
-    added = added and {k: v.expand(g, -1) for k, v in added.items()}
     patches = [] if policy is None else attention_patches(unet, policy, g, f, **kwargs)
-    return Backbone(unet)(z, 501, text, patches, added)
+    return Backbone(unet)(z, 501, packed(text, added), patches)
 
 
 def distance(a, b) -> float:

@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny_models import (
     D_TEXT,
     N_TOKENS,
+    packed,
     tiny_motion_unet,
     tiny_sdxl_unet,
     tiny_unet,
@@ -114,15 +115,17 @@ def test_equals_the_unet_called_by_hand():
 
 def test_sdxl_conditions_follow_their_branch():
     (unet, added), (z, text) = tiny_sdxl_unet(), inputs()
-    rows = {k: torch.cat([v, 2 * v]) for k, v in added.items()}
-    ours = Backbone(unet)(z, 501, text, added=rows)
+    rows = {"text_embeds": torch.cat([added["text_embeds"], 2 * added["text_embeds"]])}
+    rows["time_ids"] = added["time_ids"].expand(2, -1)
+    both = packed(text, rows)
+    ours = Backbone(unet)(z, 501, both)
     for g in range(2):
         one = {k: v[g : g + 1] for k, v in rows.items()}
         theirs = unet(z[g, 1][None], 501, text[g][None], added_cond_kwargs=one).sample[0]
         assert torch.allclose(ours[g, 1], theirs, atol=1e-5)
-    assert not torch.allclose(
-        ours, Backbone(unet)(z, 501, text, added={k: v.flip(0) for k, v in rows.items()})
-    )
+    other = packed(text, {"text_embeds": rows["text_embeds"].flip(0)})
+    assert not torch.allclose(ours, Backbone(unet)(z, 501, other))
+    assert not torch.allclose(ours, Backbone(unet, vae_factor=4)(z, 501, both))
 
 
 def test_motion_unet_with_zeroed_motion_is_the_image_unet():
@@ -147,11 +150,11 @@ def test_chunks_change_nothing(kind, policy, size):
         "motion": lambda: (tiny_motion_unet(), None),
     }.get(kind, tiny_sdxl_unet)()
     unet, z, text = unet.double(), z.double(), text.double()
-    added = added and {k: v.double().expand(3, -1) for k, v in added.items()}
+    text = packed(text, added)
 
     def run(size):
         patches = attention_patches(unet, policy, 3, size, True, True)
-        return Backbone(unet, size)(z, 501, text, patches, added)
+        return Backbone(unet, size)(z, 501, text, patches)
 
     # fp64, so that only round-off of differently shaped products is left; frames mixed up between
     # chunks would differ in the first digit.
@@ -224,12 +227,12 @@ def test_files_and_folders_without_an_index(tmp_path, checkpoint):
 def test_another_class_is_named(broken):
     edit_index(
         broken,
-        _class_name="StableDiffusionXLPipeline",
-        text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+        _class_name="StableDiffusion3Pipeline",
+        text_encoder_3=["transformers", "T5EncoderModel"],
     )
-    with pytest.raises(InputError, match="is a StableDiffusionXLPipeline"):
+    with pytest.raises(InputError, match="is a StableDiffusion3Pipeline"):
         resolve_checkpoint(str(broken))
-    edit_index(broken, _class_name="FluxPipeline", text_encoder_2=None, unet=None)
+    edit_index(broken, _class_name="FluxPipeline", text_encoder_3=None, unet=None)
     with pytest.raises(InputError, match="is a FluxPipeline, whose unet is missing"):
         resolve_checkpoint(str(broken))
 

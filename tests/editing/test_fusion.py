@@ -300,7 +300,7 @@ def test_windows_fade_into_each_other(tiny):
     class Numbered(SourceBackbone):
         """Window i predicts i for each of its frames."""
 
-        def _adapted(self, x, t, text, patches, added, frames, shown):
+        def _adapted(self, x, t, text, patches, frames, shown):
             return torch.full_like(x, self.windows.index(frames))
 
     backbone = Numbered(tiny.unet, windows=windows_of(14, 8, 2))
@@ -411,7 +411,7 @@ THREE = dict(
         (lambda: Source(window=2, overlap=2), "overlap smaller"),
         (
             lambda: Source(window=2, overlap=1, attention="anchors"),
-            "anchors are those of the whole",
+            "attention needs the whole",
         ),
         (lambda: Source(text_encoder=torch.nn.Identity()), "give both, or none"),
     ],

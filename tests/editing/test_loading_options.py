@@ -115,16 +115,21 @@ def test_weights_of_one_variant_alone_are_found(fp16_only, checkpoint, tiny, tmp
         VideoEditPipeline.from_pretrained(fp16_only)
 
 
-def test_an_sdxl_folder_is_refused_for_its_second_text_encoder(checkpoint, tmp_path):
+def test_a_second_text_encoder_that_is_not_there_is_missed(checkpoint, tmp_path):
     folder = shutil.copytree(checkpoint, tmp_path / "xl")
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"_class_name": "StableDiffusionXLPipeline"}
     index |= {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
     (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match=r"StableDiffusionXLPipeline and .*\(text_encoder_2\)"):
+    with pytest.raises(InputError, match="whose tokenizer_2 is missing"):
+        VideoEditPipeline.from_pretrained(folder)
+    index |= {"tokenizer_2": ["transformers", "CLIPTokenizer"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="lacks its text_encoder_2 folder"):
         VideoEditPipeline.from_pretrained(folder)
     # An entry of nothing is no second encoder.
     index |= {"_class_name": "StableDiffusionPipeline", "text_encoder_2": [None, None]}
+    index |= {"tokenizer_2": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index))
     assert isinstance(VideoEditPipeline.from_pretrained(folder).vae, AutoencoderKL)
 

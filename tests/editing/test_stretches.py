@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vala_research.diffusion import attention
+from vala_research.diffusion.attending import policy_of_clip
 from vala_research.diffusion.attention import KeyframeAttention, Keyframes
 from vala_research.diffusion.bilateral_inversion import BilateralInversion
 from vala_research.diffusion.null_text import NullTextSettings
@@ -70,14 +71,14 @@ def test_the_context_covers_both_scenes_of_a_clip(tiny, monkeypatch):
     scenes = torch.rand(2, 4, 6, 6, generator=generator)
     z = scenes[[0] * 9 + [1] * 3] + 0.01 * torch.rand(12, 4, 6, 6, generator=generator)
     limit(monkeypatch, 5, 3)
-    policy = attention.policy_of_clip(AnchorSettings(n_anchors=2), z)
+    policy = policy_of_clip(AnchorSettings(n_anchors=2), z)
     assert {frame // 9 for frame in policy.context} == {0, 1}
 
 
 def test_the_network_sees_few_frames_at_once(tiny, clip, monkeypatch):
     """Each frame is new in one stretch, and no stretch is longer than the limit."""
     limit(monkeypatch, 5, 2)
-    policy = attention.policy_of_clip(Keyframes("uniform", 2), tiny.encode(clip))
+    policy = policy_of_clip(Keyframes("uniform", 2), tiny.encode(clip))
     parts = list(stretches.stretches(policy, 11))
     assert all(len(part.seen) == 5 for part in parts[:-1]) and len(parts[-1].seen) <= 5
     assert [part.seen[i] for part in parts for i in part.kept] == list(range(11))

@@ -9,12 +9,8 @@ import torch
 from fresh_processes import FRESH
 
 from vala_research import InputError, write_clip
-from vala_research.diffusion.attention import (
-    AnchorAttention,
-    KeyframeAttention,
-    Keyframes,
-    policy_of_clip,
-)
+from vala_research.diffusion.attending import policy_of_clip
+from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Keyframes
 from vala_research.evaluation import benchmark, comparison, edit_rows, verdicts
 from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.cases import edit_cases, folder_cases

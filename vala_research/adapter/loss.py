@@ -20,6 +20,7 @@ from vala_research.adapter.temporal_adapter import TemporalAdapter, temporal_fea
 from vala_research.diffusion.attention import POLICIES
 from vala_research.diffusion.injection import attention_patches
 from vala_research.diffusion.patching import patched
+from vala_research.diffusion.pooled_text import conditions
 from vala_research.methods.temporal import VARIANTS, frame_similarity, temporal_consistency_loss
 
 WEIGHTINGS = ("target", "velocity")
@@ -182,11 +183,12 @@ def _rows(adapter: TemporalAdapter, batch: Batch) -> Float[Tensor, "b l d"]:
 def _predict(unet, z_t, t, rows, condition, controlnet) -> Float[Tensor, "g f c h w"]:
     n_frames, dtype = z_t.shape[1], unet.conv_in.weight.dtype
     z, rows, times = z_t.flatten(0, 1).to(dtype), rows.to(dtype), t.flatten()
-    added = {}
+    size, added = (8 * z.shape[2], 8 * z.shape[3]), {}
     if controlnet is not None:
-        down, mid = controlnet(z, times, rows, condition.flatten(0, 1).to(dtype), return_dict=False)
+        picture, words = condition.flatten(0, 1).to(dtype), conditions(controlnet, rows, size)
+        down, mid = controlnet(z, times, controlnet_cond=picture, return_dict=False, **words)
         added = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-    out = unet(z, times, rows, return_dict=False, **added)[0]
+    out = unet(z, times, return_dict=False, **conditions(unet, rows, size), **added)[0]
     return out.float().unflatten(0, (-1, n_frames))
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vala_research import InputError
+from vala_research.cli.fusing import Fusing
 from vala_research.cli.loading import (
     check_adapter,
     check_control,
@@ -36,6 +37,7 @@ from vala_research.cli.options import (
     Editing,
     Frames,
     Guidance,
+    Host,
     Injection,
     Lora,
     Model,
@@ -72,16 +74,6 @@ Json = option(Path | None, "Write how the edit was made (json).", "--json")
 
 
 @dataclass(frozen=True)
-class Fusing:
-    """Motion modules to fuse with, and the weight of the video model that they make."""
-
-    motion: str
-    video_weight: float
-    fusion_schedule: str
-    tau: float
-
-
-@dataclass(frozen=True)
 class Outputs:
     """Where the edited clip, a before/after picture and the record are written."""
 
@@ -98,10 +90,11 @@ def edit(
     model: Model = "miniature",
     variant: Variant = None,
     revision: Revision = None,
+    host: Host = None,
     attention: Attention = None,
     inversion: Inversion = None,
     injection: Injection = None,
-    words: Words = 0.0,
+    words: Words = None,
     steps: Steps = None,
     guidance: Guidance = None,
     negative_prompt: NegativePrompt = None,
@@ -130,7 +123,7 @@ def edit(
         prompt=prompt, source_prompt=source_prompt, negative_prompt=negative_prompt,
         num_inference_steps=steps, guidance_scale=guidance, inversion=inversion,
         attention=attention, injection=injection, adapter_interval=adapter_interval,
-        adapter_scale=adapter_scale, words=words,
+        adapter_scale=adapter_scale, words=words, host=host,
     )  # fmt: skip
     loras = checked_loras(lora or [])
     place = Place(
@@ -189,13 +182,13 @@ def run_edit(
     _check_outputs(path, outputs, try_clip(path, sampling))
     tried = filled(call, EditDefaults())
     check_names(tried, tried.guidance_scale, tried.arguments()["injection"])
-    schedule = fusing and _schedule(fusing)
+    schedule = fusing and fusing.schedule()
     check_adapter(place.adapter != "none", call)
     clip, pipe, device = load_clip_and_model(path, place, sampling)
     check_adapter(pipe.adapter is not None, call)
     place = said_what_is_brought(pipe, place)
     call = filled(call, pipe.edit_defaults)
-    fusion = fusing and _fusion(pipe, fusing.motion, schedule)
+    fusion = fusing and fusing.fusion(pipe, schedule)
     arguments = call.arguments()
     estimate = announce(pipe, clip, call, call.guidance_scale, arguments["injection"], fusion)
 
@@ -228,22 +221,3 @@ def _check_outputs(path: Path, outputs: Outputs, fps: float) -> None:
     check_outputs(path, *files, folder=outputs.clip if is_folder else None)
     if outputs.strip:
         strip_format(outputs.strip)
-
-
-def _schedule(fusing: Fusing):
-    """The weights of a video model and an image model."""
-    from vala_research.methods.fusion import FusionSchedule
-
-    weights = (fusing.video_weight, 1 - fusing.video_weight)
-    return FusionSchedule(fusing.fusion_schedule, weights, fusing.tau)
-
-
-def _fusion(pipe, motion: str, schedule):
-    """The model with motion modules and the model itself; long clips go in windows."""
-    from vala_research.diffusion.motion import load_motion_unet, max_frames
-    from vala_research.editing.fusion import Fusion
-    from vala_research.editing.source import Source
-
-    video = load_motion_unet(pipe.unet, motion)
-    source = Source(video, window=max_frames(video), controls=pipe.controls)
-    return Fusion([source, Source()], schedule)

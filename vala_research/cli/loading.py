@@ -18,7 +18,7 @@ from vala_research.files import check_output
 def check_names(call: Inverting, guidance_scale: float = 1.0, injection: Any = 0.0) -> None:
     """Refuse unknown names and numbers out of range, by the engine's own checks."""
     from vala_research.adapter.settings import checked_interval, checked_scale
-    from vala_research.diffusion.attention import get_policy
+    from vala_research.diffusion.attending import get_policy
     from vala_research.diffusion.guidance import check_guidance
     from vala_research.diffusion.injection import Injection
     from vala_research.diffusion.inversion import get_inversion
@@ -33,9 +33,18 @@ def check_names(call: Inverting, guidance_scale: float = 1.0, injection: Any = 0
 
 
 def filled(call: Editing, defaults) -> Editing:
-    """The call with the values of a checkpoint, its `EditDefaults`, where it says nothing."""
+    """The call, filled in by its host and by a checkpoint's `EditDefaults` where it says nothing.
+
+    Raises InputError for an unknown host.
+    """
+    from vala_research.diffusion.injection import Injection
+    from vala_research.editing.hosts import defaults_of
+
+    defaults = defaults_of(defaults, call.host)
     own = {k: v for k, v in vars(defaults).items() if getattr(call, k, ...) is None}
-    return replace(call, **own)
+    filled = replace(call, **own)
+    words = Injection.of(filled.injection).words if call.words is None else call.words
+    return replace(filled, words=words)
 
 
 def check_adapter(has_adapter: bool, call: Inverting) -> None:

@@ -31,16 +31,23 @@ SourcePrompt = option(str, "Describe the clip as it is.")
 Model = option(str, "Use 'miniature', a folder, a .safetensors file or a hub id.")
 Variant = option(str | None, "Load weights of this variant, such as fp16.", default="found")
 Revision = option(str | None, "Use this branch, tag or commit of a hub id.", default="main")
-ATTEND = "Let frames attend by own, first, sparse_causal, extended or anchors."
-INVERT = "Invert by ddim, exact, bilateral or null_text."
+ATTEND = (
+    "Let frames attend by own, first, sparse_causal, extended, anchors, token_flow, token_merging, "
+    "grid_shuffle, trajectories or layered."
+)
+INVERT = "Invert by ddim, exact, bilateral or null_text; or start from noise or motion_field."
 TAKE = "Take this many diffusion steps each way."
 Attention, Inversion, Steps = option(str, ATTEND), option(str, INVERT), option(int, TAKE)
 Injection = option(
     float | None, "Inject the source's attention in this first share of the steps.", default=OWN
 )
 Words = option(
-    float, "Inject the source's maps of the words that both prompts share in this first share of "
-    "the steps.", metavar="FRACTION",
+    float | None, "Inject the source's maps of the words that both prompts share in this first "
+    "share of the steps.", metavar="FRACTION", default="0, or the host's",
+)  # fmt: skip
+Host = option(
+    str | None, "Edit as text2video_zero, token_flow, vid2vid_zero, vid_to_me, rave or flatten do, "
+    "in all that you do not give.", default="none",
 )  # fmt: skip
 Guidance = option(
     float | None, "Follow the prompt this strongly; 1 or less turns guidance off.", default=OWN
@@ -123,7 +130,7 @@ class Inverting:
 class Editing(Inverting):
     """Arguments of `VideoEditPipeline.__call__`; None is the model's own value.
 
-    words: a part of the injection.
+    words: a part of the injection. host: an editor of another paper.
     """
 
     prompt: str
@@ -131,8 +138,9 @@ class Editing(Inverting):
     attention: str | None = None
     inversion: str | None = None
     guidance_scale: float | None = None
-    injection: float | None = None
-    words: float = 0.0
+    injection: Any = None
+    words: float | None = None
+    host: str | None = None
     negative_prompt: str | None = None
 
     def arguments(self) -> dict[str, Any]:

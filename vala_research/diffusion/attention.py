@@ -18,14 +18,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research import InputError, chosen_from
-from vala_research.methods.anchors import (
-    Anchors,
-    AnchorSettings,
-    assign_anchors,
-    covering_frames,
-    select_keyframes,
-)
+from vala_research import InputError
+from vala_research.methods.anchors import Anchors, AnchorSettings, covering_frames
 from vala_research.methods.compression import compression_weights
 
 Lookup = Callable[[slice], tuple[Tensor, Tensor]]
@@ -173,57 +167,3 @@ class Keyframes:
 
     method: str
     n: int
-
-
-# What an argument `attention` takes.
-Attending = str | Policy | AnchorSettings | Anchors | Keyframes
-
-
-def get_policy(attention: Attending) -> Policy:
-    """A policy by its name, or the policy itself.
-
-    What belongs to one clip becomes a policy in `policy_of_clip`; until then, calling it fails.
-    Raises InputError, which lists the valid names.
-    """
-    if callable(attention):
-        return attention
-    if depends_on_clip(attention):
-        return policy_of_no_clip
-    chosen_from("attention", attention, [*POLICIES, "anchors"])
-    return POLICIES[attention]
-
-
-def depends_on_clip(attention: Attending) -> bool:
-    """Whether the attention is found on one clip and fits that clip alone."""
-    of_clip = AnchorSettings | Anchors | Keyframes | AnchorAttention | KeyframeAttention
-    return isinstance(attention, of_clip) or attention == "anchors"
-
-
-def policy_of_clip(
-    attention: Attending, z_0: Float[Tensor, "f c h w"], generator: torch.Generator | None = None
-) -> str | Policy:
-    """The policy of one clip, whose anchors or key frames are found on its clean latents z_0.
-
-    generator: of what is drawn (random key frames). Names of other policies stay names.
-    """
-    features = rearrange(z_0, "f c h w -> f (h w) c")
-    if isinstance(attention, Keyframes):
-        n = min(attention.n, len(z_0))
-        keyframes = select_keyframes(features, n, attention.method, generator)
-        return KeyframeAttention(tuple(keyframes))
-
-    if isinstance(attention, str) and attention == "anchors":
-        attention = ANCHORS
-    if isinstance(attention, AnchorSettings):
-        attention = assign_anchors(features, attention)
-    if isinstance(attention, Anchors):
-        return AnchorAttention(attention, tuple(z_0.shape[2:]))
-    return attention
-
-
-def policy_of_no_clip(keys: Tensor, values: Tensor, layer: str) -> Lookup:
-    """What stands for a clip's policy until the clip is known."""
-    raise InputError(
-        "The attention 'anchors' belongs to one clip: give AnchorAttention(anchors, grid), "
-        "or leave it to VideoEditPipeline."
-    )

@@ -1,4 +1,4 @@
-"""Self-attention by a policy, as a processor of diffusers' Attention."""
+"""Self-attention over frames and branches, as processors of diffusers' Attention."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +14,38 @@ from vala_research.diffusion.attention import Policy
 from vala_research.diffusion.patching import chunks
 
 
-@dataclass
-class SelfAttention:
-    """Attention processor: queries of each frame, keys and values where the policy says.
+class FrameAttention:
+    """Base of attention processors with frames and branches as axes.
 
     Branches never mix, but for injection: then every branch takes its queries and keys from the
-    last one, the source, and keeps its own values. Queries go chunk by chunk; scores are never
-    materialised.
+    last one, the source, and keeps its own values.
+    """
+
+    n_branches: int
+    frames_per_chunk: int
+    is_injected: bool
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        x = rearrange(hidden_states, "(g f) n c -> g f n c", g=self.n_branches)
+        out = rearrange(self.output(attn, x), "g f n c -> (g f) n c")
+        if attn.residual_connection:
+            out = out + hidden_states
+        return out / attn.rescale_output_factor
+
+    def output(self, attn: Attention, x: Float[Tensor, "g f n c"]) -> Float[Tensor, "g f n c"]:
+        """What the layer adds to the frames of each branch."""
+        raise NotImplementedError
+
+    def layout(self, x: Float[Tensor, "g ..."], branch: int) -> Float[Tensor, "..."]:
+        """The branch from which a branch takes its queries and keys."""
+        return x[-1 if self.is_injected else branch]
+
+
+@dataclass
+class SelfAttention(FrameAttention):
+    """Queries of each frame, keys and values where the policy says.
+
+    Queries go chunk by chunk; scores are never materialised.
     """
 
     policy: Policy
@@ -29,19 +54,15 @@ class SelfAttention:
     frames_per_chunk: int
     is_injected: bool = False
 
-    def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        x = rearrange(hidden_states, "(g f) n c -> g f n c", g=self.n_branches)
+    def output(self, attn: Attention, x: Float[Tensor, "g f n c"]) -> Float[Tensor, "g f n c"]:
         out = torch.empty_like(x)
         for g, branch in enumerate(x):
-            layout = x[-1] if self.is_injected else branch
+            layout = self.layout(x, g)
             lookup = self.policy(attn.to_k(layout), attn.to_v(branch), self.layer)
             for frames in chunks(len(branch), self.frames_per_chunk):
                 # Written through `out` itself: views of an iteration may not carry gradients.
                 out[g, frames] = attend(attn, attn.to_q(layout[frames]), *lookup(frames))
-        out = rearrange(out, "g f n c -> (g f) n c")
-        if attn.residual_connection:
-            out = out + hidden_states
-        return out / attn.rescale_output_factor
+        return out
 
 
 def attend(
@@ -51,6 +72,16 @@ def attend(
     v: Float[Tensor, "r m d"],
 ) -> Float[Tensor, "f n c"]:
     """softmax(q k' / sqrt(d)) v, projected; keys that all frames share (r = 1) are not copied."""
+    return projected(attn, gathered(attn, q, k, v))
+
+
+def gathered(
+    attn: Attention,
+    q: Float[Tensor, "f n d"],
+    k: Float[Tensor, "r m d"],
+    v: Float[Tensor, "r m d"],
+) -> Float[Tensor, "f n d"]:
+    """softmax(q k' / sqrt(d)) v; keys that all frames share (r = 1) are not copied."""
     n_frames = len(q)
     if len(k) == 1:  # one long sequence of queries, rather than f copies of the keys
         q = rearrange(q, "f n d -> 1 (f n) d")
@@ -58,5 +89,9 @@ def attend(
     q = q if attn.norm_q is None else attn.norm_q(q)
     k = k if attn.norm_k is None else attn.norm_k(k)
     out = rearrange(F.scaled_dot_product_attention(q, k, v), "r head n d -> r n (head d)")
-    out = rearrange(out, "r (f n) d -> (r f) n d", f=n_frames // len(k))
-    return attn.to_out[1](attn.to_out[0](out))
+    return rearrange(out, "r (f n) d -> (r f) n d", f=n_frames // len(k))
+
+
+def projected(attn: Attention, x: Float[Tensor, "... d"]) -> Float[Tensor, "... c"]:
+    """The layer's own output projection."""
+    return attn.to_out[1](attn.to_out[0](x))

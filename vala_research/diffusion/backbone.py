@@ -18,12 +18,13 @@ from diffusers import (
     UNet3DConditionModel,
     UNetMotionModel,
 )
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vala_research import InputError
 from vala_research.diffusion.patching import Patch, chunking, patched
+from vala_research.diffusion.pooled_text import conditions
 
 UNet = UNet2DConditionModel | UNetMotionModel | UNet3DConditionModel | nn.Module  # compiled
 VIDEO_UNETS = (UNetMotionModel, UNet3DConditionModel)
@@ -40,11 +41,13 @@ class Backbone:
     frames_per_chunk: how many frames the heavy modules see at once; None chooses from the
         resolution.
     n_frame_forwards: counts single frames through the network, in all branches.
+    vae_factor: side of a latent site in pixels, for Stable Diffusion XL, which reads sizes.
     """
 
     unet: UNet
     frames_per_chunk: int | None = None
     n_frame_forwards: int = 0
+    vae_factor: int = 8
 
     def __call__(
         self,
@@ -52,14 +55,13 @@ class Backbone:
         t: int,
         text: Float[Tensor, "g n d"] | Float[Tensor, "g rows n d"],
         patches: Sequence[Patch] = (),
-        added: dict[str, Tensor] | None = None,
         residuals: dict[str, Any] | None = None,
     ) -> Float[Tensor, "g f c h w"]:
         """The network's prediction at timestep t, in the precision of z.
 
-        text: one prompt per branch, or one per frame (rows = f, or 1 that all frames share).
-        added: SDXL's conditions, one row per branch. residuals: of a ControlNet, (g f) rows each,
-            by the UNet's argument names.
+        text: one prompt per branch, or one per frame (rows = f, or 1 that all frames share). For
+            Stable Diffusion XL its last row is the pooled text, see `pooled_text`.
+        residuals: of a ControlNet, (g f) rows each, by the UNet's argument names.
         Raises FloatingPointError when the network returns NaN or infinity.
         """
         # Lay out frames and branches as this class of UNet wants them.
@@ -79,13 +81,12 @@ class Backbone:
                 )
             kwargs = {"encoder_hidden_states": rows[:, 0]}
         else:
-            kwargs = {"encoder_hidden_states": rows.expand(-1, f, -1, -1).flatten(0, 1)}
+            size = (self.vae_factor * z.shape[-2], self.vae_factor * z.shape[-1])
+            kwargs = conditions(self.unet, rows.expand(-1, f, -1, -1).flatten(0, 1), size)
+        added = kwargs.get("added_cond_kwargs", {})
         kwargs |= residuals or {}
-        if added is not None:
-            n_rows = 1 if has_time_axis else f
-            kwargs["added_cond_kwargs"] = {
-                k: repeat(v, "g d -> (g f) d", f=n_rows) for k, v in added.items()
-            }
+        if added:  # beside the pictures of an IP-Adapter
+            kwargs["added_cond_kwargs"] = added | kwargs["added_cond_kwargs"]
 
         # Call it, with the heavy modules looped over chunks of frames.
         size = self.chunk_size(f, g, *z.shape[-2:])

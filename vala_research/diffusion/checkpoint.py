@@ -22,9 +22,14 @@ PARTS = {
     "unet": ("diffusers", ("UNet2DConditionModel",)),
     "scheduler": ("diffusers", SCHEDULERS),
 }
+# Parts of Stable Diffusion XL beside these.
+SECOND = {
+    "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
+    "tokenizer_2": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+}
 # Libraries that an index may name for its other parts, which are not loaded.
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
-WITH_WEIGHTS = ("vae", "text_encoder", "unet")
+WITH_WEIGHTS = ("vae", "text_encoder", "text_encoder_2", "unet")
 IMAGE_PARTS = ("image_encoder", "feature_extractor")  # of an IP-Adapter, where there is one
 INDEX = "model_index.json"
 
@@ -37,7 +42,8 @@ def resolve_checkpoint(
     given: parts that come from elsewhere, which the checkpoint need not hold.
     extras: what to download beside the parts of Stable Diffusion, where the repository has it.
     hub: `revision`, `cache_dir`, `token`, `variant`, `local_files_only`, as in diffusers.
-    Raises InputError when it is not a complete Stable Diffusion 1.x/2.x checkpoint in safetensors.
+    Raises InputError when it is no complete checkpoint of Stable Diffusion 1.x, 2.x or XL in
+    safetensors.
     """
     name = str(name_or_path)
     folder = Path(miniature_path() if name == "miniature" else name)
@@ -58,8 +64,7 @@ def resolve_checkpoint(
                 "'stable-diffusion-v1-5/stable-diffusion-v1-5'."
             )
         folder = _download(name, given, extras, **hub)
-    check_index(folder / INDEX, name, given)
-    for part in PARTS:
+    for part in parts_of(check_index(folder / INDEX, name, given)):
         if part not in given:
             _check_part(folder / part, name)
     return str(folder)
@@ -69,8 +74,10 @@ def _download(name: str, given: Collection[str], extras: Extras | None, **hub: A
     """Download a checkpoint, after its index has shown that its class is right."""
     with hub_errors(name):
         index = fetch_file(name, INDEX, **hub)
-        is_seeing = (check_index(index, name, given).get("image_encoder") or [None])[0]
-        parts = [part for part in (*PARTS, *IMAGE_PARTS * bool(is_seeing)) if part not in given]
+        entries = check_index(index, name, given)
+        is_seeing = (entries.get("image_encoder") or [None])[0]
+        there = (*parts_of(entries), *IMAGE_PARTS * bool(is_seeing))
+        parts = [part for part in there if part not in given]
         fetch_parts(name, index.parent, parts, extras, **hub)
     return index.parent
 
@@ -95,20 +102,27 @@ def check_index(index: Path, name: str, given: Collection[str] = ()) -> dict[str
                 f"({str(entry)[:80]}), which is never run: give one of plain diffusers."
             )
 
-    if (parts.get("text_encoder_2") or [None, None])[1] is not None:
+    if (parts.get("text_encoder_3") or [None, None])[1] is not None:
         raise InputError(
-            f"The checkpoint {name!r} is a {found} and has a second text encoder (text_encoder_2), "
-            "as Stable Diffusion XL and 3 have: give one of Stable Diffusion 1.x or 2.x."
+            f"The checkpoint {name!r} is a {found} and has a third text encoder (text_encoder_3), "
+            "as Stable Diffusion 3 has: give one of Stable Diffusion 1.x, 2.x or XL."
         )
-    for part, (library, classes) in PARTS.items():
+    for part, (library, classes) in parts_of(parts).items():
         entry = parts.get(part)
         cls = entry[1] if isinstance(entry, list) and entry[0] == library else None
         if part not in given and cls not in classes:
             raise InputError(
                 f"The checkpoint {name!r} is a {found}, whose {part} is {cls or 'missing'}: "
-                "give one of Stable Diffusion 1.x or 2.x (StableDiffusionPipeline)."
+                "give one of Stable Diffusion 1.x, 2.x or XL (StableDiffusionPipeline, "
+                "StableDiffusionXLPipeline)."
             )
     return parts
+
+
+def parts_of(index: dict[str, Any]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The parts that a checkpoint with this index has: library and classes of each."""
+    has_second = (index.get("text_encoder_2") or [None, None])[1] is not None
+    return PARTS | SECOND if has_second else PARTS
 
 
 def _is_known(entry: list) -> bool:

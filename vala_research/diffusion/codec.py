@@ -6,6 +6,7 @@ by the VAE's config.
 
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from vala_research import InputError, number_in
 from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.patching import chunks
+from vala_research.diffusion.pooled_text import with_pooled
 
 # Pixels per call of the VAE: its decoder then needs about 1 GB (fp32), for any length of clip.
 PIXELS_PER_CHUNK = 2**19
@@ -121,10 +123,13 @@ def encode_prompts(
     prompts: list[str],
     device: torch.device,
     clip_skip: int | None = None,
+    second: tuple[Any, Any] | None = None,
 ) -> Float[Tensor, "g n d"]:
     """Encode prompts to one text embedding each; equal prompts are encoded once.
 
-    A word of a textual inversion is read with all of its vectors.
+    A word of a textual inversion is read with all of its vectors. second: tokenizer and text
+    encoder that Stable Diffusion XL has beside the first; both outputs are joined in width, and the
+    pooled text of the second is the last row, see `pooled_text`.
     Warns of the end of a prompt that is beyond the tokenizer's limit. Warns of words that a small
     vocabulary does not hold. Raises InputError for a prompt that is not a string.
     """
@@ -145,9 +150,14 @@ def encode_prompts(
             "The tokenizer makes tokens that the text encoder does not know: give the tokenizer "
             "that it was trained with."
         )
-    uses_mask = getattr(text_encoder.config, "use_attention_mask", False)  # as diffusers does
-    mask = inputs.attention_mask.to(device) if uses_mask else None
-    hidden = hidden_text(text_encoder, inputs.input_ids.to(device), mask, clip_skip)
+    if second is None:
+        uses_mask = getattr(text_encoder.config, "use_attention_mask", False)  # as diffusers does
+        mask = inputs.attention_mask.to(device) if uses_mask else None
+        hidden = hidden_text(text_encoder, inputs.input_ids.to(device), mask, clip_skip)
+    else:
+        ids = inputs.input_ids, tokens_of(*second, distinct).input_ids
+        encoders = text_encoder, second[1]
+        hidden = joined_text(encoders, [x.to(device) for x in ids], clip_skip or 0)
     return hidden[[distinct.index(prompt) for prompt in prompts]]
 
 
@@ -175,6 +185,21 @@ def hidden_text(
     states = text_encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
     norm = getattr(text_encoder, "text_model", text_encoder).final_layer_norm
     return norm(states[n_layers - clip_skip])
+
+
+def joined_text(
+    text_encoders: Sequence[Any], ids: Sequence[Tensor], clip_skip: int
+) -> Float[Tensor, "g m d"]:
+    """The last layer but one of two text encoders, joined in width; the pooled text is a last row.
+
+    clip_skip: as in diffusers, so many layers more are left out.
+    """
+    states = []
+    for encoder, tokens in zip(text_encoders, ids, strict=True):
+        number_in("clip_skip", clip_skip, 0, encoder.config.num_hidden_layers - 1, whole=True)
+        answer = encoder(tokens, output_hidden_states=True)
+        states.append(answer.hidden_states[-2 - clip_skip])
+    return with_pooled(torch.cat(states, dim=-1), answer.text_embeds)
 
 
 def _warn_of_losses(tokenizer: Any, prompt: str, limit: int) -> None:

@@ -3,9 +3,10 @@
 from typing import Any
 
 from vala_research import InputError
+from vala_research.diffusion.pooled_text import reads_pooled
 from vala_research.diffusion.solvers import check_scheduler
 
-STABLE_DIFFUSION = "give one of Stable Diffusion 1.x or 2.x."
+STABLE_DIFFUSION = "give one of Stable Diffusion 1.x, 2.x or XL."
 # What the configuration of each network must hold.
 NEEDED = {
     "vae": "latent_channels", "text_encoder": "max_position_embeddings",
@@ -14,8 +15,9 @@ NEEDED = {
 
 
 def check_networks(
-    vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any, *_optional: Any
-) -> None:
+    vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any,
+    text_encoder_2: Any = None, tokenizer_2: Any = None,
+) -> None:  # fmt: skip
     """Check that the parts of a pipeline can work together. None is a part that is left out.
 
     Raises InputError.
@@ -24,15 +26,17 @@ def check_networks(
         if part is not None and not hasattr(getattr(part, "config", None), NEEDED[name]):
             raise InputError(
                 f"The {name} is a {type(part).__name__}: give the network itself, of the class "
-                "that Stable Diffusion 1.x/2.x has."
+                "that Stable Diffusion 1.x, 2.x or XL has."
             )
+    if (text_encoder_2 is None) != (tokenizer_2 is None):
+        raise InputError("One of text_encoder_2 and tokenizer_2 is given: give both, or none.")
     if tokenizer is not None and not callable(tokenizer):
         raise InputError(f"The tokenizer is a {type(tokenizer).__name__}: give a CLIPTokenizer.")
     if scheduler is not None:
         check_scheduler(scheduler)
     if unet is not None:
         check_unet(unet)
-        _check_pair(vae, text_encoder, unet)
+        _check_pair(vae, text_encoder, unet, text_encoder_2)
 
 
 def check_unet(unet: Any) -> None:
@@ -45,9 +49,7 @@ def check_unet(unet: Any) -> None:
             "a latent consistency model, which reads the guidance scale (time_cond_proj_dim): load "
             "an LCM-LoRA into Stable Diffusion instead, or"
         )
-    elif added == "text_time":
-        reason = "Stable Diffusion XL, which reads pooled text and sizes (addition_embed_type):"
-    elif added is not None:
+    elif added not in (None, "text_time"):
         reason = f"a model that reads more than text (addition_embed_type {added!r}):"
     elif hidden not in (None, "text_proj", "ip_image_proj"):
         reason = f"a model that reads pictures (encoder_hid_dim_type {hidden!r}):"
@@ -57,21 +59,32 @@ def check_unet(unet: Any) -> None:
         raise InputError(f"The UNet is that of {reason} {STABLE_DIFFUSION}")
 
 
-def _check_pair(vae: Any, text_encoder: Any, unet: Any) -> None:
-    """Check the widths in which a UNet meets the VAE and the text encoder."""
+def _check_pair(vae: Any, text_encoder: Any, unet: Any, text_encoder_2: Any = None) -> None:
+    """Check the widths in which a UNet meets the VAE and the text encoders."""
     if vae is not None and unet.config.in_channels != vae.config.latent_channels:
         raise InputError(
             f"The UNet reads {unet.config.in_channels} channels and the VAE makes "
             f"{vae.config.latent_channels}: inpainting and depth checkpoints are not "
             "supported, give a text-to-image one."
         )
-    check_text(text_encoder, unet, "The UNet")
+    check_text(text_encoder, unet, "The UNet", text_encoder_2)
 
 
-def check_text(text_encoder: Any, unet: Any, name: str) -> None:
-    """Check that a UNet reads text of the width that a text encoder makes; name: of the UNet."""
+def check_text(text_encoder: Any, unet: Any, name: str, text_encoder_2: Any = None) -> None:
+    """Check that a UNet reads text of the width that its encoders make; name: of the UNet.
+
+    Raises InputError, also for one of Stable Diffusion XL without a second text encoder.
+    """
+    if text_encoder is not None and reads_pooled(unet) != (text_encoder_2 is not None):
+        has, needs = ("one text encoder", "two") if reads_pooled(unet) else ("two", "one")
+        raise InputError(
+            f"{name} has {has} and needs {needs}: give the tokenizers and text encoders of its own "
+            "checkpoint."
+        )
     width = unet.config.get("encoder_hid_dim") or unet.config.cross_attention_dim
-    made = None if text_encoder is None else getattr(text_encoder.config, "hidden_size", None)
+    encoders = [x for x in (text_encoder, text_encoder_2) if x is not None]
+    sizes = [getattr(encoder.config, "hidden_size", None) for encoder in encoders]
+    made = sum(sizes) if sizes and None not in sizes else None
     if isinstance(width, int) and made is not None and made != width:
         raise InputError(
             f"{name} reads text of width {width} and gets {made}: give it the tokenizer and "

@@ -18,6 +18,7 @@ from torch import Tensor
 from vala_research import InputError, chosen_from, miniature_path, number_in
 from vala_research.diffusion.backbone import UNet, device_of, vae_factor
 from vala_research.diffusion.loading import load_network
+from vala_research.diffusion.pooled_text import conditions
 from vala_research.diffusion.schedule import is_within
 
 
@@ -150,8 +151,9 @@ def control_residuals(
         net = control.network
         pictures = control.pictures[frames].to(x.device, net.dtype)
         more, mid = net(
-            x.flatten(0, 1).to(net.dtype), t, rows.to(net.dtype), pictures.repeat(g, 1, 1, 1),
+            x.flatten(0, 1).to(net.dtype), t, controlnet_cond=pictures.repeat(g, 1, 1, 1),
             conditioning_scale=control.settings.scale, return_dict=False,
+            **conditions(net, rows.to(net.dtype), tuple(pictures.shape[-2:])),
         )  # fmt: skip
         more = [*more, mid]
         down = [a + b for a, b in zip(down, more, strict=True)] if down else more

@@ -13,9 +13,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vala_research import InputError
-from vala_research.diffusion.attention import Policy, get_policy
-from vala_research.diffusion.attention_processor import SelfAttention
+from vala_research.diffusion.attending import get_policy
+from vala_research.diffusion.attention import Policy
+from vala_research.diffusion.attention_processor import FrameAttention
 from vala_research.diffusion.backbone import UNet
+from vala_research.diffusion.cross_frame import Meeting, UnderPolicy
 from vala_research.diffusion.patching import Patch, decoder_self_attentions, is_self_attention
 from vala_research.diffusion.word_maps import SharedWords, word_patch
 
@@ -76,7 +78,7 @@ def injected_feature_layer(unet: UNet) -> str:
 
 def attention_patches(
     unet: UNet,
-    attention: str | Policy,
+    attention: str | Policy | Meeting,
     n_branches: int,
     frames_per_chunk: int,
     injects_attention: bool = False,
@@ -87,13 +89,14 @@ def attention_patches(
 
     words: those whose cross-attention maps are injected into the last branch but one.
     """
-    policy = get_policy(attention)
+    is_meeting = isinstance(attention, Meeting)
+    meeting = attention if is_meeting else UnderPolicy(policy=get_policy(attention))
     layers = injected_attention_layers(unet) if injects_attention else frozenset()
 
-    def processor(name: str, attn: Attention) -> SelfAttention:
-        return SelfAttention(policy, name, n_branches, frames_per_chunk, name in layers)
+    def processor(name: str, attn: Attention) -> FrameAttention:
+        return meeting.processor(name, n_branches, frames_per_chunk, name in layers)
 
-    patches = [Patch(is_self_attention, processor=processor)]
+    patches = [Patch(is_self_attention, processor=processor), *meeting.patches(n_branches)]
     if injects_feature:
         site = injected_feature_layer(unet)
 

@@ -12,6 +12,7 @@
   predicts the residual of the next iterate instead of measuring it.
 * `bilateral` is `ddim` from smoothed latents, see `bilateral_inversion`.
 * `null_text` is `ddim`; see `null_text`.
+* `noise` and `motion_field` do not invert: an edit starts from noise, see `noise_start`.
 """
 
 import warnings
@@ -28,6 +29,7 @@ from torch import Tensor
 from vala_research import InputError
 from vala_research.diffusion.bilateral_inversion import BilateralInversion, fractions
 from vala_research.diffusion.fixed_point import ExactSettings, Solution, fixed_point
+from vala_research.diffusion.noise_start import NoiseStart
 from vala_research.diffusion.null_text import NullText, NullTextSettings
 from vala_research.diffusion.schedule import Predict, Schedule, Step, carried, ddim_step
 from vala_research.methods.anchors import Anchors
@@ -38,12 +40,16 @@ class DdimSettings:
     """Plain DDIM inversion: nothing to set."""
 
 
-InversionSettings = DdimSettings | ExactSettings | NullTextSettings | BilateralInversion
+InversionSettings = (
+    DdimSettings | ExactSettings | NullTextSettings | BilateralInversion | NoiseStart
+)
 METHODS: dict[str, InversionSettings] = {
     "ddim": DdimSettings(),
     "exact": ExactSettings(),
     "bilateral": BilateralInversion(),
     "null_text": NullTextSettings(),
+    "noise": NoiseStart(),
+    "motion_field": NoiseStart(motion=(12 / 512, 12 / 512), share=0.06),
 }
 
 
@@ -115,6 +121,11 @@ def invert(
     Raises InputError for an unknown method, and for a filter that does not fit z_0.
     """
     settings = get_inversion(inversion)
+    if isinstance(settings, NoiseStart):
+        raise InputError(
+            "An edit that starts from noise inverts nothing: give this to an edit, or another "
+            "inversion."
+        )
     if isinstance(settings, BilateralInversion):
         settings.check(schedule, tuple(z_0.shape))
     solve = STEPS[type(settings)]

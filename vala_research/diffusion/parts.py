@@ -1,4 +1,4 @@
-"""Load the five parts of a checkpoint, each by its own class, and check that they can work."""
+"""Load the parts of a checkpoint, each by its own class, and check that they can work."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from diffusers.utils import logging
 
 from vala_research import InputError, number_in
-from vala_research.diffusion.checkpoint import PARTS, WITH_WEIGHTS, check_index
+from vala_research.diffusion.checkpoint import PARTS, WITH_WEIGHTS, check_index, parts_of
 from vala_research.diffusion.compatible import check_networks
 from vala_research.diffusion.controlnet import check_controlnet
 from vala_research.diffusion.loading import (
@@ -19,6 +19,7 @@ from vala_research.diffusion.loading import (
     reason_of,
 )
 from vala_research.diffusion.options import LoadOptions
+from vala_research.diffusion.pooled_text import conditions
 from vala_research.diffusion.schedule import Schedule
 from vala_research.diffusion.solvers import check_scheduler
 from vala_research.diffusion.variants import variant_of
@@ -32,9 +33,12 @@ PROBES = {
     "unet": lambda unet: unet(
         torch.empty(1, unet.config.in_channels, 8, 8, device="meta"),
         torch.ones(1, dtype=torch.long, device="meta"),
-        torch.empty(1, 2, unet.config.cross_attention_dim, device="meta"),
+        **conditions(
+            unet, torch.empty(1, 3, unet.config.cross_attention_dim, device="meta"), (64, 64)
+        ),
     ),
 }
+PROBES["text_encoder_2"] = PROBES["text_encoder"]
 
 
 def load_parts(name: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
@@ -53,7 +57,8 @@ def load_parts(name: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
         raise InputError(
             f"The checkpoint {name!r} has no weights of the variant {variant!r}: leave it out."
         )
-    for part, (library, _) in PARTS.items():
+    own = parts_of(index)
+    for part, (library, _) in own.items():
         if part in parts:
             continue
         cls, what = getattr(homes[library], index[part][1]), f"The {part} of {name!r}"
@@ -72,8 +77,11 @@ def load_parts(name: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
             raise
         except Exception as error:
             raise InputError(f"{what} cannot be loaded ({reason_of(error)}): {FETCH}") from error
-    check_networks(**{part: parts[part] for part in PARTS})
+    check_networks(**{part: parts[part] for part in own})
     check_parts(name, **{part: parts[part] for part in PARTS})
+    zeros = "force_zeros_for_empty_prompt"
+    if own != PARTS and zeros not in parts:
+        parts[zeros] = index.get(zeros) is not False
     return {**image_parts(name, folder, index, options), **parts}
 
 

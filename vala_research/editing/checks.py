@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError, chosen_from
-from vala_research.diffusion.attention import depends_on_clip
-from vala_research.diffusion.backbone import vae_factor
+from vala_research.diffusion.attending import depends_on_clip, get_policy
+from vala_research.diffusion.backbone import is_video_model, vae_factor
 from vala_research.diffusion.codec import OUTPUT_TYPES
 from vala_research.diffusion.compatible import check_text, check_unet
 from vala_research.diffusion.controlnet import check_controlnet, check_factor
+from vala_research.diffusion.cross_frame import CrossFrame
 from vala_research.diffusion.guidance import check_guidance
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.motion import max_frames
@@ -86,7 +87,13 @@ def check_source(source: Source, name: str, vae: Any, shape: Sequence[int]) -> N
             )
     if source.vae is not None:
         _check_vae(source.vae, vae, name)
-    check_text(source.text_encoder, unet, name)
+    check_text(source.text_encoder, unet, name, source.text_encoder_2)
+    editor = get_policy(source.attention)
+    if is_video_model(unet) and isinstance(editor, CrossFrame) and not editor.fits_video_models:
+        raise InputError(
+            f"{name} is a video model, and {type(editor).__name__} lays out frames for an image "
+            "model: leave the motion modules out (pipe.unload_motion_adapter(), --motion none)."
+        )
 
     # Its windows, its inversion and its control pictures fit the clip.
     _check_windows(source, name, n_frames)
@@ -149,7 +156,7 @@ def _check_windows(source: Source, name: str, n_frames: int) -> None:
         return
     if depends_on_clip(source.attention):
         raise InputError(
-            f"{name} sees windows of {window} frames, and anchors are those of the whole clip: "
+            f"{name} sees windows of {window} frames, and its attention needs the whole clip: "
             "give the source another attention, such as 'own'."
         )
     if source.adapter is not None and source.adapter.settings.uses_frame_tokens:

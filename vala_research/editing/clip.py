@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research.diffusion.attention import Attending, depends_on_clip, policy_of_clip
+from vala_research.diffusion.attending import Attending, depends_on_clip, policy_of_clip
 from vala_research.diffusion.inversion import Inversion
 
 
@@ -38,8 +38,8 @@ def clip_attention(
         return attention
     if z_0 is None:
         inverted = clip.latents
-        if isinstance(attention, str):
+        if attention == "anchors":
             return inverted.attention
         z_0 = inverted.trajectory[-1] if inverted.trajectory else inverted.latents
     one = generator[0] if isinstance(generator, list) else generator
-    return policy_of_clip(attention, z_0, one)
+    return policy_of_clip(attention, z_0, one, clip.frames)

@@ -17,12 +17,14 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from torch import nn
 from transformers import (
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
     ImageProcessingMixin,
 )
 
 from vala_research.diffusion.backbone import vae_factor
+from vala_research.diffusion.checkpoint import SECOND
 from vala_research.diffusion.compatible import check_networks
 from vala_research.diffusion.options import load_options
 from vala_research.diffusion.parts import load_parts
@@ -40,14 +42,18 @@ from vala_research import VideoEditPipeline  # noqa: F401
 
 
 class StableDiffusionParts(DiffusionPipeline):
-    """A pipeline of the parts of Stable Diffusion 1.x/2.x; None is a part that is left out.
+    """A pipeline of the parts of Stable Diffusion 1.x, 2.x or XL; None is a part that is left out.
 
+    text_encoder_2, tokenizer_2: of Stable Diffusion XL. force_zeros_for_empty_prompt: its empty
+    negative prompt is read as zeros.
     nn.Module: a network compiled by torch. feature_extractor, image_encoder: of an IP-Adapter.
     safety_checker: is kept, and never called.
     """
 
-    model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
-    _optional_components = ["safety_checker", "feature_extractor", "image_encoder"]
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"
+    _optional_components = [
+        "safety_checker", "feature_extractor", "image_encoder", "text_encoder_2", "tokenizer_2",
+    ]  # fmt: skip
     _exclude_from_cpu_offload = ["safety_checker"]
 
     controlnet: ControlNetModel | None = None  # see `ControlMixin`
@@ -63,20 +69,38 @@ class StableDiffusionParts(DiffusionPipeline):
         safety_checker: StableDiffusionSafetyChecker | None = None,
         feature_extractor: ImageProcessingMixin | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
+        text_encoder_2: CLIPTextModelWithProjection | nn.Module | None = None,
+        tokenizer_2: CLIPTokenizer | None = None,
+        force_zeros_for_empty_prompt: bool = True,
     ):
         super().__init__()
-        check_networks(vae, text_encoder, tokenizer, unet, scheduler)
+        check_networks(vae, text_encoder, tokenizer, unet, scheduler, text_encoder_2, tokenizer_2)
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
             safety_checker=safety_checker, feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
+            image_encoder=image_encoder, text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2,
         )  # fmt: skip
+        if text_encoder_2 is not None:
+            self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
         self.vae_scale_factor = 8 if vae is None else vae_factor(vae)
         self._first_scheduler = scheduler
 
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by name, as in diffusers: those of Stable Diffusion XL only where it has them.
+
+        So `StableDiffusionPipeline(**pipe.components)` works, and the reverse.
+        """
+        return {k: v for k, v in super().components.items() if v is not None or k not in SECOND}
+
+    @property
+    def zeros_are_empty(self) -> bool:
+        """Whether zeros stand for the negative prompt where there is none."""
+        return self.config.get("force_zeros_for_empty_prompt", False)
+
     @classmethod
     def from_pretrained(cls, name_or_path, dtype=None, **options):
-        """Load "miniature", a local folder, or a hub id of Stable Diffusion 1.x/2.x.
+        """Load "miniature", a local folder, or a hub id of Stable Diffusion 1.x, 2.x or XL.
 
         dtype, torch_dtype: of the networks (default float32), or a dictionary by their names; the
             solver works in float32 whatever it is.

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
+from typing import Any
 
+import torch
 from diffusers import ControlNetModel
 
 from vala_research import InputError
 from vala_research.diffusion.controlnet import Control, ControlSettings, load_controlnet
 from vala_research.diffusion.patching import one_call_at_a_time
+from vala_research.editing.clip import KnownClip
 from vala_research.editing.defaults import EditDefaults
+from vala_research.editing.source import Source
 
 
 class ControlMixin:
@@ -59,3 +63,15 @@ class ControlMixin:
     def controls_of_inversion(self) -> tuple[Control, ...]:
         """Those that act in the inversion too."""
         return tuple(c for c in self.controls if c.settings.in_inversion)
+
+
+def controls_of(
+    source: Source, pipe: Any, clip: KnownClip, device: torch.device
+) -> list[Control]:
+    """The source's ControlNets on its device, with pictures of the clip, inverted or not."""
+    frames, controls = clip.frames, source.controls or ()
+    if frames is None and controls and clip.latents.trajectory:
+        frames = pipe.decode(clip.latents.trajectory[-1])
+    for control in controls:
+        control.network.to(device)
+    return [control.of_clip(frames) for control in controls]

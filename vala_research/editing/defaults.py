@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vala_research import InputError, number_in
-from vala_research.diffusion.attention import get_policy
+from vala_research.diffusion.attending import get_policy
 from vala_research.diffusion.controlnet import ControlSettings
 from vala_research.diffusion.guidance import check_guidance
 from vala_research.diffusion.injection import Injection
@@ -31,7 +31,7 @@ class EditDefaults:
     guidance_scale: float = 7.5
     inversion: str = "ddim"
     attention: str = "anchors"
-    injection: float = 0.0
+    injection: float | Injection = 0.0
     strength: float = 1.0
     control: ControlSettings | None = None
 

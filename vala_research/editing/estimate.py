@@ -6,15 +6,17 @@ from typing import Any
 from torch import nn
 
 from vala_research.diffusion import codec
-from vala_research.diffusion.attention import Attending
+from vala_research.diffusion.attending import Attending, needs_source
 from vala_research.diffusion.backbone import Backbone, vae_factor
 from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import InversionSettings, get_inversion
 from vala_research.diffusion.motion import max_frames
+from vala_research.diffusion.noise_start import NoiseStart
 from vala_research.diffusion.null_text import NullTextSettings
 from vala_research.diffusion.schedule import Schedule
 from vala_research.editing.fusion import Fusion
+from vala_research.editing.hosts import defaults_of
 from vala_research.editing.source import Source, windows_of
 from vala_research.editing.stretches import count_frames
 
@@ -86,6 +88,7 @@ def estimate_edit(
     fusion: Fusion | None = None,
     attention: Attending | None = None,
     strength: float | None = None,
+    host: str | None = None,
 ) -> Estimate:
     """What an edit by this pipeline costs, before it starts. The arguments are those of the edit.
 
@@ -93,7 +96,7 @@ def estimate_edit(
     pipeline's own model, its weights once.
     """
     num_inference_steps, guidance_scale, inversion, injection, attention, strength = (
-        pipe.edit_defaults.filled(
+        defaults_of(pipe.edit_defaults, host).filled(
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             inversion=inversion, injection=injection, attention=attention, strength=strength,
         )
@@ -102,6 +105,7 @@ def estimate_edit(
     n_steps = len(schedule.last_part(strength))
     n_branches = 2 if guidance_scale > 1 else 1
     n_injected = max(Injection.of(injection).n_steps(n_steps))
+    n_injected = n_steps if needs_source(attention) else n_injected
     n_inverted = 0 if has_latents else n_steps * evaluations_per_step(inversion, guidance_scale)
     n_seen, n_at_once = frames_seen(pipe, attention, n_frames)
     n_evaluations = n_seen * (n_inverted + n_steps * n_branches + n_injected)
@@ -112,6 +116,7 @@ def estimate_edit(
         n_branches = 1  # those of a long clip go one by one
     size = Backbone(pipe.unet, frames_per_chunk).chunk_size(n_at_once, n_branches, h, w)
     networks = dict(vae=pipe.vae, text_encoder=pipe.text_encoder, unet=pipe.unet)
+    networks |= {} if pipe.text_encoder_2 is None else {"text_encoder_2": pipe.text_encoder_2}
     networks |= pipe.adapter_networks
     networks |= {} if pipe.controlnet is None else {"controlnet": pipe.controlnet}
     if fusion is not None:
@@ -137,6 +142,8 @@ def frames_seen(pipe: Any, attention: Attending, n_frames: int) -> tuple[int, in
 def evaluations_per_step(inversion: str | InversionSettings, guidance_scale: float) -> int:
     """Network evaluations per inverted step: exact for DDIM, else an upper bound."""
     settings = get_inversion(inversion)
+    if isinstance(settings, NoiseStart):
+        return 0
     if isinstance(settings, ExactSettings):
         return settings.max_iterations
     if isinstance(settings, NullTextSettings) and guidance_scale > 1:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vala_research import InputError, chosen_from
 from vala_research.diffusion.inversion import Inversion, InversionSettings
+from vala_research.diffusion.noise_start import NoiseStart, noisy_again
 from vala_research.editing.source import Source
 from vala_research.editing.stream import Stream
 from vala_research.methods.fusion import FusionSchedule, fuse
@@ -71,26 +72,56 @@ def begin(
     Raises InputError when features are injected and a source starts from noise.
     """
     image_start = "inverted" if fusion is None else fusion.image_start
-    n_injected = max(streams[0].injection.n_steps(len(streams[0].schedule)))
-    if n_injected and image_start == "noise":
+    n_injected = max(stream.n_injected for stream in streams)
+    if n_injected and (image_start == "noise" or isinstance(inversion, NoiseStart)):
         raise InputError(
             "Sources that start from noise have no features of the clip to inject: set injection "
-            "to 0, or image_start to 'inverted'."
+            "to 0, and image_start to 'inverted' or inversion to 'ddim'."
         )
+    one = generator[0] if isinstance(generator, list) else generator
 
     for m, stream in enumerate(streams):
         if stream.inverted is not None:
             known = stream.inverted
         elif latents is not None:
             known = latents if m == 0 else replace(latents, null_text=None)
+        elif isinstance(inversion, NoiseStart):
+            known = started_from_noise(stream, inversion, z_0, one)
         elif m == 0 or image_start == "inverted":
             known = stream.invert(z_0, inversion, n_injected > 0, progress)
         elif image_start == "shared":
             known = Inversion(streams[0].inverted.latents)
         else:
-            one = generator[0] if isinstance(generator, list) else generator
             known = Inversion(randn_tensor(z_0.shape, one, z_0.device, z_0.dtype))
         stream.start(known)
+
+
+def started_from_noise(
+    stream: Stream, start: NoiseStart, z_0: Float[Tensor, "f c h w"], generator: Any
+) -> Inversion:
+    """The noisiest latents of all frames, from one noise.
+
+    z_0: latents of their shape, device and precision.
+
+    Differs from paper: its code samples on from the level to which it adds noise again. Here this
+    is the noisiest level, as the paper writes.
+    """
+    noise = randn_tensor(z_0[:1].shape, generator, z_0.device, z_0.dtype)
+    n_first = round(start.share * len(stream.schedule))
+    if n_first == 0:
+        return Inversion(start.moved(noise, len(z_0)), attention=stream.attention)
+
+    # The first frame goes some steps ahead; its moved latents become as noisy as before.
+    controls = [replace(c, pictures=c.pictures[:1]) for c in stream.backbone.controls]
+    ahead = replace(stream, backbone=replace(stream.backbone, controls=controls), attention="own")
+    ahead.start(Inversion(noise))
+    steps = list(stream.schedule)[:n_first]
+    for i, step in enumerate(steps):
+        ahead.step(i, step)
+    eps = randn_tensor(z_0.shape, generator, z_0.device, z_0.dtype)
+    levels = steps[-1].alpha_bar_s, steps[0].alpha_bar_t
+    moved = noisy_again(start.moved(ahead.z, len(z_0)), eps, *levels)
+    return Inversion(moved, attention=stream.attention)
 
 
 def mix(streams: Sequence[Stream], weights: Sequence[float] | None, fusion: Fusion | None) -> None:

@@ -18,7 +18,7 @@ from vala_research.diffusion.checkpoint import PICKLES, read_weights
 from vala_research.diffusion.loading import reason_of, silenced
 from vala_research.diffusion.patching import lora_layers, one_call_at_a_time
 
-LORA = "give a LoRA of Stable Diffusion 1.x or 2.x that fits this model."
+LORA = "give a LoRA of Stable Diffusion 1.x, 2.x or XL that fits this model."
 USUAL = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
 EMBEDDING = "give a textual inversion for this model's text encoder."
 
@@ -86,8 +86,13 @@ class TextualInversionMixin(TextualInversionLoaderMixin):
 
         token: the new word; None is the one that the file names. A prompt that holds the word is
         read with all of its vectors.
-        Raises InputError, before the tokenizer is changed.
+        Raises InputError, before the tokenizer is changed; also for Stable Diffusion XL.
         """
+        if self.text_encoder_2 is not None:
+            raise InputError(
+                "A textual inversion of Stable Diffusion XL has vectors for two text encoders, and "
+                "only one is changed here: leave it out, or give prompt_embeds."
+            )
         given = pretrained_model_name_or_path
         many = given if isinstance(given, list) else [given]
         checked = [checked_source(one, "textual inversion", kwargs) for one in many]
@@ -166,6 +171,12 @@ def check_lora(tensors: dict[str, Tensor], unet: nn.Module, what: str) -> None:
     named = {k.removeprefix("unet."): x for k, x in tensors.items() if k.startswith("unet.")}
     if not named and not any(k.startswith("text_encoder.") for k in tensors):
         raise InputError(f"{what} holds no weights for a UNet or a text encoder: {LORA}")
+    if any(k.startswith("text_encoder_2.") for k in tensors):
+        warnings.warn(
+            f"{what} holds weights for the second text encoder of Stable Diffusion XL, which are "
+            "left out: the UNet and the first text encoder are changed.",
+            stacklevel=4,
+        )
     modules, missing = dict(unet.named_modules()), []
     named = convert_unet_state_dict_to_peft(named)
     for name, matrix in named.items():

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research.diffusion import codec
-from vala_research.diffusion.attention import Attending, Keyframes
+from vala_research.diffusion.attending import Attending, inverting
+from vala_research.diffusion.attention import Keyframes
 from vala_research.diffusion.bilateral_inversion import BilateralInversion
 from vala_research.diffusion.guidance import check_guidance
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
@@ -78,8 +79,8 @@ class EditParts:
             [Source()], call, self, schedule, clip, frames_per_chunk=frames_per_chunk
         )
         z_0 = self._clean_latents(clip, streams, frames_per_chunk)
-        clip = replace(clip, frames=None)  # encoded: nothing below needs the pictures
         stream.attention = clip_attention(stream.attention, clip, z_0, generator)
+        clip = replace(clip, frames=None)  # nothing below needs the pictures
         inverted = stream.invert(
             z_0, get_inversion(inversion), return_inversion, self.progress_bar
         )
@@ -116,7 +117,7 @@ class EditParts:
         scale = 1.0 if inverted.null_text is None else inverted.null_text.guidance_scale
         call = Source(
             prompt=source_prompt, source_prompt=source_prompt, negative_prompt=source_prompt,
-            guidance_scale=scale, attention=first_known(attention, inverted.attention),
+            guidance_scale=scale, attention=inverting(first_known(attention, inverted.attention)),
             adapter_interval=adapter_interval, adapter_scale=adapter_scale,
             controls=self.controls_of_inversion,
             pictures=picture_embeds(self, None, None, clip.shape[0], scale),

@@ -15,7 +15,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from vala_research.adapter.activation import AdapterMixin
-from vala_research.diffusion.attention import Attending, get_policy
+from vala_research.diffusion.attending import Attending, get_policy
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
 from vala_research.diffusion.patching import one_call_at_a_time
@@ -29,6 +29,7 @@ from vala_research.editing.control import ControlMixin
 from vala_research.editing.estimate import estimate_edit
 from vala_research.editing.extras import BARE
 from vala_research.editing.fusion import Fusion, begin
+from vala_research.editing.hosts import defaults_of, warn_without_control
 from vala_research.editing.ip_adapter import PictureMixin, picture_embeds
 from vala_research.editing.loaders import LoraMixin, TextualInversionMixin
 from vala_research.editing.motion import MotionMixin
@@ -50,7 +51,7 @@ class VideoEditPipeline(
     EditParts, CallState, AdapterMixin, LoraMixin, TextualInversionMixin, PictureMixin,
     ControlMixin, MotionMixin, SingleFileMixin, StableDiffusionMixin, StableDiffusionParts,
 ):  # fmt: skip
-    """Edits a clip with an image diffusion model of the Stable Diffusion 1.x/2.x class.
+    """Edits a clip with an image diffusion model of the Stable Diffusion 1.x, 2.x or XL class.
 
     The scheduler gives its noise schedule and timesteps; the steps are deterministic DDIM.
     """
@@ -71,6 +72,7 @@ class VideoEditPipeline(
         attention: Attending | None = None,
         injection: float | Injection | None = None,
         fusion: Fusion | None = None,
+        host: str | None = None,
         frames_per_chunk: int | None = None,
         adapter_interval: Sequence[float] | None = None,
         adapter_scale: float | None = None,
@@ -94,7 +96,7 @@ class VideoEditPipeline(
 
         Where None is given for num_inference_steps, guidance_scale, inversion, attention, injection
         or strength, the checkpoint's own value is used, `pipe.edit_defaults`. For Stable Diffusion
-        these are 50, 7.5, "ddim", "anchors", 0 and 1.
+        these are 50, 7.5, "ddim", "anchors", 0 and 1. A host has values of its own.
 
         video: f c h w tensor or f h w c array, in [0, 1] or uint8; a list of PIL images; or a Clip.
             Or a batch of one, such as the `.frames` of an edit, or a list that repeats the clip
@@ -110,8 +112,9 @@ class VideoEditPipeline(
         inversion: "ddim"; "exact" (slower, reconstructs to rounding error); "null_text" (slowest,
             mends what guidance breaks of "ddim"); "bilateral" (smooths the latents at every step,
             so it reconstructs less); or the settings of one of them.
-        attention: "own", "first", "sparse_causal", "extended", "anchors"; a policy; `Anchors`; or
-            how to find them on this clip: `AnchorSettings`, `Keyframes`. The inversion uses the
+        attention: "own", "first", "sparse_causal", "extended", "anchors", or an editor's, such as
+            "token_flow"; a policy; `Anchors`; or how to find them on this clip: `AnchorSettings`,
+            `Keyframes`. The inversion uses the
             same one, since sampling undoes only the process that was inverted. With `latents`,
             "anchors" is the attention of their inversion ("extended" if it is unknown).
         injection: first fraction of the steps in which the source's attention maps and features
@@ -119,6 +122,7 @@ class VideoEditPipeline(
             prompt-to-prompt, as in `Injection(attention=0, feature=0, words=0.4)`.
         fusion: several models that denoise together instead of this one. The arguments here are
             for what its sources leave open.
+        host: an editor of another paper, by its name in `HOSTS`, such as "token_flow".
         frames_per_chunk: bounds the memory, not the result. None chooses from the resolution.
         adapter_interval, adapter_scale: where the adapter of `load_adapter` acts, as fractions of
             the T diffusion steps, and how strongly. None is its own; scale 0 turns it off. The
@@ -144,7 +148,7 @@ class VideoEditPipeline(
         """
         # Refuse bad arguments before any network runs.
         num_inference_steps, guidance_scale, inversion, attention, injection, strength = (
-            self.edit_defaults.filled(
+            defaults_of(self.edit_defaults, host).filled(
                 num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
                 inversion=inversion, attention=attention, injection=injection, strength=strength,
             )
@@ -167,6 +171,7 @@ class VideoEditPipeline(
         if all(w is None for w in weights):
             sources = sources[:1]  # nothing is ever fused
         get_policy(attention)
+        warn_without_control(host, self.controls)
         clip = self._known_clip(once(video, len(words)), latents)
         if clip.latents is not None:
             checks.check_steps(clip.latents, schedule)
@@ -185,9 +190,9 @@ class VideoEditPipeline(
         injection = Injection.of(injection)
         streams = streams_of(sources, calls[0], self, schedule, clip, injection, frames_per_chunk)
         z_0 = self._clean_latents(clip, streams, frames_per_chunk)
-        clip = replace(clip, frames=None)  # encoded: nothing below needs the pictures
         for stream in streams:
             stream.attention = clip_attention(stream.attention, clip, z_0, generator)
+        clip = replace(clip, frames=None)  # nothing below needs the pictures
 
         # Invert once, sample per prompt, decode.
         settings = get_inversion(inversion)

@@ -138,11 +138,13 @@ def inverted_sources(
     call.pictures = picture_embeds(pipe, None, None, len(z_0), 1.0)
     clip = KnownClip(as_frames(frames), None, tuple(z_0.shape))
     streams = streams_of(sources, call, pipe, schedule, clip)
-    clip = replace(clip, frames=None)  # encoded: nothing below needs the pictures
+    n_inverting = len(sources) if image_start == "inverted" else 1
+    for stream in streams[:n_inverting]:
+        stream.attention = clip_attention(stream.attention, clip, z_0)
+    clip = replace(clip, frames=None)  # nothing below needs the pictures
     inverted = []
     for i, (source, stream) in enumerate(zip(sources, streams, strict=True)):
-        if i == 0 or image_start == "inverted":
-            stream.attention = clip_attention(stream.attention, clip, z_0)
+        if i < n_inverting:
             known = stream.invert(z_0, get_inversion(inversion))
             source = replace(source, latents=known, attention=stream.attention)
         inverted.append(source)

@@ -9,7 +9,8 @@ from vala_research.diffusion.motion import max_frames
 from vala_research.editing.source import Source
 
 OF_CALL = ("guidance_scale", "guidance_rescale", "clip_skip")
-OF_PIPE = ("scheduler", "tokenizer", "text_encoder")
+OF_PIPE = ("scheduler",)
+WORDS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 OF_UNET = ("controls", "adapter_interval", "adapter_scale", "cross_attention_kwargs", "pictures")
 PROMPTS = ("prompt", "source_prompt", "negative_prompt")
 
@@ -26,6 +27,8 @@ def resolved(source: Source, call: Source, pipe: Any) -> Source:
     unet = first_known(source.unet, pipe.unet)
     filled = {name: first_known(getattr(source, name), getattr(call, name)) for name in OF_CALL}
     filled |= {name: first_known(getattr(source, name), getattr(pipe, name)) for name in OF_PIPE}
+    reader = pipe if source.text_encoder is None else source
+    filled |= {name: getattr(reader, name) for name in WORDS}
 
     # Embeddings stand in place of a prompt. Those of the call belong to the pipeline's encoder.
     has_own_words = source.text_encoder is not None and source.text_encoder is not pipe.text_encoder

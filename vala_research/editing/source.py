@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vala_research.adapter.activation import Activation
 from vala_research.adapter.temporal_adapter import TemporalAdapter
-from vala_research.diffusion.attention import Attending
+from vala_research.diffusion.attending import Attending
 from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.controlnet import Control, control_residuals
 from vala_research.diffusion.inversion import Inversion
@@ -26,7 +26,8 @@ class Source:
     """One denoiser and all that is its own. What is None comes from the pipeline, or its call.
 
     unet: UNet2DConditionModel, UNetMotionModel or UNet3DConditionModel, on any device.
-    scheduler: its noise schedule and prediction type. tokenizer, text_encoder: its words.
+    scheduler: its noise schedule and prediction type. tokenizer, text_encoder: its words; also
+    tokenizer_2, text_encoder_2 of Stable Diffusion XL.
     vae: compared with the pipeline's, to check that they share a latent space.
     prompt, source_prompt, negative_prompt, guidance_scale, and what follows them: as in an edit.
     attention: as in an edit; None is the call's for an image model and "own" for a video model.
@@ -42,6 +43,8 @@ class Source:
     scheduler: Any = None
     tokenizer: Any = None
     text_encoder: nn.Module | None = None
+    tokenizer_2: Any = None
+    text_encoder_2: nn.Module | None = None
     vae: nn.Module | None = None
     prompt: str | None = None
     source_prompt: str | None = None
@@ -66,8 +69,9 @@ class Source:
     @classmethod
     def of(cls, pipeline: Any, **own: Any) -> "Source":
         """A source from a diffusers pipeline, such as AnimateDiffPipeline. own: other fields."""
-        parts = ("unet", "scheduler", "tokenizer", "text_encoder", "vae")
-        return cls(**{name: getattr(pipeline, name) for name in parts} | own)
+        words = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+        parts = ("unet", "scheduler", "vae", *words)
+        return cls(**{name: getattr(pipeline, name, None) for name in parts} | own)
 
 
 def own_schedule(schedule: Schedule, scheduler: Any) -> Schedule:
@@ -140,7 +144,7 @@ class SourceBackbone(Backbone):
         return super().frames_seen(x[:, self.windows[0]] if self.windows else x)
 
     def __call__(
-        self, z, t, text, patches=(), added=None, shown: Sequence[int] = (),
+        self, z, t, text, patches=(), shown: Sequence[int] = (),
         frames: Frames = slice(None),
     ) -> Float[Tensor, "g f c h w"]:  # fmt: skip
         """As `Backbone`.
@@ -151,11 +155,11 @@ class SourceBackbone(Backbone):
         t, device = self.timesteps.get(t, t), self.device or z.device
         x, text = z.to(device), text.to(device)
         if not self.windows:
-            out = self._adapted(x, t, text, patches, added, frames, shown)
+            out = self._adapted(x, t, text, patches, frames, shown)
         else:
             out = torch.zeros_like(x)
             for window, share in zip(self.windows, self.shares.to(x), strict=True):
-                seen = self._adapted(x[:, window], t, text, patches, added, window, shown)
+                seen = self._adapted(x[:, window], t, text, patches, window, shown)
                 out[:, window] += share[window, None, None, None] * seen
 
         # A fetched prediction answers for itself.
@@ -171,7 +175,7 @@ class SourceBackbone(Backbone):
         else:
             self.unread.append((t, torch.isfinite(out).all()))
 
-    def _adapted(self, x, t, text, patches, added, frames: Frames, shown=()) -> Tensor:
+    def _adapted(self, x, t, text, patches, frames: Frames, shown=()) -> Tensor:
         """The prediction for frames that the network sees together, with its adapter on or off."""
         residuals = control_residuals(self.controls, x, t, text, frames, self.n_timesteps)
         if self.cross_attention_kwargs:  # a UNet takes entries out of the dictionary
@@ -182,13 +186,13 @@ class SourceBackbone(Backbone):
             residuals = {**residuals, "added_cond_kwargs": {"image_embeds": rows}}
         a = self.activation
         if a is None:
-            return self._asked(x, t, text, patches, added, residuals)
+            return self._asked(x, t, text, patches, residuals)
         if a.holds(t, a.token_interval):
             vision = None if a.vision is None else a.vision.to(text.device)
             text = a.adapter.condition(text, vision)
             text = text if text.shape[1] == 1 else text[:, frames]
         with a.adapter.active(a.holds(t, a.interval), a.scale):
-            return self._asked(x, t, text, patches, added, residuals)
+            return self._asked(x, t, text, patches, residuals)
 
     def _asked(self, *args: Any) -> Tensor:
         # After a call at scale 0, diffusers would leave its LoRAs at weight 1.

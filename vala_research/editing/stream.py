@@ -10,10 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research.adapter.activation import Activation, activate
-from vala_research.diffusion.attention import Attending, get_policy
+from vala_research.diffusion.attending import Attending, get_policy, inverting, needs_source
 from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.bilateral_inversion import inversion_patches
-from vala_research.diffusion.controlnet import Control
 from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.diffusion.guidance import check_guidance, rescaled_guidance
 from vala_research.diffusion.injection import Injection
@@ -24,6 +23,7 @@ from vala_research.diffusion.schedule import Schedule, Step
 from vala_research.diffusion.word_maps import SharedWords
 from vala_research.editing import checks
 from vala_research.editing.clip import KnownClip
+from vala_research.editing.control import controls_of
 from vala_research.editing.resolve import resolved
 from vala_research.editing.source import (
     Source,
@@ -59,6 +59,12 @@ class Stream:
     z: Tensor | None = None
     source: Tensor | None = None
 
+    @property
+    def n_injected(self) -> int:
+        """Steps at which the edit sees the source: while it is injected, or at all steps."""
+        n_steps = len(self.schedule)
+        return n_steps if needs_source(self.attention) else max(self.injection.n_steps(n_steps))
+
     def start(self, inverted: Inversion) -> None:
         """Begin sampling from the noisiest latent of an inversion."""
         self.inverted = inverted
@@ -78,9 +84,9 @@ class Stream:
         """Branches g: negative (at guidance above 1) and prompt, then the source."""
         z, source, schedule = self.z, self.source, self.schedule
         layout, shape, words = (i < n for n in self.injection.n_steps(len(schedule)))
-        is_injecting = layout or shape or words
+        sees_source = layout or shape or words or needs_source(self.attention)
         edits = [0, 1] if self.guidance_scale > 1 else [1]
-        branches = [*edits, 2] if is_injecting else edits
+        branches = [*edits, 2] if sees_source else edits
         x = torch.stack([source if g == 2 else z for g in branches])  # g f c h w
         prediction = predicted(
             self.backbone, self.attention, x, step.t, self.text[branches],
@@ -91,7 +97,7 @@ class Stream:
         if len(edits) == 2:
             guided = guided + self.guidance_scale * (prediction[1] - guided)
             guided = rescaled_guidance(guided, prediction[1], self.guidance_rescale)
-        if is_injecting:
+        if sees_source:
             source = schedule.denoise(source, prediction[-1], step)
         return schedule.denoise(z, guided, step), source
 
@@ -111,7 +117,10 @@ class Stream:
     ) -> Inversion:
         """The inversion of a clip's latents under the source prompt."""
         in_inversion = [c for c in self.backbone.controls if c.settings.in_inversion]
-        inverting = replace(self, backbone=replace(self.backbone, controls=in_inversion))
+        alone = replace(
+            self, backbone=replace(self.backbone, controls=in_inversion),
+            attention=inverting(self.attention),
+        )  # fmt: skip
         unet, schedule = self.backbone.unet, self.schedule
         if isinstance(inversion, ExactSettings):
             # A network in half precision cannot answer more precisely than its own rounding.
@@ -129,7 +138,7 @@ class Stream:
         start = z_0.cpu() if isinstance(inversion, ExactSettings) else z_0
         patches = partial(inversion_patches, unet, inversion, schedule)
         inverted = invert(
-            lambda z, t: inverting.predict(z, t, self.text[2], patches(t)), start, schedule,
+            lambda z, t: alone.predict(z, t, self.text[2], patches(t)), start, schedule,
             inversion, keep_trajectory or mends_guidance, confirmed,
         ).to(z_0.device)  # fmt: skip
         if mends_guidance:
@@ -199,6 +208,7 @@ def streams_of(
             activation=activation_of(source, pipe, own, clip.frames, inverted),
             controls=controls_of(source, pipe, clip, device),
             n_timesteps=len(own.alpha_bar),
+            vae_factor=pipe.vae_scale_factor,
             cross_attention_kwargs=source.cross_attention_kwargs,
             pictures=source.pictures,
         )
@@ -211,18 +221,6 @@ def streams_of(
             )
         )  # fmt: skip
     return streams
-
-
-def controls_of(
-    source: Source, pipe: Any, clip: KnownClip, device: torch.device
-) -> list[Control]:
-    """The source's ControlNets on its device, with pictures of the clip, inverted or not."""
-    frames, controls = clip.frames, source.controls or ()
-    if frames is None and controls and clip.latents.trajectory:
-        frames = pipe.decode(clip.latents.trajectory[-1])
-    for control in controls:
-        control.network.to(device)
-    return [control.of_clip(frames) for control in controls]
 
 
 def activation_of(

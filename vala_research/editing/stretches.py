@@ -9,27 +9,29 @@ once.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import ceil
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vala_research import InputError
+from vala_research.diffusion.attending import Attending, get_policy
 from vala_research.diffusion.attention import (
     CONTEXT,
     FRAMES_AT_ONCE,
     AnchorAttention,
-    Attending,
     KeyframeAttention,
     Keyframes,
     Policy,
     first,
-    get_policy,
     own,
 )
 from vala_research.diffusion.backbone import is_video_model
+from vala_research.diffusion.cross_frame import CrossFrame, Meeting
 from vala_research.diffusion.injection import attention_patches
 from vala_research.diffusion.patching import Patch
 from vala_research.diffusion.word_maps import SharedWords
@@ -52,9 +54,15 @@ def predicted(
     more: patches beside those of the attention. shown: as in `SourceBackbone`. injects: as in
     `attention_patches`.
     """
+    n_frames, n_sites = x.shape[1], x[0, 0, 0].numel()
+    editor = get_policy(attention)
+    if isinstance(editor, CrossFrame):
+        meeting = editor.at(t, n_frames, n_sites)
+        return met(backbone, meeting, x, t, text, more, shown, **injects)
+
     # Windows are short anyway. A video model or a filter along frames looks at neighbours.
     looks_along_frames = more or backbone.windows or is_video_model(backbone.unet)
-    parts = list((whole if looks_along_frames else stretches)(attention, x.shape[1]))
+    parts = list((whole if looks_along_frames else stretches)(attention, n_frames))
 
     # Guidance branches of a long clip go one by one, unless one gives to the others.
     alone = len(parts) > 1 and not any(injects.values())
@@ -70,6 +78,42 @@ def predicted(
         )
         out[group, part.own] = answer[:, part.kept]
     return out
+
+
+def met(
+    backbone: SourceBackbone, meeting: Meeting, x: Float[Tensor, "g f c h w"], t: int,
+    text: Float[Tensor, "g n d"], more: Sequence[Patch], shown: Sequence[int], **injects: Any,
+) -> Float[Tensor, "g f c h w"]:  # fmt: skip
+    """The prediction for a clip whose frames meet as an editor says, all of them in one call."""
+    seen = meeting.arranged(x[:, meeting.seen])
+    if meeting.is_arranged:
+        backbone = arranged(backbone, meeting)
+    elif meeting.sees_all_at_once:
+        backbone = replace(backbone, frames_per_chunk=seen.shape[1])
+    patches = attention_patches(
+        backbone.unet, meeting, len(seen), backbone.frames_seen(seen), **injects
+    )
+    frames = slice(None) if meeting.is_arranged else meeting.seen
+    answer = backbone(seen, t, text, [*patches, *more], shown=shown, frames=frames)
+    return meeting.restored(answer[:, meeting.kept])
+
+
+def arranged(backbone: SourceBackbone, meeting: Meeting) -> SourceBackbone:
+    """The network with its control pictures in the layout of a meeting.
+
+    Raises InputError for what belongs to single frames and has no place in a grid.
+    """
+    a = backbone.activation
+    if backbone.pictures is not None or (a is not None and a.vision is not None):
+        raise InputError(
+            "Grids of frames have one prompt, and this edit shows the network a picture of each "
+            "frame: leave out the IP-Adapter, or the adapter with image tokens, or the grids."
+        )
+    controls = [
+        replace(control, pictures=meeting.arranged(control.pictures))
+        for control in backbone.controls
+    ]
+    return replace(backbone, controls=controls)
 
 
 @dataclass(frozen=True)
@@ -122,6 +166,9 @@ def count_frames(attention: Attending, n_frames: int) -> tuple[int, int]:
     attention: a policy, or what becomes one once the clip is known.
     """
     of_anchors = AnchorSettings | Anchors | AnchorAttention
+    editor = get_policy(attention)
+    if isinstance(editor, CrossFrame):
+        return (editor.n_seen(n_frames),) * 2
     n_context = {"own": 0, "first": 1}.get(attention) if isinstance(attention, str) else None
     if attention == "anchors" or isinstance(attention, of_anchors):
         n_context = CONTEXT

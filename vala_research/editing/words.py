@@ -75,6 +75,9 @@ def encoded_words(source: Any, pipe: Any) -> Float[Tensor, "g n d"]:
     names = ("negative_prompt", "prompt", "source_prompt")
     texts = {n: getattr(source, n) or "" for n in names if embeds_of(source, n) is None}
     known = {n: embeds_of(source, n) for n in names if n not in texts}
+    second = None if source.text_encoder_2 is None else (source.tokenizer_2, source.text_encoder_2)
+    # Stable Diffusion XL was trained to read zeros where there is no negative prompt.
+    is_zero = second is not None and source.negative_prompt is None and pipe.zeros_are_empty
     if texts:
         if source.text_encoder is None:
             raise InputError(
@@ -87,9 +90,11 @@ def encoded_words(source: Any, pipe: Any) -> Float[Tensor, "g n d"]:
         with scaled_lora(source.text_encoder, scale):
             rows = encode_prompts(
                 source.tokenizer, source.text_encoder, list(texts.values()), device,
-                source.clip_skip,
+                source.clip_skip, second,
             )  # fmt: skip
         known |= dict(zip(texts, rows, strict=True))
+        if is_zero and "negative_prompt" in texts:
+            known["negative_prompt"] = torch.zeros_like(known["negative_prompt"])
 
     shapes = {n: tuple(row.shape) for n, row in known.items()}
     width = source.unet.config.cross_attention_dim
@@ -181,5 +186,6 @@ def _embedded(
         raise InputError(f"There is no {name}: give {name} or {name}_embeds.")
     if pipe.text_encoder is None:
         raise InputError(f"There is no text encoder for {name}: give the pipeline one.")
+    second = None if pipe.text_encoder_2 is None else (pipe.tokenizer_2, pipe.text_encoder_2)
     with scaled_lora(pipe.text_encoder, lora_scale):
-        return encode_prompts(pipe.tokenizer, pipe.text_encoder, rows, device, clip_skip)
+        return encode_prompts(pipe.tokenizer, pipe.text_encoder, rows, device, clip_skip, second)

@@ -16,9 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from vala_research.diffusion.attending import needs_source
 from vala_research.diffusion.attention import Keyframes
+from vala_research.diffusion.cross_frame import CrossFrame
 from vala_research.diffusion.injection import Injection
-from vala_research.diffusion.inversion import Inversion, InversionSettings
+from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
+from vala_research.diffusion.noise_start import NoiseStart
 from vala_research.editing.plan import Plan, inverted_sources
 from vala_research.editing.source import Source
 from vala_research.evaluation import metrics
@@ -41,7 +44,7 @@ class EditSetting:
     attention is then its sources'. negates_source: the source prompt is the negative prompt.
     """
 
-    attention: str | AnchorSettings | Keyframes = "extended"
+    attention: str | AnchorSettings | Keyframes | CrossFrame = "extended"
     inversion: str | InversionSettings = "ddim"
     injection: float | Injection = 0.0
     guidance_scale: float = 2.0
@@ -66,6 +69,8 @@ class EditSetting:
             n_used = len(plan.sources) if plan.schedule.tau < 1 else 1
             scales = [self.guidance_scale if g is None else g for g in plan.guidances[:n_used]]
         edits = n_steps * sum(1 + (scale > 1) for scale in scales)
+        if self.fusion is None and needs_source(self.attention):
+            return edits + n_steps
         return edits + max(Injection.of(self.injection).n_steps(n_steps))
 
     @property
@@ -167,15 +172,16 @@ def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> I
             if key not in inversions:
                 inversions[key] = inverted(pipe, material.frames, case.source_prompt, s, case.index)
             start, known_clip = time.perf_counter(), inversions[key]
-            if s.fusion is None:
-                inversion = known_clip.inversion
+            inversion = known_clip.inversion
+            if inversion is not None:
                 start_at = {"latents": inversion, "attention": inversion.attention}
-            else:
-                drawn = torch.Generator().manual_seed(case.index)  # an image source from noise
-                start_at = {"fusion": s.fusion.fusion(known_clip.sources), "generator": drawn}
+            else:  # what starts from noise draws it
+                start_at = {"generator": torch.Generator().manual_seed(case.index)}
+            if s.fusion is not None:
+                start_at["fusion"] = s.fusion.fusion(known_clip.sources)
 
             # Edit and measure.
-            sees_clip = s.fusion is not None or s.controlnet
+            sees_clip = inversion is None or s.controlnet
             frames = pipe(
                 material.frames if sees_clip else None, case.prompt, case.source_prompt,
                 case.source_prompt if s.negates_source else None, output_type="pt",
@@ -221,7 +227,7 @@ def inverted(
 ) -> Inverted:
     """Find the clip's policy, invert under it, and reconstruct; the reconstruction is not timed.
 
-    The sources of a fusion invert each for itself. Their reconstructions are not measured (NaN).
+    The sources of a fusion invert each for itself; their reconstructions are not measured (NaN).
     """
     if s.fusion is not None:
         sources, seconds = inverted_sources(
@@ -230,6 +236,8 @@ def inverted(
         )  # fmt: skip
         n = sum(source.latents.n_evaluations for source in sources if source.latents)
         return Inverted(None, float("nan"), seconds, n, sources)
+    if isinstance(get_inversion(s.inversion), NoiseStart):
+        return Inverted(None, float("nan"), 0.0, 0)
     start = time.perf_counter()
     drawn = torch.Generator().manual_seed(seed)
     inversion = pipe.invert(

@@ -1,41 +1,32 @@
-"""FLOPs of whole edits, counted on networks without weights."""
+"""FLOPs of a network's forward, counted without weights."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel
-from torch import nn
+from diffusers import UNet2DConditionModel
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from vala_research import InputError
+from vala_research.diffusion.attending import CROSS_FRAME, Attending
 from vala_research.diffusion.attention import (
     ANCHORS,
     AnchorAttention,
-    Attending,
     KeyframeAttention,
     Keyframes,
     Policy,
 )
 from vala_research.diffusion.backbone import UNet
+from vala_research.diffusion.cross_frame import CrossFrame
 from vala_research.diffusion.injection import attention_patches
-from vala_research.diffusion.motion import load_motion_unet
 from vala_research.diffusion.patching import chunking, patched
-from vala_research.editing.extras import BARE
-from vala_research.editing.fusion import Fusion
-from vala_research.editing.pipeline import VideoEditPipeline
-from vala_research.editing.source import Source
-from vala_research.evaluation.known_calls import KnownCalls
-from vala_research.evaluation.memory import PROMPTS, LiveTensors
+from vala_research.diffusion.pooled_text import conditions, reads_pooled
+from vala_research.diffusion.token_flow import TokenFlow
+from vala_research.diffusion.trajectory_attention import TrajectoryAttention
 from vala_research.methods.anchors import Anchors, AnchorSettings
 
 STABLE_DIFFUSION_1_5 = dict(
@@ -43,6 +34,15 @@ STABLE_DIFFUSION_1_5 = dict(
     attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280),
     down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
     up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+)  # fmt: skip
+STABLE_DIFFUSION_XL = dict(
+    sample_size=128, in_channels=4, out_channels=4, layers_per_block=2, cross_attention_dim=2048,
+    attention_head_dim=(5, 10, 20), block_out_channels=(320, 640, 1280),
+    down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
+    up_block_types=(*("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
+    transformer_layers_per_block=(1, 2, 10), use_linear_projection=True,
+    addition_embed_type="text_time", addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
 )  # fmt: skip
 
 
@@ -65,11 +65,19 @@ def meta_anchors(n_frames: int, n_sites: int, n_anchors: int, granularity: str) 
 
 def meta_policy(
     attention: Attending | None, n_frames: int, height: int, width: int
-) -> str | Policy | None:
+) -> str | Policy | CrossFrame | None:
     """The attention policy of a clip by its shapes alone: its cost does not depend on the content.
 
-    As `policy_of_clip`. height, width: of the latents.
+    As `policy_of_clip`. height, width: of the latents. Trajectories are those of a still clip.
     """
+    editor = CROSS_FRAME.get(attention, attention) if isinstance(attention, str) else attention
+    if isinstance(editor, CrossFrame):
+        z_0 = torch.zeros(n_frames, 1, height, width)
+        if isinstance(editor, TokenFlow):
+            editor = replace(editor, chosen=tuple(range(0, n_frames, editor.batch)))
+        if isinstance(editor, TrajectoryAttention):
+            editor = replace(editor, flow=torch.zeros(n_frames - 1, 2, height, width), valid=None)
+        return editor.of_clip(z_0, None, torch.Generator())
     if isinstance(attention, Keyframes):
         return KeyframeAttention(tuple(range(attention.n)))
     settings = ANCHORS if attention == "anchors" else attention
@@ -86,7 +94,7 @@ def relative(flops: Mapping[str, float], to: str) -> dict[str, float]:
 
 def forward_flops(
     unet: UNet,
-    attention: str | Policy,
+    attention: str | Policy | CrossFrame,
     n_frames: int,
     height: int,
     width: int,
@@ -103,14 +111,21 @@ def forward_flops(
     if unet.device.type != "meta":
         raise InputError(f"The UNet is on {unet.device}: count on the meta device, by meta_unet.")
     size = n_frames if frames_per_chunk is None else frames_per_chunk
+    shape = n_branches, n_frames, unet.config.in_channels, height, width
+    z = torch.empty(shape, device="meta")
+    if isinstance(attention, CrossFrame):
+        attention = attention.at(0, n_frames, height * width)
+        z = attention.arranged(z[:, attention.seen])
     patches = attention_patches(unet, attention, n_branches, size)
     if size < n_frames:
         patches.append(chunking(n_branches, size))
-    z = torch.empty(n_branches * n_frames, unet.config.in_channels, height, width, device="meta")
-    text = torch.empty(len(z), n_text, unet.config.cross_attention_dim, device="meta")
+    z = z.flatten(0, 1)
+    rows = n_text + reads_pooled(unet)  # the last one is the pooled text
+    text = torch.empty(len(z), rows, unet.config.cross_attention_dim, device="meta")
+    words = conditions(unet, text, (8 * height, 8 * width))
     with torch.no_grad(), FlopCounterMode(display=False) as counter, patched(unet, *patches):
         with UncountedNorms():
-            unet(z, 0, text, return_dict=False)
+            unet(z, 0, return_dict=False, **words)
     return counter.get_total_flops()
 
 
@@ -121,130 +136,3 @@ class UncountedNorms(TorchFunctionMode):
         if func in (F.group_norm, F.layer_norm):
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
-
-
-# The rest of Stable Diffusion 1.5, and AnimateDiff's second version (v1-5-2) by MotionAdapter's own
-# defaults.
-VAE_1_5 = dict(
-    block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
-    down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-)  # fmt: skip
-TEXT_1_5 = dict(
-    vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-    num_attention_heads=12, max_position_embeddings=77,
-)  # fmt: skip
-
-
-def weightless(
-    pipe: VideoEditPipeline, fusions: Mapping[str, Fusion]
-) -> tuple[VideoEditPipeline, dict[str, Fusion]]:
-    """Copy a pipeline and its fusions without weights; networks still share what they shared."""
-    # One empty tensor per tensor: a weight of two networks becomes one empty weight of both.
-    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    unets = [s.unet for fusion in fusions.values() for s in fusion.sources if s.unet is not None]
-    memo: dict[int, Any] = {}
-    for module in (*modules, *unets):
-        for tensor in (*module.parameters(), *module.buffers()):
-            memo[id(tensor)] = _empty(tensor)
-    empty = VideoEditPipeline(**copy.deepcopy(pipe.components, memo))
-    empty.set_progress_bar_config(disable=True)
-
-    def bare(source: Source) -> Source:
-        return replace(source, unet=copy.deepcopy(source.unet, memo))
-
-    return empty, {
-        name: replace(fusion, sources=[bare(s) for s in fusion.sources])
-        for name, fusion in fusions.items()
-    }
-
-
-def _empty(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
-
-
-def stable_diffusion(
-    unet: Mapping = STABLE_DIFFUSION_1_5, vae: Mapping = VAE_1_5, text: Mapping = TEXT_1_5,
-    motion: Mapping | None = None, dtype: torch.dtype = torch.float16,
-) -> tuple:  # fmt: skip
-    """Build a weightless pipeline and its video model of these configurations.
-
-    motion: of the MotionAdapter; None is AnimateDiff's. The tokenizer is the miniature's: all
-    prompts are padded to one length.
-    """
-    small = VideoEditPipeline.from_pretrained("miniature", **BARE)
-    tokenizer = copy.deepcopy(small.tokenizer)
-    tokenizer.model_max_length = text["max_position_embeddings"]
-    with torch.device("meta"):
-        image = meta_unet(unet).to(dtype)
-        coder = AutoencoderKL(**vae).to(dtype)
-        reader = CLIPTextModel(CLIPTextConfig(**text)).to(dtype)
-        video = load_motion_unet(image, MotionAdapter(**motion or {}).to(dtype))
-    pipe = VideoEditPipeline(coder, reader, tokenizer, image, small.scheduler)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe, video
-
-
-class Weightless(TorchDispatchMode):
-    """Answer code that asks a tensor of the meta device for values: 0 or 1; and yes to questions.
-
-    An edit asks whether all values are finite, and what their extremes are.
-    """
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return True if args[0].dtype is torch.bool else 0.0
-        if func is torch.ops.aten._to_copy.default and args[0].is_meta:
-            if str(kwargs.get("device")) == "cpu":  # the values of a small tensor
-                return torch.ones_like(args[0], device="cpu", dtype=kwargs.get("dtype"))
-        return func(*args, **kwargs)
-
-
-class FusedAttention(TorchFunctionMode):
-    """Make attention on the meta device one operation that keeps no scores, as real kernels do."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        query, key, value = args[:3]  # a mask changes neither count nor shape
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
-
-
-def counted_edit(
-    pipe: VideoEditPipeline, fusion: Fusion, n_frames: int, size: int, steps: int,
-    known: KnownCalls | None = None,
-) -> tuple[int, int]:  # fmt: skip
-    """Count the FLOPs of one edit by a weightless pipeline, and the peak bytes of its live tensors.
-
-    One multiply-add of a convolution, linear layer or attention is two FLOPs. The bytes contain
-    neither weights nor scratch memory inside an operation.
-    known: network calls that other edits of the same networks counted (None: no other edit).
-    Raises InputError for a source with an adapter or a ControlNet, whose calls are not alike.
-    """
-    if any(source.adapter or source.controls for source in fusion.sources):
-        raise InputError("An adapter or ControlNet acts at some steps only: count without them.")
-    known = known or KnownCalls()
-    skipped = known.flops
-    unets = (pipe.unet, *(source.unet for source in fusion.sources))
-    networks = {id(n): n for n in (pipe.vae.encoder, pipe.vae.decoder, *unets) if n is not None}
-    clip = torch.empty(n_frames, 3, size, size, device=pipe.device)
-    with ExitStack() as modes, torch.no_grad():
-        live = modes.enter_context(LiveTensors())
-        counter = modes.enter_context(FlopCounterMode(display=False))
-        for mode in (Weightless(), FusedAttention()):
-            modes.enter_context(mode)
-        for network in networks.values():
-            modes.enter_context(patched(network, known.patch(counter, live)))
-        pipe(
-            clip, *PROMPTS, num_inference_steps=steps, attention="own", fusion=fusion,
-            output_type="pt",
-        )  # fmt: skip
-    return counter.get_total_flops() + known.flops - skipped, live.peak
-
-
-def stored_bytes(*modules: nn.Module) -> int:
-    """Bytes of all parameters and buffers; shared ones count once."""
-    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())

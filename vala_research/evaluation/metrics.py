@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from vala_research.evaluation.placement import jitter as jitter  # named here, l
 from vala_research.evaluation.placement import path_error as path_error
 from vala_research.evaluation.placement import presence as presence
 from vala_research.evaluation.placement import size_error as size_error
+from vala_research.methods import optical_flow
 from vala_research.sprites.reader import read_attributes
 
 ClipSource = str | os.PathLike | ClipScorer  # a folder, a hub id, or one already loaded
@@ -138,50 +138,18 @@ def warp_error(frames: Float[Tensor, "..."], flow: Float[Tensor, "..."], valid: 
     flow, valid = flow.to(frames), valid.to(frames)
     if not torch.isfinite(flow).all() or valid.sum() == 0:
         raise InputError("flow holds NaN or valid is 0 everywhere: no pixel can be followed.")
-    difference = (frames[:-1] - warp(frames[1:], flow)).square().mean(1, keepdim=True)
+    difference = (frames[:-1] - optical_flow.warp(frames[1:], flow)).square().mean(1, keepdim=True)
     return ((difference * valid).sum() / valid.sum()).item()
-
-
-def warp(
-    image: Float[Tensor, "f c h w"], flow: Float[Tensor, "f 2 h w"]
-) -> Float[Tensor, "f c h w"]:
-    """image(p + flow(p)), bilinear, edges repeated; pixel centres at whole numbers."""
-    h, w = image.shape[-2:]
-    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    at = torch.stack([x, y]).to(flow) + flow  # f 2 h w, pixels
-    # align_corners=False: -1 is the left edge of pixel 0, so pixel i lies at (2 i + 1) / n - 1.
-    size = torch.tensor([w, h]).to(flow)[:, None, None]
-    grid = ((2 * at + 1) / size - 1).permute(0, 2, 3, 1)
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def estimate_flow(
     frames: Float[Tensor, "..."], tolerance: float = 1.0
 ) -> tuple[Float[Tensor, "p 2 h w"], Bool[Tensor, "p 1 h w"]]:
-    """Flow t -> t+1 in pixels (dx first) by OpenCV's DIS (Kroeger et al. 2016), and its validity.
+    """Flow t -> t+1 in pixels and its validity, for clips without true flow.
 
-    For clips without true flow. Valid: inside the next frame, and forward then backward returns
-    to within `tolerance` pixels, |flow(p) + back(p + flow(p))| < tolerance.
+    As `optical_flow.estimate_flow`, of checked frames.
     """
-    import cv2
-
-    frames = checked(frames, at_least=2)
-    if min(frames.shape[-2:]) < 16:
-        raise InputError(f"frames are {tuple(frames.shape[-2:])}: DIS needs 16x16 pixels or more.")
-    grey = (frames.mean(1).clamp(0, 1) * 255).round().byte().numpy()
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-
-    def flows(first, second):
-        fields = [dis.calc(a, b, None) for a, b in zip(first, second, strict=True)]
-        return torch.from_numpy(np.stack(fields)).permute(0, 3, 1, 2).contiguous()
-
-    there, back = flows(grey[:-1], grey[1:]), flows(grey[1:], grey[:-1])
-    returned = (there + warp(back, there)).norm(dim=1, keepdim=True) < tolerance
-    h, w = frames.shape[-2:]
-    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    at = torch.stack([x, y]) + there
-    limit = torch.tensor([w - 1, h - 1])[:, None, None]
-    return there, returned & ((at >= 0) & (at <= limit)).all(1, keepdim=True)
+    return optical_flow.estimate_flow(checked(frames, at_least=2), tolerance)
 
 
 # --- the sprite world -------------------------------------------------------------------------

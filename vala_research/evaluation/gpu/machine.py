@@ -13,8 +13,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from vala_research import InputError, miniature_path
 from vala_research.editing.pipeline import VideoEditPipeline
-from vala_research.evaluation.flops import STABLE_DIFFUSION_1_5, TEXT_1_5, VAE_1_5
+from vala_research.evaluation.flops import STABLE_DIFFUSION_1_5
 from vala_research.evaluation.memory import forget_peak, peak_mebibytes
+from vala_research.evaluation.weightless import TEXT_1_5, VAE_1_5
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.flops import stable_diffusion, stored_bytes
 from vala_research.evaluation.memory import MEBIBYTE
 from vala_research.evaluation.verdicts import Claim
+from vala_research.evaluation.weightless import stable_diffusion, stored_bytes
 from vala_research.experiments.contract import MOTION_MODULES, STABLE_DIFFUSION, Preset, save_rows
 from vala_research.experiments.fldm.edit_costs import Measurement, cost_rows, measured_rows
 from vala_research.experiments.fldm.settings import FUSED, IMAGE, VIDEO, source_fusions

@@ -17,7 +17,6 @@ from torch import nn
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.pipeline import VideoEditPipeline, quiet_pipeline
-from vala_research.evaluation.flops import counted_edit, stored_bytes
 from vala_research.evaluation.known_calls import KnownCalls
 from vala_research.evaluation.memory import (
     MEBIBYTE,
@@ -28,6 +27,7 @@ from vala_research.evaluation.memory import (
     measured_edits,
     peak_mebibytes,
 )
+from vala_research.evaluation.weightless import counted_edit, stored_bytes
 from vala_research.experiments.fldm.settings import FUSED, IMAGE, NEVER, VIDEO, source_fusions
 from vala_research.methods.fusion import FusionSchedule
 

@@ -21,9 +21,9 @@ from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import METRICS, PLACEMENT
 from vala_research.evaluation.comparison_figures import axis_title, within_clips
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
-from vala_research.evaluation.flops import weightless
 from vala_research.evaluation.statistics import paired_gain, summarise
 from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
+from vala_research.evaluation.weightless import weightless
 from vala_research.experiments.contract import (
     MOTION_MODULES,
     POINT,

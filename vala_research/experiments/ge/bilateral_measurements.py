@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vala_research import InputError
-from vala_research.diffusion.attention import policy_of_clip
+from vala_research.diffusion.attending import policy_of_clip
 from vala_research.diffusion.bilateral_inversion import RELEASED, BilateralInversion
 from vala_research.diffusion.inversion import Inversion
 from vala_research.evaluation.cases import ClipCase, EditCase

@@ -9,27 +9,25 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vala_research import InputError, chosen_from
+from vala_research import chosen_from
 from vala_research.diffusion.attention import Keyframes
 from vala_research.evaluation.benchmark import EditSetting
-from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
 from vala_research.evaluation.comparison import METRICS, comparison_table, gain_of, per_clip
 from vala_research.evaluation.comparison_figures import gains_figure
 from vala_research.evaluation.flops import forward_flops, meta_policy, meta_unet
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import Claim
-from vala_research.experiments.contract import CLIP, POINT, PUBLISHED, EditPreset
+from vala_research.experiments.contract import CLIP, POINT, PUBLISHED
 from vala_research.experiments.parameters import elements
+from vala_research.experiments.vala.motion_preset import MotionPreset, by_motion, motions_of
 from vala_research.methods.anchors import AnchorSettings
-from vala_research.sprites.motions import MOTIONS
-from vala_research.sprites.scene import WORLD
 
 REFINEMENT_STEPS = 30  # of Adam, where an assignment is refined
 REFINED = {", contrastive": "The contrastive term", ", refined": "The refinement network alone"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(EditPreset):
+class Settings(MotionPreset):
     """Parameters of notebook 12."""
 
     PRESETS = {
@@ -39,24 +37,11 @@ class Settings(EditPreset):
         "paper": {**PUBLISHED, "clip_model": CLIP, "n_processes": 0},
     }  # fmt: skip
 
-    CHOICES = {**EditPreset.CHOICES, "motions": MOTIONS}
-
     kinds: Sequence[str] = ("several",)  # kinds of edit of sprite clips
-    motions: Sequence[str] = ("usual",)  # how the objects of sprite clips move
     steps: int = 10  # diffusion steps each way
     policies_shown: Sequence[str] = ()  # names of policies; {n} is n_anchors; (): all
     n_anchors: int = 2  # frames or site anchors that a frame attends to besides itself
     n_tokens: int = 256  # token anchors
-
-    def cases(self) -> list[EditCase | ClipCase]:
-        """The edits: those of the folder, or of sprite clips under each motion."""
-        cases = super().cases()
-        if self.clips:
-            return cases
-        if not self.motions:
-            raise InputError(f"motions is empty: give one or more of {', '.join(MOTIONS)}.")
-        chosen = dict(world=WORLD, split="test", n=self.n_clips, kinds=self.kinds)
-        return [case for motion in self.motions for case in edit_cases(motion=motion, **chosen)]
 
 
 def edit_settings(settings: Settings) -> dict[str, EditSetting]:
@@ -100,16 +85,15 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     """
     policies = edit_settings(settings)
     rows = settings.compare(policies, output)
-    usual = pd.Series("" if settings.clips else "usual", rows.index)
-    motion = rows.motion.fillna(usual) if "motion" in rows else usual
-    return rows.assign(motion=motion, cost=rows.setting.map(relative_costs(policies)))
+    costs = rows.setting.map(relative_costs(policies))
+    return rows.assign(motion=motions_of(rows, settings), cost=costs)
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """`comparison_table` against editing frame by frame per motion, and the cost of each policy."""
     tables = [
         comparison_table(part, "own").assign(motion=motion)
-        for motion, part in _by_motion(rows).items()
+        for motion, part in by_motion(rows).items()
     ]
     compared = pd.concat(tables, ignore_index=True)
     return compared.assign(cost=compared.setting.map(_costs(rows)))
@@ -160,7 +144,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
 
 def _placement_claims(rows: pd.DataFrame, best: str) -> list[Claim]:
     """Where the jitter is known: `best` against the field, in PSNR and jitter, per motion."""
-    parts = _by_motion(rows) if "jitter" in rows else {}
+    parts = by_motion(rows) if "jitter" in rows else {}
     uniform = [name for name in rows.setting.unique() if name.startswith("uniform")]
     return [
         _gain_claim(f"{best} beat {than}", part, metric, best, than, motion * (len(parts) > 1))
@@ -195,11 +179,6 @@ def _gain_claim(
     measured = f"{shown.name}, {'gain' if shown.sign > 0 else 'reduction'}"
     where = f" ({motion})" if motion else ""
     return Claim.of_gain(f"{sentence} in {shown.name}{where}", measured, gain)
-
-
-def _by_motion(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of each motion; of one without a name if they do not tell it."""
-    return dict(list(rows.groupby("motion", sort=False))) if "motion" in rows else {"": rows}
 
 
 def relative_costs(

@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vala_research import read_clip
-from vala_research.diffusion.attention import ANCHORS, Attending
+from vala_research.diffusion.attending import Attending
+from vala_research.diffusion.attention import ANCHORS
 from vala_research.diffusion.fixed_point import QUICK
 from vala_research.diffusion.inversion import InversionSettings
 from vala_research.editing.pipeline import quiet_pipeline
