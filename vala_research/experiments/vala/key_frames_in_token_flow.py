@@ -62,21 +62,21 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     """One row per setting, motion, kind of edit and clip, with the cost; resumes from `output`."""
     settings_by_name = edit_settings(settings)
     rows = settings.compare(settings_by_name, output)
-    costs = rows.setting.map(relative_costs(settings_by_name))
-    return rows.assign(motion=motions_of(rows, settings), cost=costs)
+    flow = relative_cost(settings.batch)
+    costs = {name: 1.0 if s.attention == "own" else flow for name, s in settings_by_name.items()}
+    return rows.assign(motion=motions_of(rows, settings), cost=rows.setting.map(costs))
 
 
-def relative_costs(settings: dict[str, EditSetting], n_frames: int = 32) -> dict[str, float]:
-    """FLOPs of a guided step at Stable Diffusion 1.5's size, over those frame by frame.
+def relative_cost(batch: int, n_frames: int = 32) -> float:
+    """FLOPs of a guided step of TokenFlow at Stable Diffusion 1.5's size, over frame by frame.
 
-    All have the source as a third branch, which is injected.
+    Both have the source as a third branch, which is injected. The choice of key frames costs
+    nothing here.
     """
     unet, shape = meta_unet(), (n_frames, 64, 64)
-    own = forward_flops(unet, "own", *shape, n_branches=3)
-    return {
-        name: forward_flops(unet, meta_policy(s.attention, *shape), *shape, n_branches=3) / own
-        for name, s in settings.items()
-    }
+    flow = meta_policy(TokenFlow(batch), *shape)
+    own, ours = (forward_flops(unet, policy, *shape, n_branches=3) for policy in ("own", flow))
+    return ours / own
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
