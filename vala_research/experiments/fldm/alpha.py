@@ -24,7 +24,6 @@ from vala_research.evaluation.comparison_figures import axis_title, intervals, w
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import Claim, held_out_gain
-from vala_research.experiments.contract import POINT
 from vala_research.experiments.fldm.fusion import CONSISTENCY, PAIRS, mark_directions
 from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
@@ -46,7 +45,7 @@ class Settings(FusionPreset):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(ratios=(0, 0.5, 1), n_frames=3, steps=2),
-        "sprites": dict(POINT, n_clips=12, kinds="several"),
+        "sprites": dict(n_clips=12, kinds="several", n_frames=8, steps=15),
         "paper": FUSED_MODELS,
     }
     # Shares a of the video model.

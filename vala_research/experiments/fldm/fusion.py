@@ -66,7 +66,7 @@ class Settings(FusionPreset):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(shown=(IMAGE, VIDEO, FUSED), n_frames=3, steps=4),
-        "sprites": dict(POINT, n_clips=12, kinds="shape,colour,several"),
+        "sprites": dict(POINT, n_clips=8, kinds="shape,colour,several"),
         "paper": FUSED_MODELS,
     }
     shown: Sequence[str] = ()  # names of `edit_settings`; (): all

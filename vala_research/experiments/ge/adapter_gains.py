@@ -33,7 +33,8 @@ class Settings(LaterClipsPreset):
     PRESETS = {
         "smoke": dict(hosts=("own", "extended"), kinds=("several",), n_frames=3, steps=8),
         "sprites": dict(
-            POINT, n_clips=12, first_clip=64, kinds=("shape", "colour", "several")
+            POINT, n_clips=8, first_clip=64, kinds=("shape", "colour", "several"),
+            hosts=("own", "sparse_causal", "anchors"),
         ),
         "paper": dict(PUBLISHED, clip_model=CLIP, n_processes=0),
     }
