@@ -152,6 +152,43 @@ def test_residuals_of_several_add_up(owner, tiny, video):
     assert control_residuals([late], x, 500, text, slice(None), 1000) == {}
 
 
+def test_several_controlnets_see_the_clip_and_given_pictures(tiny, checkpoint, video, tmp_path):
+    """Each has its scale and interval; the order of loading is the order of the pictures."""
+    folders = []
+    for seed in (0, 1):
+        folders.append(tmp_path / str(seed))
+        strong(tiny.unet, seed).save_pretrained(folders[-1])
+    pipe = VideoEditPipeline.from_pretrained(str(checkpoint))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_controlnet(folders[0], "frames", in_inversion=False)
+    one = bare_edit(pipe, video)
+    pipe.add_controlnet(folders[1], "given", 0.5, (0.0, 0.5), in_inversion=False)
+    both = bare_edit(pipe, video, conditioning_frames=1 - video)
+    assert not torch.allclose(both, one, atol=1e-4)
+    assert torch.equal(both, bare_edit(pipe, video, conditioning_frames=1 - video[None]))
+    assert not torch.allclose(both, bare_edit(pipe, video, conditioning_frames=video), atol=1e-4)
+    again = VideoEditPipeline.from_pipe(pipe)
+    torch.testing.assert_close(bare_edit(again, video, conditioning_frames=1 - video), both)
+
+    # Two that see given pictures take them in order.
+    pipe.add_controlnet(folders[0], "given", in_inversion=False)
+    ordered = bare_edit(pipe, video, conditioning_frames=[1 - video, video])
+    assert not torch.allclose(
+        ordered, bare_edit(pipe, video, conditioning_frames=[video, 1 - video]), atol=1e-4
+    )
+    for given, message in (
+        (None, "give conditioning_frames"), ([video] * 3, "3 clips, and 2 ControlNets"),
+        ([video, video[:1]], "control pictures of shape"),
+        ([video, video[..., :8]], "control pictures of shape"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            bare_edit(pipe, video, conditioning_frames=given)
+    pipe.unload_controlnet()
+    with pytest.raises(InputError, match="0 ControlNets"):
+        bare_edit(pipe, video, conditioning_frames=video)
+    torch.testing.assert_close(bare_edit(pipe, video), bare_edit(tiny, video), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [

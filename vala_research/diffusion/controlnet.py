@@ -37,13 +37,15 @@ PICTURES: dict[str, Callable[[Tensor], Tensor]] = {
     "frames": lambda frames: frames, "canny": canny_edges,
 }  # fmt: skip
 
+GIVEN = "given"
+
 
 @dataclass(frozen=True)
 class ControlSettings:
     """What a ControlNet sees, and where and how strongly it acts.
 
-    picture: "frames", the clip itself, as a ControlNet for edits sees it (ip2p, tile); or "canny",
-        its outlines.
+    picture: "frames", the clip itself, as a ControlNet for edits sees it (ip2p, tile); "canny", its
+        outlines; or "given", pictures of your own, such as maps of depth or poses.
     scale: factor of its residuals.
     interval: where it acts, as fractions of the T diffusion steps.
     in_inversion: whether it acts in the inversion too. Only then does an edit between equal prompts
@@ -56,7 +58,7 @@ class ControlSettings:
     in_inversion: Any = True  # a file may hold anything
 
     def __post_init__(self):
-        chosen_from("picture of a ControlNet", self.picture, PICTURES)
+        chosen_from("picture of a ControlNet", self.picture, [*PICTURES, GIVEN])
         number_in("The scale of a ControlNet", self.scale, -1e3, 1e3)
         if not isinstance(self.in_inversion, bool):
             raise InputError(f"in_inversion is {str(self.in_inversion)[:50]}: give true or false.")
@@ -85,6 +87,11 @@ class Control:
         """This control with its pictures. Raises InputError where they cannot be made."""
         if self.pictures is not None:
             return self
+        if self.settings.picture == GIVEN:
+            raise InputError(
+                "A ControlNet sees pictures of your own, and none are given: give "
+                "conditioning_frames."
+            )
         if frames is None:
             raise InputError(
                 "A ControlNet sees the clip, and only latents are given: give the video too, or "

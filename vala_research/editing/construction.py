@@ -56,6 +56,8 @@ class StableDiffusionParts(DiffusionPipeline):
     ]  # fmt: skip
     _exclude_from_cpu_offload = ["safety_checker"]
 
+    text_encoder_2: Any = None
+    tokenizer_2: Any = None
     controlnet: ControlNetModel | None = None  # see `ControlMixin`
     edit_defaults: EditDefaults = EditDefaults()
 
@@ -78,9 +80,10 @@ class StableDiffusionParts(DiffusionPipeline):
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
             safety_checker=safety_checker, feature_extractor=feature_extractor,
-            image_encoder=image_encoder, text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2,
+            image_encoder=image_encoder,
         )  # fmt: skip
-        if text_encoder_2 is not None:
+        if text_encoder_2 is not None:  # else the folder of Stable Diffusion 1.x does not name it
+            self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
             self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
         self.vae_scale_factor = 8 if vae is None else vae_factor(vae)
         self._first_scheduler = scheduler
@@ -91,7 +94,8 @@ class StableDiffusionParts(DiffusionPipeline):
 
         So `StableDiffusionPipeline(**pipe.components)` works, and the reverse.
         """
-        return {k: v for k, v in super().components.items() if v is not None or k not in SECOND}
+        parts = self._get_signature_keys(self)[0]
+        return {k: getattr(self, k) for k in parts if k not in SECOND or k in self.config}
 
     @property
     def zeros_are_empty(self) -> bool:
@@ -152,6 +156,7 @@ class StableDiffusionParts(DiffusionPipeline):
         with pipeline._without_motion():
             pipe = super().from_pipe(pipeline, **kwargs)
         pipe.controlnet, pipe.edit_defaults = pipeline.controlnet, pipeline.edit_defaults
+        pipe.more_controls = pipeline.more_controls
         if "unet" not in kwargs:  # motion modules and an adapter are inside the UNet
             pipe.unet, pipe.image_unet = pipeline.unet, pipeline.image_unet
             pipe.adapter, pipe.vision_encoder = pipeline.adapter, pipeline.vision_encoder

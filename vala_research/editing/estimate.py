@@ -119,6 +119,7 @@ def estimate_edit(
     networks |= {} if pipe.text_encoder_2 is None else {"text_encoder_2": pipe.text_encoder_2}
     networks |= pipe.adapter_networks
     networks |= {} if pipe.controlnet is None else {"controlnet": pipe.controlnet}
+    networks |= {f"controlnet {i}": c.network for i, c in enumerate(pipe.more_controls, 2)}
     if fusion is not None:
         n_evaluations *= len(fusion.sources)
         own = (s.unet for s in fusion.sources if s.unet is not None)
