@@ -44,6 +44,7 @@ ALIGNMENT = ("success", "clip_t")  # with the text: what is read in the frames, 
 CONSISTENCY = ("warp_error", "clip_f", "jitter")  # over time
 SHOWN = ("psnr", "success", "warp_error", "clip_t", "clip_f", *PLACEMENT)
 PAIRS = (("warp_error", "success"), ("clip_f", "clip_t"))  # consistency, alignment
+PANELS = (("jitter", "psnr"), *PAIRS)  # consistency, and what it may cost
 
 COMPLEMENTARY = tuple(
     Hypothesis(sentence, better, than, metrics)
@@ -116,13 +117,16 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
 # --- alignment against consistency --------------------------------------------------------------
 
 
-def figure(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS) -> Picture:
-    """Draw text alignment against temporal consistency, one cross per setting.
+def figure(
+    rows: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PANELS, n_panels: int = 2
+) -> Picture:
+    """Draw quality or text alignment against temporal consistency, one cross per setting.
 
-    pairs: (consistency, alignment) of each panel. Pairs that the rows lack are left out. Right and
-    up is better.
+    pairs: (consistency, other) of each panel. The first n_panels that the rows have are drawn.
+    Right and up is better.
     """
-    pairs = [pair for pair in pairs if set(pair) <= set(rows)]
+    known = {name for name in rows if rows[name].notna().any()}
+    pairs = [pair for pair in pairs if set(pair) <= known][:n_panels]
     means = within_clips(rows, {m for pair in pairs for m in pair}).set_index(["metric", "setting"])
     looks = _looks(dict.fromkeys(rows.setting))
     with rc_context(STYLE):
@@ -132,8 +136,11 @@ def figure(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS) -> Pict
             for name, look in looks.items():
                 x = means.loc[(across, name)] * METRICS[across].factor
                 y = means.loc[(up, name)] * METRICS[up].factor
-                interval_mark(ax, x["mean"], y["mean"], x_ends=(x.low, x.high),
-                              y_ends=(y.low, y.high), label=name, markersize=6, **look)  # fmt: skip
+                top = 100 if METRICS[up].axis.endswith("%") else y.high  # of a share
+                interval_mark(
+                    ax, x["mean"], y["mean"], x_ends=(x.low, x.high),
+                    y_ends=(y.low, min(top, y.high)), label=name, markersize=6, **look,
+                )  # fmt: skip
             _front(ax, rows, across, up)
             mark_directions(ax, across, up, rows)
 
