@@ -153,7 +153,7 @@ def test_residuals_of_several_add_up(owner, tiny, video):
 
 
 def test_several_controlnets_see_the_clip_and_given_pictures(tiny, checkpoint, video, tmp_path):
-    """Each has its scale and interval; the order of loading is the order of the pictures."""
+    """Each has its scale, its interval and its pictures."""
     folders = []
     for seed in (0, 1):
         folders.append(tmp_path / str(seed))
@@ -162,30 +162,27 @@ def test_several_controlnets_see_the_clip_and_given_pictures(tiny, checkpoint, v
     pipe.set_progress_bar_config(disable=True)
     pipe.load_controlnet(folders[0], "frames", in_inversion=False)
     one = bare_edit(pipe, video)
-    pipe.add_controlnet(folders[1], "given", 0.5, (0.0, 0.5), in_inversion=False)
-    both = bare_edit(pipe, video, conditioning_frames=1 - video)
+    pipe.add_controlnet(folders[1], 1 - video, 0.5, (0.0, 0.5), in_inversion=False)
+    both = bare_edit(pipe, video)
     assert not torch.allclose(both, one, atol=1e-4)
-    assert torch.equal(both, bare_edit(pipe, video, conditioning_frames=1 - video[None]))
-    assert not torch.allclose(both, bare_edit(pipe, video, conditioning_frames=video), atol=1e-4)
     again = VideoEditPipeline.from_pipe(pipe)
-    torch.testing.assert_close(bare_edit(again, video, conditioning_frames=1 - video), both)
+    torch.testing.assert_close(bare_edit(again, video), both)
 
-    # Two that see given pictures take them in order.
-    pipe.add_controlnet(folders[0], "given", in_inversion=False)
-    ordered = bare_edit(pipe, video, conditioning_frames=[1 - video, video])
-    assert not torch.allclose(
-        ordered, bare_edit(pipe, video, conditioning_frames=[video, 1 - video]), atol=1e-4
-    )
-    for given, message in (
-        (None, "give conditioning_frames"), ([video] * 3, "3 clips, and 2 ControlNets"),
-        ([video, video[:1]], "control pictures of shape"),
-        ([video, video[..., :8]], "control pictures of shape"),
-    ):  # fmt: skip
-        with pytest.raises(InputError, match=message):
-            bare_edit(pipe, video, conditioning_frames=given)
+    # Pictures alone; other pictures make another edit.
+    pipe.load_controlnet(folders[1], video[None], in_inversion=False)
+    alone = bare_edit(pipe, video)
+    pipe.load_controlnet(folders[1], "frames", in_inversion=False)
+    torch.testing.assert_close(bare_edit(pipe, video), alone)
+    pipe.load_controlnet(folders[1], 1 - video, in_inversion=False)
+    assert not torch.allclose(bare_edit(pipe, video), alone, atol=1e-4)
+    for wrong in (video[:1], video[..., :8]):
+        pipe.load_controlnet(folders[1], wrong)
+        with pytest.raises(InputError, match="control pictures of shape"):
+            bare_edit(pipe, video)
+    pipe.load_controlnet(folders[1], "given")
+    with pytest.raises(InputError, match="none are given"):
+        bare_edit(pipe, video)
     pipe.unload_controlnet()
-    with pytest.raises(InputError, match="0 ControlNets"):
-        bare_edit(pipe, video, conditioning_frames=video)
     torch.testing.assert_close(bare_edit(pipe, video), bare_edit(tiny, video), rtol=0, atol=1e-6)
 
 

@@ -109,7 +109,7 @@ def test_a_long_clip_goes_in_windows(host, video):
     hook.remove()
     counted = host.estimate(len(long), 16, 24, num_inference_steps=1, guidance_scale=1)
     assert counted.n_evaluations == sum(seen) == 4 * limit  # two windows, there and back
-    with pytest.raises(InputError, match="windows of .* frames, and anchors"):
+    with pytest.raises(InputError, match="windows of .* frames, and its attention"):
         edit(host, long, attention="anchors", **MILD)
 
 

@@ -45,7 +45,7 @@ class ControlSettings:
     """What a ControlNet sees, and where and how strongly it acts.
 
     picture: "frames", the clip itself, as a ControlNet for edits sees it (ip2p, tile); "canny", its
-        outlines; or "given", pictures of your own, such as maps of depth or poses.
+        outlines; "given", pictures that come with the ControlNet, see `Control`.
     scale: factor of its residuals.
     interval: where it acts, as fractions of the T diffusion steps.
     in_inversion: whether it acts in the inversion too. Only then does an edit between equal prompts
@@ -89,8 +89,8 @@ class Control:
             return self
         if self.settings.picture == GIVEN:
             raise InputError(
-                "A ControlNet sees pictures of your own, and none are given: give "
-                "conditioning_frames."
+                "A ControlNet sees pictures of your own, and none are given: load it with the "
+                "pictures as `picture`."
             )
         if frames is None:
             raise InputError(

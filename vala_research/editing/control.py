@@ -31,30 +31,41 @@ class ControlMixin:
 
     @one_call_at_a_time
     def load_controlnet(
-        self, where: str | PathLike, picture: str = "frames", scale: float = 1.0,
+        self, where: str | PathLike, picture: Any = "frames", scale: float = 1.0,
         interval: Sequence[float] = (0.0, 1.0), in_inversion: bool = True,
     ) -> None:  # fmt: skip
         """Load a ControlNet, which replaces all that are present. Later edits use it.
 
-        where: "miniature", or a folder or hub id of a diffusers ControlNetModel. The others are
-        those of `ControlSettings`. Raises InputError; then the one that was there stays in place.
+        where: "miniature", or a folder or hub id of a diffusers ControlNetModel.
+        picture: what it sees, as in `ControlSettings`; or pictures of your own, such as maps of
+            depth or poses: a clip of the edited clip's length and size. These are not saved.
+        scale, interval, in_inversion: as in `ControlSettings`.
+        Raises InputError; then what was there stays in place.
         """
-        settings = ControlSettings(picture, scale, interval, in_inversion)
-        self.controlnet, self.more_controls = load_controlnet(where, self.unet), ()
+        control = self._control(where, picture, scale, interval, in_inversion)
+        is_usual = control.pictures is None
+        self.controlnet = control.network if is_usual else None
+        settings = control.settings if is_usual else None
         self.edit_defaults = replace(self.edit_defaults, control=settings)
+        self.more_controls = () if is_usual else (control,)
 
     @one_call_at_a_time
     def add_controlnet(
-        self, where: str | PathLike, picture: str = "canny", scale: float = 1.0,
+        self, where: str | PathLike, picture: Any = "canny", scale: float = 1.0,
         interval: Sequence[float] = (0.0, 1.0), in_inversion: bool = True,
     ) -> None:  # fmt: skip
         """Load a further ControlNet beside those that are present. Their residuals add up.
 
         The arguments are those of `load_controlnet`. It is not saved with the pipeline.
         """
-        settings = ControlSettings(picture, scale, interval, in_inversion)
-        added = Control(load_controlnet(where, self.unet), settings)
-        self.more_controls = (*self.more_controls, added)
+        control = self._control(where, picture, scale, interval, in_inversion)
+        self.more_controls = (*self.more_controls, control)
+
+    def _control(self, where: str | PathLike, picture: Any, *how: Any) -> Control:
+        is_name = isinstance(picture, str)
+        settings = ControlSettings(picture if is_name else GIVEN, *how)
+        pictures = None if is_name else as_frames(picture)
+        return Control(load_controlnet(where, self.unet), settings, pictures)
 
     @one_call_at_a_time
     def unload_controlnet(self) -> None:
@@ -73,28 +84,6 @@ class ControlMixin:
                 "pipe.load_controlnet, with `picture`."
             )
         return (Control(self.controlnet, self.edit_defaults.control), *self.more_controls)
-
-    def controls_seeing(self, conditioning_frames: Any) -> tuple[Control, ...]:
-        """The ControlNets, of which those that see given pictures have these.
-
-        conditioning_frames: a clip of pictures, or a list of clips, one per such ControlNet, in the
-            order of loading. Raises InputError where there are more or fewer.
-        """
-        controls = self.controls
-        seeing = [i for i, c in enumerate(controls) if c.settings.picture == GIVEN]
-        if conditioning_frames is None:
-            return controls
-        is_list = isinstance(conditioning_frames, list | tuple)
-        clips = conditioning_frames if is_list and len(seeing) > 1 else [conditioning_frames]
-        if len(clips) != len(seeing):
-            raise InputError(
-                f"conditioning_frames holds {len(clips)} clips, and {len(seeing)} ControlNets see "
-                'given pictures (picture="given"): give one per such ControlNet.'
-            )
-        pictures = dict(zip(seeing, map(as_frames, clips), strict=True))
-        return tuple(
-            replace(c, pictures=pictures[i]) if i in pictures else c for i, c in enumerate(controls)
-        )
 
 
 def controls_of(

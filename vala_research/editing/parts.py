@@ -51,7 +51,6 @@ class EditParts:
         adapter_scale: float | None = None,
         generator: torch.Generator | None = None,
         strength: float | None = None,
-        conditioning_frames: Any = None,
     ) -> Float[Tensor, "f c h w"] | Inversion:
         """Invert a clip, without editing it. The arguments are those of an edit.
 
@@ -73,7 +72,7 @@ class EditParts:
         call = Source(
             prompt=source_prompt, source_prompt=source_prompt, negative_prompt=negative_prompt,
             guidance_scale=guidance_scale, attention=attention, adapter_interval=adapter_interval,
-            adapter_scale=adapter_scale, controls=self.controls_seeing(conditioning_frames),
+            adapter_scale=adapter_scale, controls=self.controls,
             pictures=picture_embeds(self, None, None, clip.shape[0], guidance_scale),
         )  # fmt: skip
         (stream,) = streams = streams_of(
@@ -100,7 +99,6 @@ class EditParts:
         adapter_interval: Sequence[float] | None = None,
         adapter_scale: float | None = None,
         strength: float | None = None,
-        conditioning_frames: Any = None,
     ) -> Float[Tensor, "f c h w"]:
         """Sample and decode: the way back of `invert`. Returns frames in [0, 1].
 
@@ -121,9 +119,7 @@ class EditParts:
             prompt=source_prompt, source_prompt=source_prompt, negative_prompt=source_prompt,
             guidance_scale=scale, attention=inverting(first_known(attention, inverted.attention)),
             adapter_interval=adapter_interval, adapter_scale=adapter_scale,
-            controls=[
-                c for c in self.controls_seeing(conditioning_frames) if c.settings.in_inversion
-            ],
+            controls=[c for c in self.controls if c.settings.in_inversion],
             pictures=picture_embeds(self, None, None, clip.shape[0], scale),
         )  # fmt: skip
         (stream,) = streams = streams_of(

@@ -87,7 +87,6 @@ class VideoEditPipeline(
         guidance_rescale: float = 0.0,
         ip_adapter_image: Any = None,
         ip_adapter_image_embeds: Any = None,
-        conditioning_frames: Any = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -141,8 +140,6 @@ class VideoEditPipeline(
         guidance_rescale: share of Lin et al. 2024 (arXiv 2305.08891, 3.4), see `rescaled_guidance`.
         ip_adapter_image, ip_adapter_image_embeds: what the edit, and not the inversion, sees by
             IP-Adapters, see `picture_embeds`.
-        conditioning_frames: what ControlNets loaded with picture="given" see, such as maps of depth
-            or poses: a clip of the video's length and size, or a list with one per ControlNet.
         output_type: "pil", "np", "pt" or "latent".
         callback_on_step_end: `(pipe, i, t, tensors) -> dict`, whose tensors replace the given ones.
             It may set `pipe._interrupt = True` to stop, and `pipe._guidance_scale`.
@@ -183,7 +180,7 @@ class VideoEditPipeline(
         call = Source(
             guidance_scale=guidance_scale, guidance_rescale=guidance_rescale, attention=attention,
             adapter_interval=adapter_interval, adapter_scale=adapter_scale, clip_skip=clip_skip,
-            controls=self.controls_seeing(conditioning_frames),
+            controls=self.controls,
             cross_attention_kwargs=cross_attention_kwargs,
             pictures=picture_embeds(
                 self, ip_adapter_image, ip_adapter_image_embeds, clip.shape[0], guidance_scale

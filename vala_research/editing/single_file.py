@@ -102,7 +102,7 @@ class SingleFileMixin(FromSingleFileMixin):
                 pipe = super().from_single_file(
                     str(file), config=str(config), local_files_only=True, dtype=dtype, **kwargs
                 )
-        for part in WITH_WEIGHTS:
+        for part in (part for part in WITH_WEIGHTS if part in PARTS):
             missing = [n for n, p in getattr(pipe, part).named_parameters() if p.is_meta]
             if missing:
                 raise InputError(

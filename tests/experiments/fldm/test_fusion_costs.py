@@ -14,7 +14,7 @@ from vala_research import InputError
 from vala_research.diffusion.controlnet import Control
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.editing.fusion import Fusion
-from vala_research.evaluation import flops
+from vala_research.evaluation import weightless
 from vala_research.evaluation.flops import forward_flops, meta_unet
 from vala_research.evaluation.known_calls import KnownCalls
 from vala_research.evaluation.memory import LiveTensors
@@ -35,20 +35,20 @@ def motion(tiny):
 @pytest.fixture(scope="module", autouse=True)
 def counts():
     """Count each kind of network call once, whichever tests ask."""
-    known, count = KnownCalls(), flops.counted_edit
+    known, count = KnownCalls(), weightless.counted_edit
 
     def once(*edit, **_) -> tuple[int, int]:
         return count(*edit[:5], known)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flops, "counted_edit", once)
+        patch.setattr(weightless, "counted_edit", once)
         patch.setattr(edit_costs, "counted_edit", once)
         yield count
 
 
 @pytest.fixture(scope="module")
 def counted(tiny, motion) -> tuple:
-    return flops.weightless(tiny, settings.source_fusions(motion))
+    return weightless.weightless(tiny, settings.source_fusions(motion))
 
 
 def really_counted(pipe, fusion: Fusion, steps: int) -> int:
@@ -62,7 +62,7 @@ def really_counted(pipe, fusion: Fusion, steps: int) -> int:
     clip = torch.rand(N_FRAMES, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     with counter:
         pipe(
-            clip, *flops.PROMPTS, num_inference_steps=steps, attention="own",
+            clip, *weightless.PROMPTS, num_inference_steps=steps, attention="own",
             fusion=fusion, output_type="pt",
         )  # fmt: skip
     return counter.get_total_flops()
@@ -72,7 +72,7 @@ def really_counted(pipe, fusion: Fusion, steps: int) -> int:
 def test_counts_without_weights_are_those_of_the_edit(tiny, motion, counted, name):
     fusion = settings.source_fusions(motion)[name]
     pipe, bare = counted
-    found, live = flops.counted_edit(pipe, bare[name], N_FRAMES, SIZE, 2)
+    found, live = weightless.counted_edit(pipe, bare[name], N_FRAMES, SIZE, 2)
     assert found == really_counted(tiny, fusion, 2) > 0 and live > 0
 
 
@@ -100,20 +100,20 @@ def test_an_edit_whose_calls_differ_is_not_counted(tiny, counted):
     controlnet = ControlNetModel.from_unet(tiny.unet)
     sources = [replace(source, controls=[Control(controlnet)]) for source in bare[IMAGE].sources]
     with pytest.raises(InputError, match="count without them"):
-        flops.counted_edit(pipe, replace(bare[IMAGE], sources=sources), 1, SIZE, 1)
+        weightless.counted_edit(pipe, replace(bare[IMAGE], sources=sources), 1, SIZE, 1)
 
 
 def test_any_number_of_steps_from_two(counted):
     pipe, bare = counted
     few = {name: bare[name] for name in (IMAGE, FUSED)}
     for row in edit_costs.cost_rows(pipe, few, [N_FRAMES], SIZE, steps=4):
-        found, _ = flops.counted_edit(pipe, bare[row["setting"]], N_FRAMES, SIZE, 4)
+        found, _ = weightless.counted_edit(pipe, bare[row["setting"]], N_FRAMES, SIZE, 4)
         assert row["tflop"] * 1e12 == pytest.approx(found, rel=1e-12)
         assert row["peak"] == pytest.approx(row["weights"] + row["live"])
 
 
 def test_shared_weights_are_counted_once(tiny, motion, counted):
-    bytes_of = flops.stored_bytes
+    bytes_of = weightless.stored_bytes
     own = sum(p.numel() for p in tiny.unet.parameters()) * 4
     assert bytes_of(tiny.unet) == own == bytes_of(tiny.unet, tiny.unet)
     assert bytes_of(tiny.unet, motion) == bytes_of(motion) > own
@@ -131,11 +131,11 @@ def test_memory_of_a_fused_edit_is_that_of_the_largest(tiny, motion, counted):
     """Live tensors of the meta device against those of the edit that runs."""
     pipe, bare = counted
     for name in (IMAGE, VIDEO, FUSED):
-        _, live = flops.counted_edit(pipe, bare[name], N_FRAMES, SIZE, 2)
+        _, live = weightless.counted_edit(pipe, bare[name], N_FRAMES, SIZE, 2)
         clip = torch.rand(N_FRAMES, 3, SIZE, SIZE)
         with LiveTensors() as real:
             tiny(
-                clip, *flops.PROMPTS, num_inference_steps=2, attention="own",
+                clip, *weightless.PROMPTS, num_inference_steps=2, attention="own",
                 fusion=settings.source_fusions(motion)[name], output_type="pt",
             )  # fmt: skip
         assert live == pytest.approx(real.peak, rel=0.1)
@@ -201,14 +201,14 @@ def test_what_a_machine_takes_is_reported_alone():
 
 def test_stable_diffusion_by_hand():
     """Parameters as published; a step of the edit asks 1 + 2 forwards of each network."""
-    pipe, video = flops.stable_diffusion()
+    pipe, video = weightless.stable_diffusion()
     n_image = sum(p.numel() for p in pipe.unet.parameters())
     assert n_image == 859_520_964
     assert sum(p.numel() for p in video.parameters()) - n_image == 453_209_280
     assert sum(p.numel() for p in pipe.vae.parameters()) == 83_653_863
-    assert flops.stored_bytes(pipe.unet) == 2 * n_image
+    assert weightless.stored_bytes(pipe.unet) == 2 * n_image
     fusions = settings.source_fusions(video)
-    one, two = (flops.counted_edit(pipe, fusions[IMAGE], 1, 512, k)[0] for k in (1, 2))
+    one, two = (weightless.counted_edit(pipe, fusions[IMAGE], 1, 512, k)[0] for k in (1, 2))
     assert two - one == 3 * forward_flops(meta_unet(), "own", 1, 64, 64)
 
 

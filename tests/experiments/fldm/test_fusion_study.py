@@ -82,7 +82,7 @@ def test_the_ends_are_the_single_models_in_pictures_too(tiny, tmp_path):
     tiny_motion_adapter().save_pretrained(tmp_path)
     common = dict(steps=2, guidance=2.0, motion=str(tmp_path))
     settings = alpha.edit_settings(alpha.Settings.preset("smoke", **common))
-    every = fusion.edit_settings(fusion.Settings.preset("sprites", **common))
+    every = fusion.edit_settings(fusion.Settings.preset("sprites", parts=(), **common))
     settings |= dict.fromkeys(("noise", "again"), every["fused, image from noise"])
     kept = {}
     cases = edit_cases(WORLD, "validation", 1, ("colour",))
@@ -172,20 +172,22 @@ def test_the_front_holds_what_nothing_beats():
 
 
 def test_the_pareto_plot_points_right_and_up():
-    """E_warp falls to the right; every setting has its cross at its mean."""
+    """Jitter and E_warp fall to the right; every setting has its cross at its mean."""
     names = list(every(fusion))
     levels = {n: plain(warp_error=1 + 0.1 * i, success=0.1 * i) for i, n in enumerate(names)}
     rows = planted_rows(levels, noise=0.01)
     fig = fusion.figure(rows)
     left, right = fig.axes
-    assert left.xaxis_inverted() and not right.xaxis_inverted()
-    assert "falls to the right" in left.get_xlabel() and right.get_xlabel() == "CLIP-F"
-    points = {x.get_label(): x for x in left.lines if not x.get_label().startswith("_")}
+    assert left.xaxis_inverted() and right.xaxis_inverted() and "jitter" in left.get_xlabel()
+    assert "falls to the right" in right.get_xlabel()
+    points = {x.get_label(): x for x in right.lines if not x.get_label().startswith("_")}
     assert set(points) == set(names)
     mean = 1000 * per_clip(rows, "warp_error")["fused"].mean()
     assert points["fused"].get_xdata()[0] == pytest.approx(mean)
     styles = {(x.get_color(), x.get_marker(), x.get_markerfacecolor()) for x in points.values()}
     assert len(styles) == len(names)
-    alone = fusion.figure(rows.drop(columns=["success", "gain"]))
+    clip = fusion.figure(rows.drop(columns=["jitter"])).axes[1]
+    assert not clip.xaxis_inverted() and clip.get_xlabel() == "CLIP-F"
+    alone = fusion.figure(rows.drop(columns=["success", "gain", "jitter"]))
     assert len(alone.axes) == 1
     assert set(fusion.table(rows).metric) == set(METRICS)
