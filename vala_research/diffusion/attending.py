@@ -82,11 +82,10 @@ def policy_of_clip(
     generator: of what is drawn (random key frames). frames: of the clip, for optical flow. Names of
     other policies stay names.
     """
+    editor = get_policy(attention)
+    if isinstance(editor, CrossFrame):
+        return editor.of_clip(z_0, frames, generator)
     features = rearrange(z_0, "f c h w -> f (h w) c")
-    if isinstance(attention, str) and attention in CROSS_FRAME:
-        attention = CROSS_FRAME[attention]
-    if isinstance(attention, CrossFrame):
-        return attention.of_clip(z_0, frames, generator)
     if isinstance(attention, Keyframes):
         n = min(attention.n, len(z_0))
         keyframes = select_keyframes(features, n, attention.method, generator)

@@ -6,16 +6,18 @@ the frames of this call meet: which frames are seen, in which layout, and by whi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vala_research.diffusion.attention import Policy, own
 from vala_research.diffusion.attention_processor import FrameAttention, SelfAttention
-from vala_research.diffusion.patching import Patch
+from vala_research.diffusion.patching import Patch, is_temporal
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,13 @@ class Meeting:
     """How the frames of one call of the network meet.
 
     seen: the frames of the clip that the network sees, in order, some of them perhaps twice. kept:
-    the places of the clip's own frames among these.
+    the places of the clip's own frames among these. norms_frames: the group norms of the resnets
+    are over all frames, which no module may then see in chunks.
     """
 
     seen: slice | list[int] = field(default_factory=lambda: slice(None))
     kept: slice = field(default_factory=lambda: slice(None))
-    sees_all_at_once: ClassVar[bool] = False  # no module may see a chunk of the frames
+    norms_frames: bool = False
     is_arranged: ClassVar[bool] = False  # the network sees another layout than frames
 
     def processor(
@@ -39,7 +42,7 @@ class Meeting:
 
     def patches(self, n_branches: int) -> list[Patch]:
         """Changes to other modules."""
-        return []
+        return [joint_norms(n_branches)] if self.norms_frames else []
 
     def arranged(self, x: Float[Tensor, "*g f c h w"]) -> Float[Tensor, "*g r c y x"]:
         """Latents, or pictures of the frames, in the layout that the network sees."""
@@ -99,3 +102,24 @@ class CrossFrame:
     def drawing(self, t: int) -> torch.Generator:
         """The generator of what is drawn at timestep t: the same in every edit with this seed."""
         return torch.Generator().manual_seed(1_000_003 * (self.seed or 0) + t)
+
+
+def joint_norms(n_branches: int) -> Patch:
+    """A patch by which the group norms of resnets, and the last one, are over all frames."""
+
+    def selects(name: str, module: nn.Module) -> bool:
+        parent, _, own = name.rpartition(".")
+        is_last = name == "conv_norm_out"
+        is_in_resnet = ".resnets." in f".{parent}." and own in ("norm1", "norm2")
+        return isinstance(module, nn.GroupNorm) and not is_temporal(name) and (
+            is_last or is_in_resnet
+        )  # fmt: skip
+
+    def wrap(_name: str, _module: nn.Module, forward: Callable) -> Callable:
+        def over_frames(x: Tensor) -> Tensor:
+            joint = rearrange(x, "(g f) c h w -> g c (f h) w", g=n_branches)
+            return rearrange(forward(joint), "g c (f h) w -> (g f) c h w", h=x.shape[-2])
+
+        return over_frames
+
+    return Patch(selects, forward=wrap)

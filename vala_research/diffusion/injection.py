@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vala_research import InputError
-from vala_research.diffusion.attending import get_policy
+from vala_research.diffusion.attending import Attending, get_policy, needs_source
 from vala_research.diffusion.attention import Policy
 from vala_research.diffusion.attention_processor import FrameAttention
 from vala_research.diffusion.backbone import UNet
@@ -55,6 +55,11 @@ class Injection:
         """How many first steps inject attention, the feature, and words."""
         attention, feature, words = (round(share * n_steps) for share in vars(self).values())
         return attention, feature, words
+
+
+def n_source_steps(attention: Attending, injection: Injection, n_steps: int) -> int:
+    """Steps at which an edit sees the source: while it is injected, or where an editor needs it."""
+    return n_steps if needs_source(attention) else max(injection.n_steps(n_steps))
 
 
 def injected_attention_layers(unet: UNet) -> frozenset[str]:

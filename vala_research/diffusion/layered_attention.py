@@ -6,17 +6,13 @@ group norms over all frames, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-
-from einops import rearrange
-from torch import Tensor, nn
 
 from vala_research import chosen_from
 from vala_research.diffusion.attention import POLICIES
 from vala_research.diffusion.attention_processor import SelfAttention
 from vala_research.diffusion.cross_frame import CrossFrame, Meeting
-from vala_research.diffusion.patching import Patch, is_temporal
 
 # The first attention of the first encoder block, of the middle, and of the second decoder block.
 RELEASED = {
@@ -49,7 +45,7 @@ class LayeredAttention(CrossFrame):
         return replace(self, policies={}, others="own")
 
     def at(self, t: int, n_frames: int, n_sites: int) -> Layers:
-        return Layers(settings=self)
+        return Layers(norms_frames=self.norms_frames, settings=self)
 
 
 @dataclass(frozen=True)
@@ -58,37 +54,9 @@ class Layers(Meeting):
 
     settings: LayeredAttention = LayeredAttention()
 
-    @property
-    def sees_all_at_once(self) -> bool:
-        return self.settings.norms_frames
-
     def processor(
         self, layer: str, n_branches: int, frames_per_chunk: int, is_injected: bool
     ) -> SelfAttention:
         names = (n for start, n in self.settings.policies.items() if layer.startswith(start))
         policy = POLICIES[next(names, self.settings.others)]
         return SelfAttention(policy, layer, n_branches, frames_per_chunk, is_injected)
-
-    def patches(self, n_branches: int) -> list[Patch]:
-        return [joint_norms(n_branches)] if self.settings.norms_frames else []
-
-
-def joint_norms(n_branches: int) -> Patch:
-    """A patch by which the group norms of resnets, and the last one, are over all frames."""
-
-    def selects(name: str, module: nn.Module) -> bool:
-        parent, _, own = name.rpartition(".")
-        is_last = name == "conv_norm_out"
-        is_in_resnet = ".resnets." in f".{parent}." and own in ("norm1", "norm2")
-        return isinstance(module, nn.GroupNorm) and not is_temporal(name) and (
-            is_last or is_in_resnet
-        )  # fmt: skip
-
-    def wrap(_name: str, _module: nn.Module, forward: Callable) -> Callable:
-        def over_frames(x: Tensor) -> Tensor:
-            joint = rearrange(x, "(g f) c h w -> g c (f h) w", g=n_branches)
-            return rearrange(forward(joint), "g c (f h) w -> (g f) c h w", h=x.shape[-2])
-
-        return over_frames
-
-    return Patch(selects, forward=wrap)

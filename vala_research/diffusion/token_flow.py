@@ -74,7 +74,7 @@ class TokenFlow(CrossFrame):
         else:
             shares = Shares.between(n_frames, keyframes)
         n = len(keyframes)
-        return Pivots([*keyframes, *range(n_frames)], slice(n, None), shares)
+        return Pivots([*keyframes, *range(n_frames)], slice(n, None), shares=shares)
 
 
 @dataclass(frozen=True)

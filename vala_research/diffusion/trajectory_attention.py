@@ -18,8 +18,7 @@ from vala_research import InputError, chosen_from
 from vala_research.diffusion.attention import extended
 from vala_research.diffusion.attention_processor import FrameAttention, gathered, projected
 from vala_research.diffusion.cross_frame import CrossFrame, Meeting
-from vala_research.diffusion.layered_attention import joint_norms
-from vala_research.diffusion.patching import Patch, chunks
+from vala_research.diffusion.patching import chunks
 from vala_research.methods.optical_flow import estimate_flow
 from vala_research.methods.trajectories import Trajectories, linked
 
@@ -82,7 +81,7 @@ class TrajectoryAttention(CrossFrame):
             raise InputError(
                 "The trajectories are those of another clip: leave them to VideoEditPipeline."
             )
-        return Paths(settings=self)
+        return Paths(norms_frames=self.norms_frames, settings=self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,17 +90,10 @@ class Paths(Meeting):
 
     settings: TrajectoryAttention = TrajectoryAttention()
 
-    @property
-    def sees_all_at_once(self) -> bool:
-        return self.settings.norms_frames
-
     def processor(
         self, layer: str, n_branches: int, frames_per_chunk: int, is_injected: bool
     ) -> FrameAttention:
         return AlongPaths(n_branches, frames_per_chunk, is_injected, self.settings)
-
-    def patches(self, n_branches: int) -> list[Patch]:
-        return [joint_norms(n_branches)] if self.settings.norms_frames else []
 
 
 @dataclass

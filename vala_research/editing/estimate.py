@@ -6,10 +6,10 @@ from typing import Any
 from torch import nn
 
 from vala_research.diffusion import codec
-from vala_research.diffusion.attending import Attending, needs_source
+from vala_research.diffusion.attending import Attending
 from vala_research.diffusion.backbone import Backbone, vae_factor
 from vala_research.diffusion.fixed_point import ExactSettings
-from vala_research.diffusion.injection import Injection
+from vala_research.diffusion.injection import Injection, n_source_steps
 from vala_research.diffusion.inversion import InversionSettings, get_inversion
 from vala_research.diffusion.motion import max_frames
 from vala_research.diffusion.noise_start import NoiseStart
@@ -104,8 +104,7 @@ def estimate_edit(
     schedule = Schedule.from_scheduler(pipe.scheduler, num_inference_steps)
     n_steps = len(schedule.last_part(strength))
     n_branches = 2 if guidance_scale > 1 else 1
-    n_injected = max(Injection.of(injection).n_steps(n_steps))
-    n_injected = n_steps if needs_source(attention) else n_injected
+    n_injected = n_source_steps(attention, Injection.of(injection), n_steps)
     n_inverted = 0 if has_latents else n_steps * evaluations_per_step(inversion, guidance_scale)
     n_seen, n_at_once = frames_seen(pipe, attention, n_frames)
     n_evaluations = n_seen * (n_inverted + n_steps * n_branches + n_injected)

@@ -6,11 +6,10 @@ from typing import Any
 from vala_research import InputError
 from vala_research.diffusion.backbone import is_video_model
 from vala_research.diffusion.motion import max_frames
-from vala_research.editing.source import Source
+from vala_research.editing.source import WORDS, Source
 
 OF_CALL = ("guidance_scale", "guidance_rescale", "clip_skip")
 OF_PIPE = ("scheduler",)
-WORDS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 OF_UNET = ("controls", "adapter_interval", "adapter_scale", "cross_attention_kwargs", "pictures")
 PROMPTS = ("prompt", "source_prompt", "negative_prompt")
 

@@ -18,6 +18,7 @@ from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.patching import chunks, scaled_lora
 from vala_research.diffusion.schedule import Schedule
 
+WORDS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 Frames = slice | list[int]  # which frames of a clip
 
 
@@ -69,8 +70,7 @@ class Source:
     @classmethod
     def of(cls, pipeline: Any, **own: Any) -> "Source":
         """A source from a diffusers pipeline, such as AnimateDiffPipeline. own: other fields."""
-        words = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
-        parts = ("unet", "scheduler", "vae", *words)
+        parts = ("unet", "scheduler", "vae", *WORDS)
         return cls(**{name: getattr(pipeline, name, None) for name in parts} | own)
 
 

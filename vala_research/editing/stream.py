@@ -15,7 +15,7 @@ from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.bilateral_inversion import inversion_patches
 from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.diffusion.guidance import check_guidance, rescaled_guidance
-from vala_research.diffusion.injection import Injection
+from vala_research.diffusion.injection import Injection, n_source_steps
 from vala_research.diffusion.inversion import Inversion, InversionSettings, invert
 from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
 from vala_research.diffusion.patching import Patch
@@ -62,8 +62,7 @@ class Stream:
     @property
     def n_injected(self) -> int:
         """Steps at which the edit sees the source: while it is injected, or at all steps."""
-        n_steps = len(self.schedule)
-        return n_steps if needs_source(self.attention) else max(self.injection.n_steps(n_steps))
+        return n_source_steps(self.attention, self.injection, len(self.schedule))
 
     def start(self, inverted: Inversion) -> None:
         """Begin sampling from the noisiest latent of an inversion."""

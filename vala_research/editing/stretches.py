@@ -88,7 +88,7 @@ def met(
     seen = meeting.arranged(x[:, meeting.seen])
     if meeting.is_arranged:
         backbone = arranged(backbone, meeting)
-    elif meeting.sees_all_at_once:
+    elif meeting.norms_frames:
         backbone = replace(backbone, frames_per_chunk=seen.shape[1])
     patches = attention_patches(
         backbone.unet, meeting, len(seen), backbone.frames_seen(seen), **injects

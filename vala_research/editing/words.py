@@ -75,7 +75,7 @@ def encoded_words(source: Any, pipe: Any) -> Float[Tensor, "g n d"]:
     names = ("negative_prompt", "prompt", "source_prompt")
     texts = {n: getattr(source, n) or "" for n in names if embeds_of(source, n) is None}
     known = {n: embeds_of(source, n) for n in names if n not in texts}
-    second = None if source.text_encoder_2 is None else (source.tokenizer_2, source.text_encoder_2)
+    second = second_reader(source)
     # Stable Diffusion XL was trained to read zeros where there is no negative prompt.
     is_zero = second is not None and source.negative_prompt is None and pipe.zeros_are_empty
     if texts:
@@ -121,6 +121,11 @@ def shared_words(source: Any) -> SharedWords:
     prompts = with_all_vectors(source.tokenizer, [getattr(source, n) or "" for n in names])
     ids = tokens_of(source.tokenizer, source.text_encoder, prompts).input_ids.tolist()
     return SharedWords.of(*ids)
+
+
+def second_reader(owner: Any) -> tuple[Any, Any] | None:
+    """Second tokenizer and text encoder of a source or a pipeline: Stable Diffusion XL has them."""
+    return None if owner.text_encoder_2 is None else (owner.tokenizer_2, owner.text_encoder_2)
 
 
 def embeds_of(source: Any, name: str) -> Tensor | None:
@@ -186,6 +191,6 @@ def _embedded(
         raise InputError(f"There is no {name}: give {name} or {name}_embeds.")
     if pipe.text_encoder is None:
         raise InputError(f"There is no text encoder for {name}: give the pipeline one.")
-    second = None if pipe.text_encoder_2 is None else (pipe.tokenizer_2, pipe.text_encoder_2)
+    readers = pipe.tokenizer, pipe.text_encoder
     with scaled_lora(pipe.text_encoder, lora_scale):
-        return encode_prompts(pipe.tokenizer, pipe.text_encoder, rows, device, clip_skip, second)
+        return encode_prompts(*readers, rows, device, clip_skip, second_reader(pipe))

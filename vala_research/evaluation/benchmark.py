@@ -16,10 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vala_research.diffusion.attending import needs_source
 from vala_research.diffusion.attention import Keyframes
 from vala_research.diffusion.cross_frame import CrossFrame
-from vala_research.diffusion.injection import Injection
+from vala_research.diffusion.injection import Injection, n_source_steps
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
 from vala_research.diffusion.noise_start import NoiseStart
 from vala_research.editing.plan import Plan, inverted_sources
@@ -69,9 +68,8 @@ class EditSetting:
             n_used = len(plan.sources) if plan.schedule.tau < 1 else 1
             scales = [self.guidance_scale if g is None else g for g in plan.guidances[:n_used]]
         edits = n_steps * sum(1 + (scale > 1) for scale in scales)
-        if self.fusion is None and needs_source(self.attention):
-            return edits + n_steps
-        return edits + max(Injection.of(self.injection).n_steps(n_steps))
+        attention = self.attention if plan is None else "own"
+        return edits + n_source_steps(attention, Injection.of(self.injection), n_steps)
 
     @property
     def parts(self) -> dict[str, Any]:
