@@ -24,6 +24,7 @@ from vala_research.evaluation.comparison_figures import axis_title, intervals, w
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import Claim, held_out_gain
+from vala_research.experiments.contract import POINT
 from vala_research.experiments.fldm.fusion import CONSISTENCY, PAIRS, mark_directions
 from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
@@ -45,7 +46,9 @@ class Settings(FusionPreset):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(ratios=(0, 0.5, 1), n_frames=3, steps=2),
-        "sprites": dict(n_clips=12, kinds="several", n_frames=8, steps=15),
+        "sprites": dict(
+            POINT, n_clips=8, kinds="several", ratios=(0, 0.1, 0.3, 0.5, 0.7, 0.9, 1)
+        ),
         "paper": FUSED_MODELS,
     }
     # Shares a of the video model.

@@ -27,6 +27,7 @@ from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
 from vala_research.evaluation.weightless import weightless
 from vala_research.experiments.contract import (
     MOTION_MODULES,
+    POINT,
     PUBLISHED,
     EditPreset,
     save_rows,
@@ -59,7 +60,7 @@ class Settings(EditPreset):
 
     PRESETS = {
         "smoke": {"n_clips": 1, "n_frames": 2, "steps": 2},
-        "sprites": {"rules": (RELEASED, EQUAL), "n_clips": 10, "n_frames": 8, "steps": 15},
+        "sprites": POINT | {"rules": (RELEASED, EQUAL), "n_clips": 6},
         "paper": {
             **PUBLISHED, "motion": MOTION_MODULES, "rules": (RELEASED, EQUAL),
         },

@@ -21,6 +21,7 @@ from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.verdicts import Claim, n_clips_of
 from vala_research.experiments.contract import (
     ATTENTIONS,
+    POINT,
     STABLE_DIFFUSION,
     Preset,
     part_of,
@@ -47,7 +48,10 @@ class Settings(Preset):
 
     PRESETS = {
         "smoke": {},
-        "sprites": dict(EVERY, n_clips=8, n_frames=4, edit_steps=25),
+        "sprites": dict(
+            EVERY, n_clips=8, n_frames=8, parts=POINT["parts"], edit_steps=POINT["steps"],
+            guidance=POINT["guidance"], hosts=("own", "sparse_causal", "anchors"),
+        ),
         "paper": dict(
             EVERY, model=STABLE_DIFFUSION, n_clips=4, n_frames=8, edit_steps=50, guidance=7.5
         ),
