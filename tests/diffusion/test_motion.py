@@ -135,8 +135,8 @@ def test_frames_of_a_sampled_clip_belong_together(adapter):
     rows = {"video": [], "image": []}
     for seed, scene in enumerate(motion_card.prompt_scenes(3)):
         for name, pipe in (("video", video), ("image", image)):
-            frames = motion_card.sample_clip(pipe, scene, 8, seed, num_inference_steps=8)
-            assert frames.shape == (8, 3, SIZE, SIZE) and frames.isfinite().all()
+            frames = motion_card.sample_clip(pipe, scene, 5, seed, num_inference_steps=8)
+            assert frames.shape == (5, 3, SIZE, SIZE) and frames.isfinite().all()
             rows[name].append(motion_card.clip_row(frames, scene))
     jump, difference = (
         {n: sum(r[k] for r in group) for n, group in rows.items()} for k in ("jump", "difference")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -212,19 +213,21 @@ def test_prompts_are_followed(pipe):
 
     The draw is fixed; at a true rate of .95, 24 prompts would fall below .8 once in 170 draws.
     """
-    found = abilities.prompt_accuracy(pipe, scene.WORLD, 24, split="validation")
+    found = abilities.prompt_accuracy(pipe, scene.WORLD, 24, steps=12, split="validation")
     assert found["all"] >= 0.8
     assert min(found[k] for k in ATTRIBUTES) >= 0.8
 
 
 @pytest.fixture(scope="module")
 def card_rows(pipe):
-    """Three validation clips, each inverted once and edited in every way with the card's setting.
+    """Three validation clips, each inverted once and edited in every way, in 10 steps.
 
-    Three clips, for a pattern put on a plain ground has a phase of its own, right or wrong.
+    All else is as in the card. Three clips, for a pattern put on a plain ground has a phase of its
+    own, right or wrong.
     """
     cases = edit_cases(scene.WORLD, "validation", 3)
-    return list(benchmark.run_edits(pipe, cases, {"card": card.SETTING}, n_frames=2))
+    setting = replace(card.SETTING, num_inference_steps=10)
+    return list(benchmark.run_edits(pipe, cases, {"card": setting}, n_frames=2))
 
 
 @pytest.mark.parametrize("kind", edits.EDITS)

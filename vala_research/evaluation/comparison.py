@@ -198,10 +198,19 @@ def per_clip(
     under one of the settings, such as the path of a lost object, is left out under all of them.
     """
     order = list(dict.fromkeys(rows.setting)) if settings is None else list(settings)
+    return _clip_means(_by_edit(rows, metric), order)
+
+
+def _by_edit(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One value per edit (row) and setting (column); NaN where there is none."""
     edit = [column for column in ("kind", "index", "motion") if column in rows]
-    rows = rows[rows.setting.isin(order)]
-    is_unknown = rows[metric].isna().groupby([rows[column] for column in edit]).transform("any")
-    return rows[~is_unknown].pivot_table(metric, "index", "setting").reindex(columns=order)
+    known = rows.assign(motion=rows.motion.fillna("")) if "motion" in rows else rows
+    return known.pivot_table(metric, edit, "setting")
+
+
+def _clip_means(edits: pd.DataFrame, order: list[str]) -> pd.DataFrame:
+    """Means over each clip's edits that have a value under all of these settings."""
+    return edits.reindex(columns=order).dropna().groupby(level="index").mean()
 
 
 def comparison_table(
@@ -219,13 +228,14 @@ def comparison_table(
         raise InputError(f"No rows of {baseline!r}: choose one of {', '.join(names)}.")
     for metric in (m for m in metrics if m in rows and rows[m].notna().any()):
         sign = METRICS[metric].sign if metric in METRICS else 1
+        edits = _by_edit(rows, metric)
         for name in names:
-            values = per_clip(rows, metric, [name])[name].to_numpy()
+            values = _clip_means(edits, [name])[name].to_numpy()
             s = summarise(values) if len(values) else UNKNOWN
             line = {"setting": name, "metric": metric, "mean": s.mean, "low": s.low,
                     "high": s.high, "n": s.n}  # fmt: skip
             if name != baseline:
-                g = gain_of(rows, metric, name, baseline, sign)
+                g = _gain(edits, name, baseline, sign)
                 line |= {"gain": g.mean, "gain_low": g.low, "gain_high": g.high, "p": g.p_value,
                          "n_gain": g.n, "detectable": g.detectable}  # fmt: skip
             table.append(line)
@@ -234,7 +244,11 @@ def comparison_table(
 
 def gain_of(rows: pd.DataFrame, metric: str, name: str, baseline: str, sign: int) -> Gain:
     """Gain of a setting on another, over the edits on which both have a value; NaN of none."""
-    pairs = sign * per_clip(rows, metric, [name, baseline])
+    return _gain(_by_edit(rows, metric), name, baseline, sign)
+
+
+def _gain(edits: pd.DataFrame, name: str, baseline: str, sign: int) -> Gain:
+    pairs = sign * _clip_means(edits, [name, baseline])
     if pairs.empty:
         return UNKNOWN
     return paired_gain(pairs[name].to_numpy(), pairs[baseline].to_numpy())

@@ -7,6 +7,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -50,9 +51,14 @@ def summarise(values: Values, confidence: float = 0.95, seed: int = 0) -> Summar
     Fewer than `FEWEST` clips have no interval: its ends are NaN. Equal values have an interval of
     no width.
     """
+    return _summarise(tuple(_finite(values).tolist()), confidence, seed)
+
+
+@lru_cache(10_000)  # table, figure and claims of an experiment ask for the same numbers
+def _summarise(numbers: tuple[float, ...], confidence: float, seed: int) -> Summary:
     from scipy.stats import bootstrap
 
-    values = _finite(values)
+    values = np.array(numbers)
     mean = float(values.mean())
     if len(values) < FEWEST:
         return Summary(mean, float("nan"), float("nan"), len(values))
@@ -69,19 +75,27 @@ def paired_gain(values: Values, baseline: Values, confidence: float = 0.95, seed
 
     Positive: larger than the baseline. The gain is established when `low` > 0.
     """
-    from scipy.stats import permutation_test
-
     values, baseline = _finite(values), _finite(baseline)
     if values.shape != baseline.shape:
         raise InputError(
             f"{len(values)} values and {len(baseline)} of the baseline: give one pair per clip."
         )
-    gain = summarise(values - baseline, confidence, seed)
-    detectable = detectable_difference(values - baseline) if gain.n >= FEWEST else math.nan
+    return _paired_gain(tuple(values.tolist()), tuple(baseline.tolist()), confidence, seed)
+
+
+@lru_cache(10_000)
+def _paired_gain(
+    values: tuple[float, ...], baseline: tuple[float, ...], confidence: float, seed: int
+) -> Gain:
+    from scipy.stats import permutation_test
+
+    differences = np.subtract(values, baseline)
+    gain = summarise(differences, confidence, seed)
+    detectable = detectable_difference(differences) if gain.n >= FEWEST else math.nan
     if gain.n == 1:
         return Gain(gain.mean, gain.low, gain.high, 1, 1.0)
     test = permutation_test(
-        (values, baseline),
+        (np.array(values), np.array(baseline)),
         lambda a, b, axis: np.mean(a - b, axis=axis),
         permutation_type="samples",
         rng=np.random.default_rng(seed),
@@ -96,14 +110,19 @@ def detectable_difference(differences: Values, power: float = 0.8, level: float 
     Of a two-sided paired t-test at `level`, which finds it with probability `power`. The clips'
     own differences say how much differences spread. In the unit of the differences.
     """
-    from scipy.optimize import brentq
-
     differences = _finite(differences)
     n = len(differences)
     if n < 2:
         raise InputError("One difference has no spread: give two or more.")
-    effect = brentq(lambda effect: _power(effect, n, level) - power, 0, 50, xtol=1e-9)
-    return float(effect * differences.std(ddof=1))
+    return float(_detectable_effect(n, power, level) * differences.std(ddof=1))
+
+
+@cache
+def _detectable_effect(n: int, power: float, level: float) -> float:
+    """The same, in standard deviations of the differences."""
+    from scipy.optimize import brentq
+
+    return brentq(lambda effect: _power(effect, n, level) - power, 0, 50, xtol=1e-9)
 
 
 def clips_needed(

@@ -26,12 +26,12 @@ def test_temporal_adapter_on_the_miniature(tmp_path, miniature):
     rows = pd.read_csv(out / "ge_temporal_adapter.csv")
     assert set(rows.setting) == {ALONE, ADAPTED, "training"}
     edits = rows[rows.setting != "training"]
-    assert edits.groupby("setting").size().tolist() == [2 * 5] * 2
+    assert edits.groupby("setting").size().tolist() == [2 * 3] * 2
     training = rows[rows.setting == "training"]
     assert training.temporal.notna().all() and training.similarity.notna().all()
     record = json.loads((out / "ge_temporal_adapter.json").read_text())
-    assert record["parameters"]["steps"] == 5 and record["model"]["name"] == "miniature"
-    assert (out / "training" / "log.csv").read_text().count("\n") == 5
+    assert record["parameters"]["steps"] == 3 and record["model"]["name"] == "miniature"
+    assert (out / "training" / "log.csv").read_text().count("\n") == 3
 
 
 def planted(before=0.8, after=0.9, flops=1.001, share=0.1) -> pd.DataFrame:

@@ -41,13 +41,13 @@ def adapter(pipe, tmp_path_factory) -> str:
 
 
 def test_maps_with_an_adapter_of_ones_own(tmp_path, miniature, adapter):
-    found = run(tmp_path, adapter=adapter, n_clips=4)
+    found = run(tmp_path, adapter=adapter, n_clips=2)
     record = found["ge_attention_maps"]
     assert record["parameters"]["adapter"] == adapter and record["figure"] == "8, 10"
     assert found["ge_feature_maps"]["figure"] == "3"
     rows = pd.read_csv(tmp_path / "out" / "ge_attention_maps.csv")
     layers = rows[rows.part == "layers"]
-    assert len(layers) == 4 * 5 * 2 * 3  # clips, timesteps, without and with, layers
+    assert len(layers) == 2 * 5 * 2 * 3  # clips, timesteps, without and with, layers
     assert set(layers.adapter) == {"without", "with"}
 
 

@@ -15,9 +15,9 @@ def test_notebook_of_the_hosts(tmp_path, miniature):
     assert {"token_flow", "rave", "mean over hosts"} <= set(table.setting)
     rows = pd.read_csv(out / "rows.csv").set_index("setting")
     assert rows.psnr["rave, with"] != rows.psnr["rave, without"]
-    # Four steps: one branch in the inversion; two in the edit, and the source in TokenFlow's.
-    assert rows.evaluations["rave, with"] == 4 + 2 * 4
-    assert rows.evaluations["token_flow, with"] == 4 + 3 * 4
+    # Two steps: one branch in the inversion; two in the edit, and the source in TokenFlow's.
+    assert rows.evaluations["rave, with"] == 2 + 2 * 2
+    assert rows.evaluations["token_flow, with"] == 2 + 3 * 2
     assert (out / "ge_hosts_strips.png").exists()
 
 

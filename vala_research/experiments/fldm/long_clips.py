@@ -51,7 +51,7 @@ class Settings(EditPreset):
     """Parameters of notebook 24."""
 
     PRESETS = {
-        "smoke": {},
+        "smoke": {"lengths": (4, 8), "window": 6, "overlap": 2, "steps": 2},
         "sprites": POINT | {"lengths": (8, 16, 24, 48), "n_clips": 5},
         "paper": {
             **PUBLISHED, "motion": MOTION_MODULES, "lengths": (8, 16, 32, 64, 128),

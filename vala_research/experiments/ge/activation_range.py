@@ -39,7 +39,8 @@ class Settings(VariantPreset):
     """Parameters of notebook 33."""
 
     PRESETS = {
-        "smoke": {"trained": (0.5,), "acting": (0.5, 0.9), "n_frames": 2},
+        "smoke": {"trained": (0.5,), "acting": (0.5, 0.9), "n_frames": 2, "n_clips": 1,
+                  "steps": 4},
         "sprites": SPRITES,
         "paper": PAPER,
     }

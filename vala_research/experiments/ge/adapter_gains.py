@@ -31,7 +31,8 @@ class Settings(LaterClipsPreset):
     """Parameters of notebook 35."""
 
     PRESETS = {
-        "smoke": dict(hosts=("own", "extended"), kinds=("several",), n_frames=3, steps=8),
+        "smoke": dict(hosts=("own", "extended"), kinds=("several",), n_clips=1, n_frames=3,
+                      steps=3),
         "sprites": dict(
             POINT, n_clips=8, first_clip=64, kinds=("shape", "colour", "several"),
             hosts=("own", "sparse_causal", "anchors"),

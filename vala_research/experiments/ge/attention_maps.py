@@ -33,7 +33,7 @@ class Settings(Preset):
     """Parameters of notebook 34."""
 
     PRESETS = {
-        "smoke": {},
+        "smoke": {"n_clips": 4, "token_steps": 3},
         "sprites": {"token_clips": 8, "token_steps": 60},
         "paper": {"model": STABLE_DIFFUSION, "token_steps": 60},
     }

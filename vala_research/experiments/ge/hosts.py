@@ -37,7 +37,7 @@ class Settings(LaterClipsPreset):
 
     PRESETS = {
         "smoke": dict(hosts=("token_flow", "rave"), kinds=("several",), n_clips=1, n_frames=3,
-                      steps=4),
+                      steps=2),
         "sprites": POINT | dict(n_clips=8, first_clip=96, kinds=("several", "colour")),
         "paper": PUBLISHED | dict(inversion="", clip_model=CLIP, controlnet=IP2P, n_processes=0),
     }  # fmt: skip

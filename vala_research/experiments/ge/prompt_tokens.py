@@ -35,7 +35,7 @@ class Settings(VariantPreset):
     PRESETS = {
         "smoke": {
             "configurations": ("no tokens", "shared removed", "18 shared"), "n_frames": 2,
-            "steps": 4,
+            "n_clips": 1, "steps": 2,
         },
         "sprites": SPRITES,
         "paper": PAPER,

@@ -46,7 +46,7 @@ class Settings(Preset):
     """Parameters of notebook 31."""
 
     PRESETS = {
-        "smoke": dict(n_clips=2, steps=5),
+        "smoke": dict(n_clips=2, steps=3, training_steps=2),
         "sprites": dict(n_clips=16, steps=15),
         "paper": dict(
             model=STABLE_DIFFUSION, n_frames=16, steps=50, guidance=7.5, training_steps=0
@@ -85,7 +85,7 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     recipe, cases = [], settings.cases()
     if settings.training_steps:
         training = replace(TRAINING, max_steps=settings.training_steps, checkpoint_every=2)
-        recipe = build_adapter(Path(output) / "training", training, 2, 4)
+        recipe = build_adapter(Path(output) / "training", training, 2, 2)
         recipe = [row for row in recipe if row["step"] <= settings.training_steps]  # an earlier run
 
     pipe = quiet_pipeline(settings.model, settings.dtype)
@@ -163,7 +163,7 @@ def overhead_rows(pipe, frames: torch.Tensor) -> list[dict]:
     frames = frames.to(pipe.device)
     z, text = pipe.encode(frames).expand(2, -1, -1, -1, -1), pipe.encode_prompt(["", ""])
     vision = pipe.vision_encoder and pipe.vision_encoder.tokens(frames)
-    milliseconds = timed(pipe.adapter, z, text, vision, n_repeats=20)
+    milliseconds = timed(pipe.adapter, z, text, vision, n_repeats=10)
     return [
         {"setting": name, "flops": flops, "milliseconds": milliseconds[name]}
         for name, flops in flop_table().items()

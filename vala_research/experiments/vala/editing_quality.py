@@ -32,7 +32,7 @@ class Settings(MotionPreset):
 
     PRESETS = {
         "smoke": {"policies_shown": ("own", "extended", "uniform {n} key frames",
-                                     "VALA {n} site anchors"), "steps": 5},
+                                     "VALA {n} site anchors"), "n_clips": 1, "steps": 3},
         "sprites": POINT | {"n_clips": 12, "kinds": ("shape", "colour", "several")},
         "paper": {**PUBLISHED, "clip_model": CLIP, "n_processes": 0},
     }  # fmt: skip

@@ -28,7 +28,7 @@ class Settings(MotionPreset):
     """Parameters of notebook 14."""
 
     PRESETS = {
-        "smoke": {"n_clips": 1, "n_frames": 4, "batch": 2, "steps": 3},
+        "smoke": {"n_clips": 1, "n_frames": 4, "batch": 2, "steps": 2},
         "sprites": POINT | {"n_clips": 8, "n_frames": 24, "motions": ("usual", "fast", "cut")},
         "paper": {**PUBLISHED, "clip_model": CLIP, "n_frames": 32, "n_processes": 0},
     }
