@@ -22,7 +22,7 @@ from vala_research import VideoEditPipeline
 from vala_research.adapter.state import Log
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.cli.app import main
-from vala_research.diffusion.controlnet import canny_edges
+from vala_research.diffusion.control_pictures import canny_edges
 
 QUICK = ["--steps", 2, "--accumulation", 1, "--warmup", 1, "--learning-rate", 1e-2, "--size", 16]
 BARE = [*QUICK, "--n-shared", 0, "--no-frame-tokens"]

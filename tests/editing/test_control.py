@@ -9,7 +9,8 @@ from diffusers import ControlNetModel, StableDiffusionPipeline
 from tiny_models import tiny_unet
 
 from vala_research import InputError, VideoEditPipeline
-from vala_research.diffusion.controlnet import Control, ControlSettings, canny_edges
+from vala_research.diffusion.control_pictures import canny_edges
+from vala_research.diffusion.controlnet import Control, ControlSettings
 from vala_research.editing.defaults import EditDefaults, read_defaults
 
 WORDS = ("a blue square", "a red circle")

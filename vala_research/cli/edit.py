@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vala_research import InputError
+from vala_research.cli.controls import Controls
 from vala_research.cli.fusing import Fusing
 from vala_research.cli.loading import (
     check_adapter,
-    check_control,
     check_names,
     check_outputs,
     check_unnamed,
@@ -30,8 +30,10 @@ from vala_research.cli.options import (
     AdapterScale,
     ClipPath,
     Control,
+    ControlInterval,
     ControlNet,
     ControlScale,
+    DepthModel,
     Device,
     Dtype,
     Editing,
@@ -103,8 +105,10 @@ def edit(
     adapter_scale: AdapterScale = None,
     lora: Lora = None,
     controlnet: ControlNet = None,
-    control: Control = "frames",
-    control_scale: ControlScale = 1.0,
+    control: Control = None,
+    control_scale: ControlScale = None,
+    control_interval: ControlInterval = None,
+    depth_model: DepthModel = None,
     motion: Motion = None,
     video_weight: VideoWeight = 0.7,
     fusion_schedule: Schedule = "decay_image",
@@ -126,16 +130,18 @@ def edit(
         adapter_scale=adapter_scale, words=words, host=host,
     )  # fmt: skip
     loras = checked_loras(lora or [])
+    controls = Controls.of(
+        controlnet, control, control_scale, control_interval, depth_model=depth_model
+    )
     place = Place(
-        model, device, dtype, adapter, variant, revision, loras, controlnet, control, control_scale,
-        motion and "none",
+        model, device, dtype, adapter, variant, revision, loras, controls.place, motion and "none"
     )
     fusing = None
     if motion not in (None, "none"):  # the models that fuse are without an adapter
         fusing = Fusing(motion, video_weight, fusion_schedule, tau)
         place = replace(place, adapter=adapter or "none")
     outputs, sampling = Outputs(output, strip, json_path), Sampling(frames, stride, size)
-    run_edit(clip, outputs, call, place, sampling, fusing, seed)
+    run_edit(clip, outputs, call, place, sampling, fusing, seed, controls=controls)
 
 
 def quickstart(
@@ -170,6 +176,7 @@ def quickstart(
 def run_edit(
     path: Path, outputs: Outputs, call: Editing, place: Place, sampling: Sampling,
     fusing: Fusing | None = None, seed: int = 0, truth: tuple | None = None,
+    controls: Controls = Controls(),
 ) -> None:  # fmt: skip
     """Check, announce, edit, write, measure; `truth`: the true edit, rendered, and its scene."""
     import torch
@@ -178,13 +185,14 @@ def run_edit(
     from vala_research.editing.defaults import EditDefaults
 
     # Everything that can be refused is refused before the long work.
-    check_control(place)
+    controls.check()
     _check_outputs(path, outputs, try_clip(path, sampling))
     tried = filled(call, EditDefaults())
     check_names(tried, tried.guidance_scale, tried.arguments()["injection"])
     schedule = fusing and fusing.schedule()
     check_adapter(place.adapter != "none", call)
     clip, pipe, device = load_clip_and_model(path, place, sampling)
+    controls.load(pipe, clip, sampling)
     check_adapter(pipe.adapter is not None, call)
     place = said_what_is_brought(pipe, place)
     call = filled(call, pipe.edit_defaults)
@@ -207,6 +215,7 @@ def run_edit(
         written.append(write_strip(outputs.strip, clip.frames, edited, truth))
     if outputs.record:
         used = asdict(call) | asdict(place) | (asdict(fusing) if fusing else {})
+        used |= asdict(controls) if controls.nets else {}
         used |= {"device": device, "seed": seed}
         made, results = {p: p for p in written}, {"numbers": numbers, "estimate": estimate}
         written.append(write_record(outputs.record, path, made, used, results))

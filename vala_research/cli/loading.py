@@ -55,15 +55,6 @@ def check_adapter(has_adapter: bool, call: Inverting) -> None:
         )
 
 
-def check_control(place: Place) -> None:
-    """Refuse what no ControlNet can see, and options of one where none is given."""
-    from vala_research.diffusion.controlnet import ControlSettings
-
-    settings = ControlSettings(place.control, place.control_scale)
-    if place.controlnet in (None, "none") and settings != ControlSettings():
-        raise InputError("--control and --control-scale belong to a ControlNet: give --controlnet.")
-
-
 def checked_loras(given: list[str]) -> tuple[tuple[str, float], ...]:
     """The files and scales of --lora, which are FILE or FILE:SCALE. Raises InputError."""
     from vala_research.editing.loaders import checked_source
@@ -168,8 +159,6 @@ def load_model(place: Place):
     if not is_file:  # what is asked for replaces the model's own
         weights |= {extra: None for extra, value in asked.items() if value is not None}
     pipe = load(place.model, dtype=dtype, **weights).to(name)
-    if place.controlnet not in (None, "none"):
-        pipe.load_controlnet(place.controlnet, place.control, place.control_scale)
     if place.loras:
         load_loras(pipe, place.loras)
     if place.adapter not in (None, "none"):

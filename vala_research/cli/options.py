@@ -58,11 +58,21 @@ Size = option(str | None, "Scale frames to SIDE or HEIGHTxWIDTH pixels.", defaul
 Device = option(str, "Run on auto, cpu, cuda, cuda:1 or mps.")
 Dtype = option(str, "Compute in float32, float16 or bfloat16.")
 ControlNet = option(
-    str | None, "Keep the layout by a ControlNet: 'miniature', a folder, a hub id, or none.",
-    "--controlnet", default=OWN,
+    list[str] | None, "Keep the layout by a ControlNet: 'miniature', a folder, a hub id, or none; "
+    "repeat it for several.", "--controlnet", default=OWN,
 )  # fmt: skip
-Control = option(str, "Show the ControlNet the clip's frames or its canny outlines.")
-ControlScale = option(float, "Let the ControlNet act this strongly.")
+Control = option(
+    list[str] | None, "Show it the clip's frames, its canny outlines, its depth, or a clip or "
+    "folder of pictures, such as poses.", default="frames",
+)  # fmt: skip
+ControlScale = option(list[float] | None, "Let it act this strongly.", default="1")
+ControlInterval = option(
+    list[str] | None, "Let it act between these fractions of T.", metavar="FROM:TO", default="0:1"
+)
+DepthModel = option(
+    str | None, "Estimate the depth by this model of transformers: a folder or a hub id.",
+    default="none",
+)  # fmt: skip
 Seed = option(int, "Seed all random draws.", min=0, max=2**63 - 1)
 Adapter = option(
     str | None, "Load a temporal adapter: 'miniature', a folder of vala train, or none.",
@@ -89,7 +99,7 @@ class Place:
     """A model, which weights of it, its adapter and LoRAs, and the device and dtype they run in.
 
     loras: file and scale of each. adapter, controlnet, motion: None is the model's own, and "none"
-    is none. control and control_scale: what the ControlNet sees, and how strongly it acts.
+    is none; other ControlNets are loaded when the clip is known (`Controls`).
     """
 
     model: str = "miniature"
@@ -100,8 +110,6 @@ class Place:
     revision: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
     controlnet: str | None = None
-    control: str = "frames"
-    control_scale: float = 1.0
     motion: str | None = None
 
 

@@ -45,10 +45,12 @@ def announce(
     if (control := pipe.edit_defaults.control) is not None:
         control = replace(control, in_inversion=True)
         timed.edit_defaults = replace(pipe.edit_defaults, control=control)
+    warm = copy(timed)
+    warm.more_controls = tuple(control.of_frames(1) for control in pipe.more_controls)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         one_step = dict(num_inference_steps=1, attention=call.attention)
-        timed.invert(clip.frames[:1], call.source_prompt, **one_step)
+        warm.invert(clip.frames[:1], call.source_prompt, **one_step)
         start = time.perf_counter()
         timed.invert(clip, call.source_prompt, **one_step)
     seconds = (time.perf_counter() - start) * expected.n_evaluations / of_one_step

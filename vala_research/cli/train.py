@@ -127,7 +127,8 @@ def run_training(groups, output: Path, settings, made_of, place: Place, parts: P
     from vala_research.adapter.identity import weights_digest
     from vala_research.adapter.run import Stopped
     from vala_research.adapter.training import train
-    from vala_research.diffusion.controlnet import canny_edges, load_controlnet
+    from vala_research.diffusion.control_pictures import canny_edges
+    from vala_research.diffusion.controlnet import load_controlnet
 
     pipe, _ = load_model(place)
     groups.size = groups.size or (model_side(pipe), model_side(pipe))

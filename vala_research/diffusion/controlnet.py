@@ -1,41 +1,23 @@
-"""ControlNets: load one, make its control pictures from frames, add its residuals to a UNet.
+"""ControlNets: load one, set what it sees, add its residuals to a UNet.
 
 ControlNet (Zhang et al. 2023, arXiv 2302.05543) keeps the layout of a frame by a picture of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
-import torch
 from diffusers import ControlNetModel
 from jaxtyping import Float
-from skimage.color import rgb2gray
-from skimage.feature import canny
 from torch import Tensor
 
 from vala_research import InputError, chosen_from, miniature_path, number_in
 from vala_research.diffusion.backbone import UNet, device_of, vae_factor
+from vala_research.diffusion.control_pictures import PICTURES
 from vala_research.diffusion.loading import load_network
 from vala_research.diffusion.pooled_text import conditions
 from vala_research.diffusion.schedule import is_within
-
-
-def canny_edges(frames: Float[Tensor, " f 3 h w"], sigma: float = 1.0) -> Float[Tensor, " f 3 h w"]:
-    """White outlines on black, by the Canny detector of scikit-image after a blur of sigma pixels.
-
-    Differs from paper: the detector of OpenCV, on 8-bit frames with thresholds of 100 and 200, does
-    not blur and finds somewhat more edges.
-    """
-    grey = rgb2gray(frames.detach().cpu().double().numpy(), channel_axis=1)
-    edges = torch.stack([torch.from_numpy(canny(frame, sigma)) for frame in grey])
-    return edges[:, None].expand(-1, 3, -1, -1).to(frames)
-
-
-PICTURES: dict[str, Callable[[Tensor], Tensor]] = {
-    "frames": lambda frames: frames, "canny": canny_edges,
-}  # fmt: skip
 
 GIVEN = "given"
 
@@ -98,6 +80,10 @@ class Control:
                 "unload the ControlNet."
             )
         return replace(self, pictures=PICTURES[self.settings.picture](frames))
+
+    def of_frames(self, n: int) -> "Control":
+        """This control for the first n frames."""
+        return self if self.pictures is None else replace(self, pictures=self.pictures[:n])
 
     def acts(self, t: int, n_timesteps: int) -> bool:
         """Whether it acts at timestep t of n_timesteps."""

@@ -112,7 +112,7 @@ def started_from_noise(
         return Inversion(start.moved(noise, len(z_0)), attention=stream.attention)
 
     # The first frame goes some steps ahead; its moved latents become as noisy as before.
-    controls = [replace(c, pictures=c.pictures[:1]) for c in stream.backbone.controls]
+    controls = [c.of_frames(1) for c in stream.backbone.controls]
     ahead = replace(stream, backbone=replace(stream.backbone, controls=controls), attention="own")
     ahead.start(Inversion(noise))
     steps = list(stream.schedule)[:n_first]
