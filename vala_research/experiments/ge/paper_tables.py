@@ -4,6 +4,8 @@ The paper scores MSR-VTT with networks and hosts of other code. Its numbers are 
 they cannot be compared with ours.
 """
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 Numbers = tuple[float | None, ...]
@@ -11,6 +13,11 @@ Numbers = tuple[float | None, ...]
 HOSTS = ("own", "first", "sparse_causal", "extended", "anchors")  # attention policies of editors
 # The host here that is nearest to a method of the paper. The other methods have none.
 NEAREST = {"Text2Video": "first", "Text2Video-Zero": "first", "Vid2Vid": "extended"}
+# The editors here (editing/hosts.py) by the paper's names.
+EDITORS = {
+    "Text2Video": "text2video_zero", "Text2Video-Zero": "text2video_zero",
+    "TokenFlow": "token_flow", "Vid2Vid": "vid2vid_zero", "VidToMe": "vid_to_me",
+}  # fmt: skip
 ADAPTER = "LPIPS", "CLIP", "FID"  # Table 1: method -> without and with the adapter
 TABLE_1 = {
     "Text2Video-Zero": ((0.402, 28.82, None), (0.319, 31.38, None)),
@@ -33,22 +40,22 @@ The text on Table 1 quotes VidToMe from Table 2 (CLIP 25.00 to 28.12, LPIPS 0.12
 With the adapter Vid2Vid's FID worsens (149.40 to 154.30, Table 1)."""
 
 
-def adapter_table() -> pd.DataFrame:
-    """Table 1: one row per method and side, with the host here that is nearest."""
-    return _table(TABLE_1, ADAPTER, "adapter", ("without", "with"))
+def adapter_table(hosts: Mapping[str, str] = NEAREST) -> pd.DataFrame:
+    """Table 1: one row per method and side, with the host here; hosts: `NEAREST` or `EDITORS`."""
+    return _table(TABLE_1, ADAPTER, "adapter", ("without", "with"), hosts)
 
 
-def filter_table() -> pd.DataFrame:
-    """Table 2: one row per method and side, with the host here that is nearest."""
-    return _table(TABLE_2, FILTER, "filter", ("off", "on"))
+def filter_table(hosts: Mapping[str, str] = NEAREST) -> pd.DataFrame:
+    """Table 2: one row per method and side, with the host here; hosts: `NEAREST` or `EDITORS`."""
+    return _table(TABLE_2, FILTER, "filter", ("off", "on"), hosts)
 
 
 def _table(
     methods: dict[str, tuple[Numbers, Numbers]], columns: tuple[str, ...], what: str,
-    sides: tuple[str, str],
+    sides: tuple[str, str], hosts: Mapping[str, str],
 ) -> pd.DataFrame:  # fmt: skip
     return pd.DataFrame([
-        {"host of the paper": method, "nearest here": NEAREST.get(method, "none"), what: side}
+        {"host of the paper": method, "nearest here": hosts.get(method, "none"), what: side}
         | dict(zip(columns, numbers, strict=True))
         for method, both in methods.items()
         for side, numbers in zip(sides, both, strict=True)
