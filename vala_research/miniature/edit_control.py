@@ -107,17 +107,11 @@ def _mean_where(error: Tensor, chosen: Tensor) -> Tensor:
     return error.detach()[chosen].mean() if chosen.any() else error.new_zeros(())
 
 
-def build(
-    run: Path, minutes: float, n: int, n_inverted: int, device: str = "cpu", stage: Stage = STAGE
-) -> None:
-    """Train in `run`, from where its last training stopped."""
-    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+def frozen_parts(device: str) -> tuple:
+    """The miniature's tokenizer, VAE, UNet and text encoder, which do not learn."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    run.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    torch.set_flush_denormal(True)
-    accelerator = Accelerator(cpu=device == "cpu")
     folder = Path(miniature_path())
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
     parts = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
@@ -125,14 +119,31 @@ def build(
     vae, unet, text_encoder = (x.to(device).requires_grad_(False) for x in loaded.values())
     for network in (vae, unet):
         network.to(memory_format=torch.channels_last)
+    return tokenizer, vae, unet, text_encoder
+
+
+def new_controlnet(unet: nn.Module, device: str) -> nn.Module:
+    """A ControlNet that starts as a copy of the UNet's encoder."""
+    from diffusers import ControlNetModel
+
+    made = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=CONDITIONING)
+    return made.to(device, memory_format=torch.channels_last).requires_grad_(True).train()
+
+
+def build(
+    run: Path, minutes: float, n: int, n_inverted: int, device: str = "cpu", stage: Stage = STAGE
+) -> None:
+    """Train in `run`, from where its last training stopped."""
+    run.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    torch.set_flush_denormal(True)
+    accelerator = Accelerator(cpu=device == "cpu")
+    tokenizer, vae, unet, text_encoder = frozen_parts(device)
     edits = [[edit_of(i, e) for e in range(N_EDITS)] for i in range(n)]
     sources = Captions(tokenizer, [of_one[0][0] for of_one in edits])
     targets = Captions(tokenizer, [target for of_one in edits for _, target in of_one])
     pairs = edit_pairs(run, edits, n_inverted, vae, unet, text_encoder, sources, device)
-    controlnet = ControlNetModel.from_unet(
-        unet, conditioning_embedding_out_channels=CONDITIONING
-    ).to(device, memory_format=torch.channels_last)
-    controlnet.requires_grad_(True).train()
+    controlnet = new_controlnet(unet, device)
 
     # First its layers that read the picture, then the whole, which then has its own state.
     if not (run / f"{stage.name}.safetensors").exists():
@@ -144,14 +155,14 @@ def build(
     train(stage, loss, sample, run, stage.share * minutes, accelerator)
 
 
-def export(run: Path, folder: Path) -> None:
+def export(run: Path, folder: Path, stage: Stage = STAGE) -> None:
     """Write the averaged weights in fp16, as ControlNetModel.from_pretrained reads them."""
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     folder_of_unet = Path(miniature_path()) / "unet"
     unet = load_network(UNet2DConditionModel, folder_of_unet, "The miniature's unet")
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=CONDITIONING)
-    state = load_file(run / f"{STAGE.name}.safetensors")
+    state = load_file(run / f"{stage.name}.safetensors")
     controlnet.load_state_dict(part_of(state, "ema.controlnet."))
     controlnet.half().save_pretrained(folder, safe_serialization=True)
 
