@@ -23,6 +23,7 @@ from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import invert
 from vala_research.diffusion.null_text import NullTextSettings
 from vala_research.diffusion.schedule import Schedule
+from vala_research.diffusion.token_flow import TokenFlow
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.source import Source
 from vala_research.editing.stream import activation_of
@@ -58,6 +59,15 @@ MODES = {
     ),
     # One fetch per evaluation: at most 4 of them in each step.
     "exact": (dict(inversion=ExactSettings(max_iterations=4), attention="own"), PLAIN + 3 * STEPS),
+    # Editors of other papers.
+    "token_flow": (dict(attention="token_flow", injection=0.5), PLAIN),
+    "vala token_flow": (dict(attention=TokenFlow(2, "vala")), PLAIN + 1),
+    "token_merging": (dict(attention="token_merging", injection=0.5), PLAIN),
+    "grid_shuffle": (dict(attention="grid_shuffle"), PLAIN),
+    "trajectories": (dict(attention="trajectories"), PLAIN + 1),
+    "layered": (dict(attention="layered"), PLAIN),
+    "noise": (dict(inversion="noise", attention="first"), STEPS + 2),
+    "motion_field": (dict(inversion="motion_field", attention="first"), STEPS + 2),
 }  # fmt: skip
 
 
