@@ -105,6 +105,26 @@ def test_a_controlnet_is_loaded_by_hand(tiny, owner, controlled, video):
     assert not torch.allclose(bare_edit(pipe, video), found, atol=1e-3)
 
 
+def test_given_pictures_are_shown_clip_by_clip(tiny, controlled, video):
+    """Loaded once; what is shown decides, and nothing shown is refused."""
+    pipe = VideoEditPipeline(**tiny.components)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_controlnet(controlled / "controlnet", "given")
+    with pytest.raises(InputError, match="none are given"):
+        bare_edit(pipe, video)
+    found = []
+    for pictures in (video, canny_edges(video)):
+        pipe.show(pictures)
+        found.append(bare_edit(pipe, video))
+        pipe.load_controlnet(controlled / "controlnet", pictures)
+        torch.testing.assert_close(bare_edit(pipe, video), found[-1], rtol=0, atol=1e-6)
+        pipe.load_controlnet(controlled / "controlnet", "given")
+    assert not torch.allclose(*found, atol=1e-3)
+    pipe.show(video[:1])
+    with pytest.raises(InputError, match="control pictures of shape"):
+        bare_edit(pipe, video)
+
+
 def test_where_a_controlnet_acts(owner, video):
     seen = calls(owner.controlnet)
     edit(owner, video)

@@ -13,8 +13,9 @@ from vala_research import VideoEditPipeline
 from vala_research.adapter.settings import AdapterSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.editing.plan import Plan
-from vala_research.evaluation.benchmark import EditSetting, edited_frames
+from vala_research.evaluation.benchmark import edited_frames
 from vala_research.evaluation.cases import ClipCase, Material
+from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.methods.fusion import FusionSchedule
 
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from diffusers import ControlNetModel
 from fresh_processes import FRESH
 
-from vala_research import InputError, write_clip
+from vala_research import InputError, VideoEditPipeline, write_clip
 from vala_research.diffusion.attending import policy_of_clip
 from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Keyframes
 from vala_research.evaluation import benchmark, comparison, edit_rows, verdicts
-from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.cases import edit_cases, folder_cases
 from vala_research.evaluation.comparison import (
     PLACEMENT,
@@ -22,6 +22,7 @@ from vala_research.evaluation.comparison import (
     per_clip,
 )
 from vala_research.evaluation.comparison_figures import gains_figure, within_clips
+from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.verdicts import Hypothesis
 from vala_research.methods.anchors import AnchorSettings
 from vala_research.sprites.scene import WORLD
@@ -200,6 +201,36 @@ def test_clips_of_a_folder_are_edited_without_a_true_edit(checkpoint, tmp_path):
     assert not {"gain", "success", "source_psnr"} & set(rows)
 
 
+def test_a_controlnet_sees_the_pictures_of_each_clip(checkpoint, tmp_path):
+    """Depths of a folder, or of the sprite world; a clip without any is refused."""
+    unet = VideoEditPipeline.from_pretrained(str(checkpoint)).unet
+    torch.manual_seed(0)
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8))
+    for p in net.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    net.save_pretrained(tmp_path / "net")
+    for name in ("mine", "flat", "steep"):
+        write_clip(tmp_path / name, torch.rand(3, 3, 32, 32), 8.0)
+    lines = ["mine,a red circle,a star,flat", "mine,a red circle,a star,steep"]
+    (tmp_path / "edits.csv").write_text("clip,source_prompt,prompt,depth\n" + "\n".join(lines))
+    settings = {
+        picture: EditSetting("own", controlnet=str(tmp_path / "net"), control=picture, **SHORT)
+        for picture in ("frames", "depth")
+    }
+    run, found = Run(checkpoint, n_frames=3, size=32, n_processes=1), folder_cases(tmp_path)
+    assert [dict(case.pictures)["depth"].name for case in found] == ["flat", "steep"]
+    rows = compare(found, settings, tmp_path / "rows.csv", run).set_index("setting").psnr
+    assert rows["frames"].nunique() == 1 and rows["depth"].nunique() == 2
+    sprites = compare(cases(1), settings, tmp_path / "sprites.csv", run)
+    assert sprites.psnr.nunique() == 4
+    bare = [replace(found[0], pictures=())]
+    with pytest.raises(InputError, match="none are given"):
+        compare(bare, {"depth": settings["depth"]}, tmp_path / "bare.csv", run)
+    write_clip(tmp_path / "flat", torch.rand(2, 3, 32, 32), 8.0)
+    with pytest.raises(InputError, match="holds 2 of the 3 frames"):
+        found[0].material(3, 32)
+
+
 @pytest.mark.parametrize(
     ("listing", "message"),
     [
@@ -207,6 +238,7 @@ def test_clips_of_a_folder_are_edited_without_a_true_edit(checkpoint, tmp_path):
         ("clip,prompt\na.mp4,b\n", "no column source_prompt"),
         ("clip,source_prompt,prompt\n", "lists no edit"),
         ("clip,source_prompt,prompt\ngone.mp4,a,b\n", "names gone.mp4"),
+        ("clip,source_prompt,prompt,depth\nedits.csv,a,b,far\n", "names far, which"),
         ("clip,source_prompt,prompt\ngone.mp4,a\n", "line 2 lacks its clip or its prompt"),
         (b"clip,source_prompt,prompt\na.mp4,a,caf\xe9\n", "no csv in UTF-8"),
     ],

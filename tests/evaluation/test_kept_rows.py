@@ -11,9 +11,9 @@ import torch
 
 from vala_research import InputError, write_clip
 from vala_research.evaluation import comparison, provenance
-from vala_research.evaluation.benchmark import EditSetting, row_order
 from vala_research.evaluation.cases import edit_cases, folder_cases
 from vala_research.evaluation.comparison import Run, compare
+from vala_research.evaluation.edit_settings import EditSetting, row_order
 from vala_research.evaluation.kept_rows import KeptRows, described, key_of
 from vala_research.sprites.scene import WORLD
 

@@ -16,6 +16,7 @@ from vala_research.evaluation import benchmark, metrics
 from vala_research.evaluation.cases import edit_cases
 from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.edit_rows import ATTRIBUTES, edit_row
+from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.miniature import abilities, batches, card, configuration
 from vala_research.miniature.training import Stage, train
 from vala_research.sprites import edits, scene
@@ -249,7 +250,7 @@ def test_the_default_edit_draws_a_new_object_in_the_place_of_the_old(miniature):
 
 def test_rows_hold_what_the_card_sums_up(pipe):
     cases = edit_cases(scene.WORLD, "test", 1, ["colour"])
-    short = {"now": benchmark.EditSetting(num_inference_steps=5)}
+    short = {"now": EditSetting(num_inference_steps=5)}
     scorer = ClipScorer.from_pretrained(miniature_path("clip"))
     rows = list(benchmark.run_edits(pipe, cases, short, n_frames=2, clip_scorer=scorer))
     assert rows[0]["gain"] == pytest.approx(rows[0]["psnr"] - rows[0]["source_psnr"])

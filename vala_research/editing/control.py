@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import ControlNetModel
+from torch import Tensor
 
 from vala_research import InputError
 from vala_research.diffusion.controlnet import GIVEN, Control, ControlSettings, load_controlnet
@@ -28,6 +29,7 @@ class ControlMixin:
     controlnet: ControlNetModel | None
     edit_defaults: EditDefaults
     more_controls: tuple[Control, ...] = ()
+    shown: Tensor | None = None
 
     @one_call_at_a_time
     def load_controlnet(
@@ -38,7 +40,8 @@ class ControlMixin:
 
         where: "miniature", or a folder or hub id of a diffusers ControlNetModel.
         picture: what it sees, as in `ControlSettings`; or pictures of your own, such as maps of
-            depth or poses: a clip of the edited clip's length and size. These are not saved.
+            depth or poses: a clip of the edited clip's length and size. These are not saved. For
+            many clips, load it with "given" once, and `show` it the pictures of each.
         scale, interval, in_inversion: as in `ControlSettings`.
         Raises InputError; then what was there stays in place.
         """
@@ -67,6 +70,13 @@ class ControlMixin:
         pictures = None if is_name else as_frames(picture)
         return Control(load_controlnet(where, self.unet), settings, pictures)
 
+    def show(self, pictures: Any) -> None:
+        """Show ControlNets that were loaded with picture "given" these; None shows them nothing.
+
+        pictures: a clip of the length and size of the clips to be edited.
+        """
+        self.shown = None if pictures is None else as_frames(pictures)
+
     @one_call_at_a_time
     def unload_controlnet(self) -> None:
         """Leave all ControlNets out of later edits."""
@@ -76,14 +86,21 @@ class ControlMixin:
     @property
     def controls(self) -> tuple[Control, ...]:
         """The ControlNets at work on the pipeline's own UNet."""
-        if self.controlnet is None:
-            return self.more_controls
+        first = () if self.controlnet is None else (self._own_control,)
+        return tuple(
+            replace(c, pictures=self.shown)
+            if c.settings.picture == GIVEN and c.pictures is None else c
+            for c in (*first, *self.more_controls)
+        )  # fmt: skip
+
+    @property
+    def _own_control(self) -> Control:
         if self.edit_defaults.control is None:
             raise InputError(
                 "The pipeline has a ControlNet, and nothing says what it sees: load it by "
                 "pipe.load_controlnet, with `picture`."
             )
-        return (Control(self.controlnet, self.edit_defaults.control), *self.more_controls)
+        return Control(self.controlnet, self.edit_defaults.control)
 
 
 def controls_of(

@@ -8,94 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vala_research.diffusion.attention import Keyframes
-from vala_research.diffusion.cross_frame import CrossFrame
-from vala_research.diffusion.injection import Injection, n_source_steps
-from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
+from vala_research.diffusion.inversion import Inversion, get_inversion
 from vala_research.diffusion.noise_start import NoiseStart
-from vala_research.editing.plan import Plan, inverted_sources
+from vala_research.editing.plan import inverted_sources
 from vala_research.editing.source import Source
 from vala_research.evaluation import metrics
 from vala_research.evaluation.cases import ClipCase, EditCase, Material
 from vala_research.evaluation.edit_rows import edit_row, truth_row
+from vala_research.evaluation.edit_settings import EditSetting, alike_settings, equip
 from vala_research.evaluation.memory import forget_peak, peak_mebibytes
-from vala_research.methods.anchors import AnchorSettings
 
-PARTS = ("motion", "controlnet", "control_scale", "control_interval", "adapter")
 Measure = Callable[[Float[Tensor, "f c h w"], Material], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class EditSetting:
-    """A named point in the editor's space: arguments of `VideoEditPipeline.__call__`.
-
-    adapter: the folder of a `TemporalAdapter`, "miniature", or "" for none. adapter_interval and
-    adapter_scale None are its own. motion, controlnet: likewise, of motion modules and of a
-    ControlNet, which sees the frames and acts in the edit alone. fusion: several models at once;
-    attention is then its sources'. negates_source: the source prompt is the negative prompt.
-    """
-
-    attention: str | AnchorSettings | Keyframes | CrossFrame = "extended"
-    inversion: str | InversionSettings = "ddim"
-    injection: float | Injection = 0.0
-    guidance_scale: float = 2.0
-    num_inference_steps: int = 25
-    adapter: str = ""
-    adapter_interval: tuple[float, float] | None = None
-    adapter_scale: float | None = None
-    fusion: Plan | None = None
-    motion: str = ""
-    controlnet: str = ""
-    control_scale: float = 1.0
-    control_interval: tuple[float, float] = (0.0, 1.0)
-    strength: float = 1.0
-    negates_source: bool = False
-
-    @property
-    def n_sampling(self) -> int:
-        """Network calls per frame of the sampling: all guidance branches of all sources."""
-        n_steps = int(self.num_inference_steps * self.strength)
-        scales = [self.guidance_scale]
-        if (plan := self.fusion) is not None:
-            n_used = len(plan.sources) if plan.schedule.tau < 1 else 1
-            scales = [self.guidance_scale if g is None else g for g in plan.guidances[:n_used]]
-        edits = n_steps * sum(1 + (scale > 1) for scale in scales)
-        attention = self.attention if plan is None else "own"
-        return edits + n_source_steps(attention, Injection.of(self.injection), n_steps)
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        """What a pipeline has to load."""
-        return {k: getattr(self, k) for k in PARTS}
-
-    def arguments(self) -> dict:
-        """The arguments of the edit, but for the fusion and the prompts."""
-        others = (*PARTS, "fusion", "negates_source")
-        return {k: v for k, v in vars(self).items() if k not in others}
-
-    def inverting(self) -> dict:
-        """Arguments that inversion and edit share: settings that agree in them invert alike."""
-        shared = (
-            "attention", "inversion", "num_inference_steps", "adapter_interval", "adapter_scale",
-            "strength",
-        )  # fmt: skip
-        return {k: v for k, v in vars(self).items() if k in shared}
-
-    def identity(self, revision: Callable[[str, str], str]) -> EditSetting:
-        """The setting with its networks named by what they are, see `provenance.revision`."""
-        plan = self.fusion
-        if plan is not None:
-            plan = replace(plan, motion=revision(plan.motion, "motion"))
-        parts = {k: revision(getattr(self, k), k) for k in ("motion", "controlnet", "adapter")}
-        return replace(self, fusion=plan, **parts)
 
 
 def run_edits(
@@ -121,41 +51,6 @@ def run_edits(
     equip(pipe)
 
 
-def equip(
-    pipe, motion: str = "", controlnet: str = "", control_scale: float = 1.0,
-    control_interval: tuple[float, float] = (0.0, 1.0), adapter: str = "",
-) -> None:  # fmt: skip
-    """Let a pipeline have these parts and no others."""
-    pipe.unload_adapter()
-    pipe.unload_motion_adapter()
-    pipe.unload_controlnet()
-    if motion:
-        pipe.load_motion_adapter(motion)
-    if controlnet:
-        how = {"scale": control_scale, "interval": control_interval, "in_inversion": False}
-        pipe.load_controlnet(controlnet, **how)
-    if adapter:
-        pipe.load_adapter(adapter)
-
-
-def alike_settings(settings: dict[str, EditSetting]) -> list[dict[str, EditSetting]]:
-    """The settings in groups that ask for the same parts."""
-    groups: dict[tuple, dict[str, EditSetting]] = {}
-    for name, s in settings.items():
-        groups.setdefault(tuple(s.parts.values()), {})[name] = s
-    return list(groups.values())
-
-
-def row_order(n_cases: int, settings: dict[str, EditSetting]) -> list[tuple[int, str]]:
-    """The rows of `run_edits` in their order: number of the case, name of the setting."""
-    return [
-        (i, name)
-        for alike in alike_settings(settings)
-        for i in range(n_cases)
-        for name in alike
-    ]
-
-
 def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> Iterator[dict]:
     """The rows of settings that ask for the same parts."""
     inversions: dict[tuple, Inverted] = {}
@@ -163,6 +58,9 @@ def _run_edits(pipe, cases, settings, n_frames, size, measure, clip_scorer) -> I
         material = case.material(n_frames, size)
         known = truth_row(material, clip_scorer)
         for name, s in settings.items():
+            if s.controlnet:
+                pipe.show(material.pictures.get(s.control))
+
             # Invert the clip, unless a setting that inverts alike has done so.
             how = (repr(s.inverting()), s.fusion and s.fusion.inverting())
             key = (case.index, case.motion, case.source_prompt, *how)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ from vala_research.sprites.motions import in_motion
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import Scene, World, random_scene, split_generator
 
+PICTURES = ("depth", "pose")  # columns of edits.csv that name pictures for a ControlNet
+
 
 @dataclass(frozen=True)
 class Material:
     """Frames of a case, the flow between them (true or estimated), and the true edit if known.
 
     The flow of the true edit differs from the source's where an edit moves the outline.
+    pictures: what ControlNets may see of the clip, by name, such as "depth"; f 3 h w each.
     """
 
     frames: Float[Tensor, "f c h w"]
@@ -35,6 +38,7 @@ class Material:
     truth: Float[Tensor, "f c h w"] | None = None
     truth_flow: Float[Tensor, "p 2 h w"] | None = None
     truth_flow_valid: Float[Tensor, "p 1 h w"] | Bool[Tensor, "p 1 h w"] | None = None
+    pictures: Mapping[str, Float[Tensor, "f 3 h w"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,16 @@ class EditCase:
         clip, truth = (render(scene, n_frames, size) for scene in (self.source, self.target))
         return Material(
             clip.frames, clip.flow, clip.flow_valid,
-            truth.frames, truth.flow, truth.flow_valid,
+            truth.frames, truth.flow, truth.flow_valid, {"depth": clip.depth_pictures},
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ClipCase:
-    """One clip from disk and one edit of it. Its true edit is not known."""
+    """One clip from disk and one edit of it. Its true edit is not known.
+
+    pictures: names of what ControlNets may see of it, each with a clip or folder of pictures.
+    """
 
     kind: str
     index: int
@@ -88,6 +95,7 @@ class ClipCase:
     prompt: str
     attributes: None = None
     motion: None = None
+    pictures: tuple[tuple[str, Path], ...] = ()
 
     @property
     def labels(self) -> dict[str, str | int]:
@@ -96,7 +104,15 @@ class ClipCase:
 
     def material(self, n_frames: int, size: int) -> Material:
         frames = read_clip(self.path, n_frames, size=size).frames
-        return Material(frames, *estimate_flow(frames))
+        pictures = {}
+        for name, path in self.pictures:
+            pictures[name] = read_clip(path, len(frames), size=size).frames
+            if len(pictures[name]) < len(frames):
+                raise InputError(
+                    f"{path} holds {len(pictures[name])} of the {len(frames)} frames of "
+                    f"{self.path}: give one picture of {name} per frame."
+                )
+        return Material(frames, *estimate_flow(frames), pictures=pictures)
 
 
 def _caption(scene: Scene) -> str:
@@ -128,8 +144,9 @@ def edit_cases(
 def folder_cases(folder: str | Path) -> list[ClipCase]:
     """The edits listed in the `edits.csv` of a folder: clip, source_prompt, prompt[, kind].
 
-    Several lines may edit one clip. Raises InputError naming a missing file, column, prompt or
-    clip, and for a listing that is not UTF-8.
+    Several lines may edit one clip. The columns depth and pose may name clips or folders of
+    pictures for a ControlNet, one per frame. Raises InputError naming a missing file, column,
+    prompt or clip, and for a listing that is not UTF-8.
     """
     listing = Path(folder) / "edits.csv"
     if not listing.is_file():
@@ -149,11 +166,13 @@ def folder_cases(folder: str | Path) -> list[ClipCase]:
     if empty := [i for i, line in enumerate(lines, 2) if not line["clip"] or not line["prompt"]]:
         raise InputError(f"{listing}, line {empty[0]} lacks its clip or its prompt: add it.")
     clips = list(dict.fromkeys(line["clip"] for line in lines))
-    if absent := [clip for clip in clips if not (listing.parent / clip).exists()]:
+    named = clips + [line[k] for line in lines for k in PICTURES if line.get(k)]
+    if absent := [name for name in named if not (listing.parent / name).exists()]:
         raise InputError(f"{listing} names {', '.join(absent)}, which {folder} does not hold.")
     return [
         ClipCase(line.get("kind") or "edit", clips.index(line["clip"]),
-                 listing.parent / line["clip"], line["source_prompt"], line["prompt"])
+                 listing.parent / line["clip"], line["source_prompt"], line["prompt"],
+                 pictures=tuple((k, listing.parent / line[k]) for k in PICTURES if line.get(k)))
         for line in lines
     ]  # fmt: skip
 

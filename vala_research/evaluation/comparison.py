@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from vala_research import InputError
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.benchmark import EditSetting, Measure, row_order, run_edits
+from vala_research.evaluation.benchmark import Measure, run_edits
 from vala_research.evaluation.cases import ClipCase, EditCase
 from vala_research.evaluation.clip_scores import ClipScorer
+from vala_research.evaluation.edit_settings import EditSetting, row_order
 from vala_research.evaluation.kept_rows import KeptRows, key_of
 from vala_research.evaluation.provenance import revision
 from vala_research.evaluation.statistics import UNKNOWN, Gain, paired_gain, summarise

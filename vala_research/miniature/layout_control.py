@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
@@ -35,11 +34,6 @@ from vala_research.sprites.scene import SIZE
 
 STAGE = Stage("layout", 1.0, batch=16, lr=8e-4, weight_decay=0.0)
 CHUNK = 60  # frames that are rendered and encoded at once
-
-
-def depth_pictures(depth: Float[Tensor, "f 1 h w"]) -> Float[Tensor, "f 3 h w"]:
-    """The picture of a sprite clip's depth: near is white, the background is black."""
-    return (depth / 2).expand(-1, 3, -1, -1)
 
 
 @torch.no_grad()
@@ -85,7 +79,7 @@ def layout_sampler(held: dict[str, Tensor], captions: Any, device: str) -> Calla
         strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         t = timesteps(strata, [0.0, 0.2, 0.85, 1.0], [0.0, 0.12, 0.88, 1.0])
         ids = captions.ids(index, generator, dropout=0.3)
-        pictures = depth_pictures(held["depth"][index].float())
+        pictures = (held["depth"][index].float() / 2).expand(-1, 3, -1, -1)  # as in SpriteClip
         return tuple(x.to(device) for x in (z, eps, t, ids, pictures, held["mask"][index]))
 
     return sample

@@ -29,6 +29,11 @@ class SpriteClip:
     scene_index: Int[Tensor, " f"]
     caption: str
 
+    @property
+    def depth_pictures(self) -> Float[Tensor, "f 3 h w"]:
+        """The depth as ControlNets see it: near is white, the background is black."""
+        return (self.depth / 2).expand(-1, 3, -1, -1)
+
 
 def _pattern_weight(pattern: str, x: Tensor, y: Tensor, pixel: float) -> Tensor:
     """Share of the second tone at background points (frame widths), anti-aliased; f h w."""

@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 
 from vala_research import chosen_from
 from vala_research.editing.plan import Plan
-from vala_research.evaluation.benchmark import EditSetting
 from vala_research.evaluation.comparison import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.comparison_figures import (
     axis_title,
@@ -25,6 +24,7 @@ from vala_research.evaluation.comparison_figures import (
     intervals,
     within_clips,
 )
+from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
 from vala_research.experiments.contract import POINT

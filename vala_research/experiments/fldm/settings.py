@@ -13,7 +13,7 @@ from torch import nn
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.plan import Plan
 from vala_research.editing.source import Source
-from vala_research.evaluation.benchmark import EditSetting
+from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import (
     CLIP,

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from vala_research.diffusion.inversion import METHODS
 from vala_research.editing.hosts import HOSTS
-from vala_research.evaluation.benchmark import EditSetting
+from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import POINT
 from vala_research.experiments.ge import adapter_gains, host_settings

@@ -1,0 +1,123 @@
+"""Named points in the editor's space, and what a pipeline has to load for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vala_research.diffusion.attention import Keyframes
+from vala_research.diffusion.control_pictures import PICTURES
+from vala_research.diffusion.controlnet import GIVEN
+from vala_research.diffusion.cross_frame import CrossFrame
+from vala_research.diffusion.injection import Injection, n_source_steps
+from vala_research.diffusion.inversion import InversionSettings
+from vala_research.editing.plan import Plan
+from vala_research.methods.anchors import AnchorSettings
+
+PARTS = ("motion", "controlnet", "control", "control_scale", "control_interval", "adapter")
+
+
+@dataclass(frozen=True)
+class EditSetting:
+    """A named point in the editor's space: arguments of `VideoEditPipeline.__call__`.
+
+    adapter: the folder of a `TemporalAdapter`, "miniature", or "" for none. adapter_interval and
+    adapter_scale None are its own. motion, controlnet: likewise, of motion modules and of a
+    ControlNet. control: what it sees; "frames" and it acts in the edit alone, "canny", or the name
+    of pictures that the clips come with, such as "depth", and it acts in the inversion too.
+    fusion: several models at once; attention is then its sources'. negates_source: the source
+    prompt is the negative prompt.
+    """
+
+    attention: str | AnchorSettings | Keyframes | CrossFrame = "extended"
+    inversion: str | InversionSettings = "ddim"
+    injection: float | Injection = 0.0
+    guidance_scale: float = 2.0
+    num_inference_steps: int = 25
+    adapter: str = ""
+    adapter_interval: tuple[float, float] | None = None
+    adapter_scale: float | None = None
+    fusion: Plan | None = None
+    motion: str = ""
+    controlnet: str = ""
+    control: str = "frames"
+    control_scale: float = 1.0
+    control_interval: tuple[float, float] = (0.0, 1.0)
+    strength: float = 1.0
+    negates_source: bool = False
+
+    @property
+    def n_sampling(self) -> int:
+        """Network calls per frame of the sampling: all guidance branches of all sources."""
+        n_steps = int(self.num_inference_steps * self.strength)
+        scales = [self.guidance_scale]
+        if (plan := self.fusion) is not None:
+            n_used = len(plan.sources) if plan.schedule.tau < 1 else 1
+            scales = [self.guidance_scale if g is None else g for g in plan.guidances[:n_used]]
+        edits = n_steps * sum(1 + (scale > 1) for scale in scales)
+        attention = self.attention if plan is None else "own"
+        return edits + n_source_steps(attention, Injection.of(self.injection), n_steps)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a pipeline has to load."""
+        return {k: getattr(self, k) for k in PARTS}
+
+    def arguments(self) -> dict:
+        """The arguments of the edit, but for the fusion and the prompts."""
+        others = (*PARTS, "fusion", "negates_source")
+        return {k: v for k, v in vars(self).items() if k not in others}
+
+    def inverting(self) -> dict:
+        """Arguments that inversion and edit share: settings that agree in them invert alike."""
+        shared = (
+            "attention", "inversion", "num_inference_steps", "adapter_interval", "adapter_scale",
+            "strength",
+        )  # fmt: skip
+        return {k: v for k, v in vars(self).items() if k in shared}
+
+    def identity(self, revision: Callable[[str, str], str]) -> EditSetting:
+        """The setting with its networks named by what they are, see `provenance.revision`."""
+        plan = self.fusion
+        if plan is not None:
+            plan = replace(plan, motion=revision(plan.motion, "motion"))
+        parts = {k: revision(getattr(self, k), k) for k in ("motion", "controlnet", "adapter")}
+        return replace(self, fusion=plan, **parts)
+
+
+def equip(
+    pipe, motion: str = "", controlnet: str = "", control: str = "frames",
+    control_scale: float = 1.0, control_interval: tuple[float, float] = (0.0, 1.0),
+    adapter: str = "",
+) -> None:  # fmt: skip
+    """Let a pipeline have these parts and no others."""
+    pipe.unload_adapter()
+    pipe.unload_motion_adapter()
+    pipe.unload_controlnet()
+    if motion:
+        pipe.load_motion_adapter(motion)
+    if controlnet:
+        picture = control if control in PICTURES else GIVEN
+        how = (control_scale, control_interval, control != "frames")
+        pipe.load_controlnet(controlnet, picture, *how)
+    if adapter:
+        pipe.load_adapter(adapter)
+
+
+def alike_settings(settings: dict[str, EditSetting]) -> list[dict[str, EditSetting]]:
+    """The settings in groups that ask for the same parts."""
+    groups: dict[tuple, dict[str, EditSetting]] = {}
+    for name, s in settings.items():
+        groups.setdefault(tuple(s.parts.values()), {})[name] = s
+    return list(groups.values())
+
+
+def row_order(n_cases: int, settings: dict[str, EditSetting]) -> list[tuple[int, str]]:
+    """The rows of `run_edits` in their order: number of the case, name of the setting."""
+    return [
+        (i, name)
+        for alike in alike_settings(settings)
+        for i in range(n_cases)
+        for name in alike
+    ]
