@@ -9,6 +9,13 @@ from vala_research.evaluation import verdicts
 from vala_research.evaluation.statistics import Gain, paired_gain
 
 
+def test_gains_that_are_equal_up_to_rounding_have_an_interval_of_no_width():
+    values = np.arange(5.0, 14.0) / 7
+    gain = paired_gain(values + 0.1, values)
+    assert np.ptp((values + 0.1) - values) > 0 and gain.low == gain.high == gain.mean
+    assert verdicts.verdict(gain) == "confirmed"
+
+
 @pytest.mark.parametrize(
     ("low", "high", "n", "p", "word"),
     [
@@ -20,6 +27,7 @@ from vala_research.evaluation.statistics import Gain, paired_gain
         (-0.2, -0.1, 12, 0.06, "not established"),
         (0.1, 0.2, 5, 0.03, "not established"),
         (float("nan"), float("nan"), 1, 1.0, "not established"),
+        (float("nan"), float("nan"), 9, 0.01, "not established"),
     ],
 )
 def test_a_verdict_is_read_from_the_interval_and_the_exact_test(low, high, n, p, word):

@@ -13,6 +13,7 @@ PARTS = {
     "adapter": "miniature/temporal_adapter",
     "paper_adapter": "miniature/temporal_adapter_as_paper",
     "controlnet": "miniature/controlnet",
+    "depth_controlnet": "miniature/depth_controlnet",
 }
 
 
@@ -25,6 +26,7 @@ def miniature_path(part: str = "pipeline") -> str:
     adapter: the temporal adapter of the checkpoint, which learnt from true edits.
     paper_adapter: another, trained as the paper does, on clips as they are.
     controlnet: the ControlNet of the checkpoint, for edits.
+    depth_controlnet: another, which sees depths and holds outlines; no edit has it by default.
     Raises InputError for another part.
     """
     if part not in PARTS:

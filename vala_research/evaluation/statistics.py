@@ -48,8 +48,8 @@ UNKNOWN = Gain(float("nan"), float("nan"), float("nan"), 0, float("nan"))  # of 
 def summarise(values: Values, confidence: float = 0.95, seed: int = 0) -> Summary:
     """Mean of one value per clip with its bootstrap interval (BCa, 9999 resamples).
 
-    Fewer than `FEWEST` clips have no interval: its ends are NaN. Equal values have an interval of
-    no width.
+    Fewer than `FEWEST` clips have no interval: its ends are NaN. Values that are equal up to
+    rounding have an interval of no width.
     """
     return _summarise(tuple(_finite(values).tolist()), confidence, seed)
 
@@ -62,7 +62,7 @@ def _summarise(numbers: tuple[float, ...], confidence: float, seed: int) -> Summ
     mean = float(values.mean())
     if len(values) < FEWEST:
         return Summary(mean, float("nan"), float("nan"), len(values))
-    if np.ptp(values) == 0:
+    if np.ptp(values) <= 1e-9 * np.abs(values).max():
         return Summary(mean, mean, mean, len(values))
     interval = bootstrap(
         (values,), np.mean, confidence_level=confidence, rng=np.random.default_rng(seed)

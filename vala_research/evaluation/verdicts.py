@@ -92,7 +92,7 @@ def verdict(gain: Gain) -> str:
 
     Both must agree: where few clips differ at all, a bootstrap interval is too narrow.
     """
-    if gain.n < FEWEST or gain.p_value >= 0.05 or gain.low <= 0 <= gain.high:
+    if gain.n < FEWEST or gain.p_value >= 0.05 or not (gain.low > 0 or gain.high < 0):
         return OPEN
     return CONFIRMED if gain.low > 0 else CONTRADICTED
 

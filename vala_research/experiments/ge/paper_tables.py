@@ -32,6 +32,13 @@ TABLE_2 = {
     "VidToMe": ((357.25, 25.00, 0.126), (143.72, 28.12, 0.114)),
     "Text2Video": ((None, 29.10, 0.347), (None, 30.07, 0.244)),
 }
+CONTROL = "FID", "CLIP", "LPIPS"  # Table 3: condition -> without and with the adapter
+TABLE_3 = {
+    "Canny Edge": ((343.21, 29.15, 0.729), (338.78, 31.44, 0.725)),
+    "Human Pose": ((365.91, 29.49, 0.763), (362.83, 33.56, 0.746)),
+    "Depth Map": ((343.33, 29.89, 0.721), (339.10, 31.67, 0.718)),
+}
+CONDITIONS = {"Canny Edge": "canny", "Human Pose": "pose", "Depth Map": "depth"}
 CONFLICTS = """Where the paper's tables conflict, both without adapter and filter:
 TokenFlow  FID 166.72, CLIP 28.90 in Table 1; 135.66, 29.17 in Table 2.
 Vid2Vid    FID 149.40, CLIP 31.94 in Table 1; 387.76, 20.08 in Table 2.
@@ -48,6 +55,11 @@ def adapter_table(hosts: Mapping[str, str] = NEAREST) -> pd.DataFrame:
 def filter_table(hosts: Mapping[str, str] = NEAREST) -> pd.DataFrame:
     """Table 2: one row per method and side, with the host here; hosts: `NEAREST` or `EDITORS`."""
     return _table(TABLE_2, FILTER, "filter", ("off", "on"), hosts)
+
+
+def control_table() -> pd.DataFrame:
+    """Table 3: one row per condition and side, with the condition's name here."""
+    return _table(TABLE_3, CONTROL, "adapter", ("without", "with"), CONDITIONS)
 
 
 def _table(
