@@ -13,7 +13,7 @@ from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.injection import Injection, attention_patches
 from vala_research.diffusion.patching import Patch, is_cross_attention
-from vala_research.diffusion.word_maps import SharedWords, mixed, word_patch
+from vala_research.diffusion.word_maps import SharedWords, mixed, places_of, word_patch
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.source import Source
 from vala_research.editing.words import shared_words
@@ -235,6 +235,42 @@ def test_an_ip_adapter_keeps_its_part(checkpoint, folder, video):  # noqa: F811
 
 
 # Sentences.
+
+
+def test_weights_scale_the_columns_of_their_words(tiny, video):
+    """Each token of the words, at each repetition, also behind an adapter's tokens."""
+    words = SharedWords.of([1, 2, 0], [1, 3, 0], ((1, 2.0),))
+    edit_map, source = torch.rand(2, 5, 4), torch.rand(2, 5, 4)
+    expected = source.clone()
+    expected[..., 2] *= 2
+    torch.testing.assert_close(mixed(edit_map, source, words), expected)
+    assert places_of([7, 8], [7, 8, 9, 7, 8, 7]) == [0, 1, 3, 4] and places_of([], [1]) == []
+
+    # In an edit: a weight of 1 changes nothing, others do, and each prompt has its own places.
+    def weighted(factor: float, **given) -> torch.Tensor:
+        weights = {"blue square": factor}
+        return edit(tiny, video, injection=Injection(0, 0, words=1.0, weights=weights), **given)
+
+    assert torch.equal(weighted(1.0), edit(tiny, video, injection=FULL))
+    assert min(far(weighted(0.0), weighted(1.0)), far(weighted(3.0), weighted(1.0))) > 1e-3
+    other = "slowly a blue square moves"
+    call = MILD | dict(source_prompt=SOURCE, output_type="latent")
+    how = Injection(0, 0, words=1.0, weights={"blue square": 3.0})
+    both = tiny([video] * 2, [TARGET, other], injection=how, **call).frames
+    torch.testing.assert_close(both[1], weighted(3.0, prompt=other), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words", "message"),
+    [
+        ({"zebra": 2.0}, 1.0, "'zebra' is weighted and not in"),
+        ({"blue": 2.0}, 0.0, "words is 0"),
+        ({"blue": float("nan")}, 1.0, "weight of the word 'blue' is nan"),
+    ],
+)
+def test_bad_weights_are_refused(tiny, video, weights, words, message):
+    with pytest.raises(InputError, match=message):
+        edit(tiny, video, injection=Injection(0, 0, words=words, weights=weights))
 
 
 def test_what_has_no_words_is_refused(tiny, video):

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from torch import Tensor, nn
 
-from vala_research import InputError
+from vala_research import InputError, number_in
 from vala_research.diffusion.attending import Attending, get_policy, needs_source
 from vala_research.diffusion.attention import Policy
 from vala_research.diffusion.attention_processor import FrameAttention
@@ -32,19 +32,31 @@ class Injection:
     feature: the residual of one decoder resnet, which holds the shape; the paper uses 0.5 and 0.8.
     words: cross-attention maps of all layers, for the words that both prompts share, which hold
         where each word acts: prompt-to-prompt. Only the branch of the edit prompt gets them.
+    weights: factors of the maps of words of the edit prompt in these steps, such as
+        {"blue": 2.0}: above 1 a word acts more, below 1 less, below 0 against itself.
     """
 
     attention: float = 0.5
     feature: float = 0.8
     words: float = 0.0
+    weights: Any = ()
 
     def __post_init__(self):
-        for name, fraction in vars(self).items():
-            if not 0 <= fraction <= 1:
+        for name in ("attention", "feature", "words"):
+            if not 0 <= getattr(self, name) <= 1:
                 raise InputError(
-                    f"The injection ({name}) is {fraction!r}: give a fraction of the steps "
-                    "from 0 to 1."
+                    f"The injection ({name}) is {getattr(self, name)!r}: give a fraction of the "
+                    "steps from 0 to 1."
                 )
+        weights = tuple((word, float(x)) for word, x in dict(self.weights).items())
+        for word, factor in weights:
+            number_in(f"The weight of the word {word!r}", factor, -100, 100)
+        if weights and not self.words:
+            raise InputError(
+                "Words are weighted in the steps that inject words, and words is 0: give a "
+                "fraction of the steps, such as Injection(0, 0, words=0.8, weights={...})."
+            )
+        object.__setattr__(self, "weights", weights)
 
     @classmethod
     def of(cls, injection: "float | Injection") -> "Injection":
@@ -53,7 +65,8 @@ class Injection:
 
     def n_steps(self, n_steps: int) -> tuple[int, int, int]:
         """How many first steps inject attention, the feature, and words."""
-        attention, feature, words = (round(share * n_steps) for share in vars(self).values())
+        shares = (self.attention, self.feature, self.words)
+        attention, feature, words = (round(share * n_steps) for share in shares)
         return attention, feature, words
 
 

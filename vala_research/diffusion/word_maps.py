@@ -1,6 +1,7 @@
 """Prompt-to-prompt: the source's cross-attention maps replace the edit's, for words both share.
 
-Hertz et al. 2022 (arXiv 2208.01626), section 3.2: word swap and added phrases.
+Hertz et al. 2022 (arXiv 2208.01626), section 3.2: word swap, added phrases, and words that are
+weighted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +24,18 @@ class SharedWords:
 
     blocks: (place in the source prompt, place in the edit prompt, number of tokens) of each block.
     n_tokens: of each prompt, with its padding.
+    weights: (place in the edit prompt, factor of its map) of weighted tokens.
     """
 
     blocks: tuple[tuple[int, int, int], ...]
     n_tokens: int
+    weights: tuple[tuple[int, float], ...] = ()
 
     @classmethod
-    def of(cls, source: Sequence[int], edit: Sequence[int]) -> "SharedWords":
+    def of(
+        cls, source: Sequence[int], edit: Sequence[int],
+        weights: tuple[tuple[int, float], ...] = (),
+    ) -> "SharedWords":  # fmt: skip
         """Align two prompts of equally many token ids.
 
         Equal runs are shared, padding too. So are different runs of equal length between them,
@@ -39,7 +45,7 @@ class SharedWords:
         blocks = tuple(
             (i, j, i_end - i) for _, i, i_end, j, j_end in codes if i_end - i == j_end - j
         )
-        return cls(blocks, len(source))
+        return cls(blocks, len(source), weights)
 
     def columns(self, n_columns: int) -> Iterator[tuple[slice, slice]]:
         """Columns of the source's map and of the edit's, block by block.
@@ -55,14 +61,23 @@ class SharedWords:
 def mixed(
     edit: Float[Tensor, "... n m"], source: Float[Tensor, "... n m"], words: SharedWords
 ) -> Float[Tensor, "... n m"]:
-    """The edit's map with the source's columns for all shared words.
+    """The edit's map with the source's columns for all shared words; then words are weighted.
 
     Rows are not normalised again, as in the paper, so they may sum to more or less than 1.
     """
     out = edit.clone()
     for in_source, in_edit in words.columns(edit.shape[-1]):
         out[..., in_edit] = source[..., in_source]
+    for place, factor in words.weights:
+        out[..., edit.shape[-1] - words.n_tokens + place] *= factor
     return out
+
+
+def places_of(wanted: Sequence[int], ids: Sequence[int]) -> list[int]:
+    """Places of a run of token ids in others: of all its tokens, at all its repetitions."""
+    n = len(wanted)
+    starts = [i for i in range(len(ids) - n + 1) if n and list(ids[i : i + n]) == list(wanted)]
+    return [i + j for i in starts for j in range(n)]
 
 
 def word_patch(words: SharedWords, n_branches: int) -> Patch:

@@ -72,7 +72,7 @@ def restarted(
         if call is not None:
             source = resolved(given, call, pipe)
             text = encoded_words(source, pipe).to(text)
-            words = None if words is None else shared_words(source)
+            words = None if words is None else shared_words(source, stream.injection.weights)
         again.append(replace(stream, text=text, words=words))
         again[-1].start(stream.inverted)
     return again

@@ -216,7 +216,8 @@ def streams_of(
             Stream(
                 backbone, levels, text, source.guidance_scale, source.attention, injection,
                 source.guidance_rescale or 0.0, source.latents,
-                shared_words(source) if injection.n_steps(len(schedule))[2] else None,
+                shared_words(source, injection.weights)
+                if injection.n_steps(len(schedule))[2] else None,
             )
         )  # fmt: skip
     return streams

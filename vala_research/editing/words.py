@@ -1,5 +1,6 @@
 """The words of a call: prompts or their embeddings. A list of prompts asks for one edit each."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from vala_research import InputError
 from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.codec import encode_prompts, tokens_of, with_all_vectors
 from vala_research.diffusion.patching import one_call_at_a_time, scaled_lora
-from vala_research.diffusion.word_maps import SharedWords
+from vala_research.diffusion.word_maps import SharedWords, places_of
 
 Words = dict[str, Any]  # fields of a `Source`: prompts, or embeddings in their place
 
@@ -106,10 +107,11 @@ def encoded_words(source: Any, pipe: Any) -> Float[Tensor, "g n d"]:
     return torch.stack([known[n].to(like) for n in names])
 
 
-def shared_words(source: Any) -> SharedWords:
+def shared_words(source: Any, weights: Sequence[tuple[str, float]] = ()) -> SharedWords:
     """The words that prompt and source prompt of a resolved source share, for prompt-to-prompt.
 
-    Raises InputError for embeddings, which have no words.
+    weights: words of the prompt, one or several in a row, and the factors of their maps.
+    Raises InputError for embeddings, which have no words, and for words that the prompt lacks.
     """
     names = ("source_prompt", "prompt")
     for name in names:
@@ -120,7 +122,17 @@ def shared_words(source: Any) -> SharedWords:
             )
     prompts = with_all_vectors(source.tokenizer, [getattr(source, n) or "" for n in names])
     ids = tokens_of(source.tokenizer, source.text_encoder, prompts).input_ids.tolist()
-    return SharedWords.of(*ids)
+    places = []
+    for word, factor in weights:
+        wanted = source.tokenizer(word, add_special_tokens=False).input_ids
+        found = places_of(wanted, ids[1])
+        if not found:
+            raise InputError(
+                f"The word {word!r} is weighted and not in what the model reads of the prompt "
+                f"{source.prompt!r}: choose words from it, in the same spelling."
+            )
+        places += [(place, factor) for place in found]
+    return SharedWords.of(*ids, tuple(places))
 
 
 def second_reader(owner: Any) -> tuple[Any, Any] | None:

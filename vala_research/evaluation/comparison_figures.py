@@ -89,6 +89,9 @@ def axis_title(metric: str, rows: pd.DataFrame) -> str:
     return METRICS[metric].axis
 
 
+SHARES = ("success", "presence")  # of frames
+
+
 def within_clips(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     """Make one row per setting and metric: mean over clips, with its 95% interval within clips.
 
@@ -109,6 +112,7 @@ def within_clips(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
             own = per_clip(rows, metric, [name])[name]
             alone = replace(UNKNOWN, mean=own.mean(), n=len(own))
             s = summarise(widened[name].to_numpy()) if len(values) else alone
+            high = 1.0 if metric in SHARES and s.high > 1 else s.high
             table.append({"setting": name, "metric": metric, "mean": s.mean, "low": s.low,
-                          "high": s.high, "n": s.n})  # fmt: skip
+                          "high": high, "n": s.n})  # fmt: skip
     return pd.DataFrame(table)

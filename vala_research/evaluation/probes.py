@@ -21,6 +21,7 @@ from vala_research import InputError, chosen_from
 from vala_research.adapter.temporal_adapter import TemporalAdapter, hook_sites
 from vala_research.diffusion.backbone import Backbone, UNet
 from vala_research.diffusion.patching import Patch
+from vala_research.diffusion.word_maps import places_of
 
 NOISES = ("shared", "own")
 Summary = Callable[[Attention, Tensor, Tensor, Tensor], Tensor]  # (layer, x, context, output)
@@ -132,15 +133,13 @@ def word_positions(tokenizer: Any, prompt: str, words: str) -> list[int]:
     prompt that the model reads.
     """
     ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
-    wanted = tokenizer(words, add_special_tokens=False).input_ids
-    n = len(wanted)
-    starts = [i for i in range(len(ids) - n + 1) if n and ids[i : i + n] == wanted]
-    if not starts:
+    places = places_of(tokenizer(words, add_special_tokens=False).input_ids, ids)
+    if not places:
         raise InputError(
             f"{words!r} is not in what the model reads of the prompt {prompt!r}: choose words from "
             "it, in the same spelling."
         )
-    return [i + j for i in starts for j in range(n)]
+    return places
 
 
 # Maps and features.

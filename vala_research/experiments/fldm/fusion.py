@@ -136,10 +136,9 @@ def figure(
             for name, look in looks.items():
                 x = means.loc[(across, name)] * METRICS[across].factor
                 y = means.loc[(up, name)] * METRICS[up].factor
-                top = 100 if METRICS[up].axis.endswith("%") else y.high  # of a share
                 interval_mark(
                     ax, x["mean"], y["mean"], x_ends=(x.low, x.high),
-                    y_ends=(y.low, min(top, y.high)), label=name, markersize=6, **look,
+                    y_ends=(y.low, y.high), label=name, markersize=6, **look,
                 )  # fmt: skip
             _front(ax, rows, across, up)
             mark_directions(ax, across, up, rows)
