@@ -1,4 +1,4 @@
-"""The command line: `vala edit | invert | train | shards | info | quickstart`.
+"""The command line: `vala edit | invert | train | shards | info | quickstart | study`.
 
 A command first tries what can fail: names, clip, outputs, model. Then it says what the long work
 will take, and starts it. Exit status: 2 for bad input, 1 for a failed run.
@@ -17,6 +17,7 @@ from vala_research.cli.info import info
 from vala_research.cli.invert import invert
 from vala_research.cli.report import stop
 from vala_research.cli.shards import shards
+from vala_research.cli.study import study
 from vala_research.cli.train import train
 
 
@@ -57,6 +58,7 @@ app = typer.Typer(
 )
 for command in (edit, quickstart, invert, shards, train, info):
     app.command()(command)
+app.add_typer(study, name="study")
 
 
 def main() -> None:
