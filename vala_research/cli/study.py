@@ -52,7 +52,7 @@ def analyse(
     from vala_research.evaluation.study import answers as given
     from vala_research.evaluation.study import preferences
     from vala_research.evaluation.study.trials import Study
-    from vala_research.files import check_output
+    from vala_research.files import check_output, write_rows
 
     check_output(output / "preferences.csv", makes_parents=True)
     known = Study.load(study_folder)
@@ -65,7 +65,7 @@ def analyse(
     }  # fmt: skip
     paths = emit("preferences", preferences.figure(table), table, parameters, output)
     strengths = preferences.strengths(left)
-    strengths.to_csv(output / "strengths.csv", index=False)
+    write_rows(output / "strengths.csv", strengths.to_dict("records"))
     shown = table[["group", "a", "b", "question", "share", "low", "high", "p", "same"]]
     typer.echo(shown.round(3).to_string(index=False))
     typer.echo(strengths.round(3).to_string(index=False))

@@ -6,7 +6,6 @@ the adapter by four editors. No person was asked: raters are drawn, to test page
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from vala_research.evaluation.study.trials import (
 )
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import Preset, save_rows
+from vala_research.files import write_rows
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import WORLD, random_scene, split_generator
 
@@ -71,13 +71,13 @@ def make_study(settings: Settings, output: str | Path) -> Study:
     for i in range(settings.n_pairs):
         scene = random_scene(split_generator("test", i), world=replace(WORLD, empty=0.0))
         video = write_clip(folder / f"{i}.mp4", render(scene, 2, 64).frames, 8.0)
-        lines += [(scene.caption, WITHOUT, f"clips/{video.name}", WITH, f"clips/{video.name}",
-                   editor) for editor in settings.editors]  # fmt: skip
-    listing = Path(output) / "pairs.csv"
-    with listing.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("prompt", "a", "video_a", "b", "video_b", "group"))
-        writer.writerows(lines)
+        clip = f"clips/{video.name}"
+        lines += [
+            {"prompt": scene.caption, "a": WITHOUT, "video_a": clip, "b": WITH, "video_b": clip,
+             "group": editor}
+            for editor in settings.editors
+        ]  # fmt: skip
+    listing = write_rows(Path(output) / "pairs.csv", lines)
     study = draw_study(read_pairs(listing), settings.checks, settings.seed)
     write_study(study, Path(output) / "study")
     return study
