@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
@@ -28,6 +29,7 @@ from vala_research.diffusion.checkpoint import SECOND
 from vala_research.diffusion.compatible import check_networks
 from vala_research.diffusion.options import load_options
 from vala_research.diffusion.parts import load_parts
+from vala_research.diffusion.patching import named_modules
 from vala_research.editing.defaults import EditDefaults
 from vala_research.editing.extras import EXTRAS, find_checkpoint, load_extras, save_extras
 from vala_research.files import write_text
@@ -39,6 +41,9 @@ ENTRY = '''"""Open this folder by diffusers, with vala_research installed:
 
 from vala_research import VideoEditPipeline  # noqa: F401
 '''
+
+
+OFFLOADING = {"_hf_hook", "_diffusers_hook"}  # attributes of modules under offload
 
 
 class StableDiffusionParts(DiffusionPipeline):
@@ -60,6 +65,19 @@ class StableDiffusionParts(DiffusionPipeline):
     tokenizer_2: Any = None
     controlnet: ControlNetModel | None = None  # see `ControlMixin`
     edit_defaults: EditDefaults = EditDefaults()
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """Where networks compute, as in diffusers, which asks every module of each several times.
+
+        Without hooks of offloading it is the device of the first weight.
+        """
+        networks = [part for part in self.components.values() if isinstance(part, nn.Module)]
+        modules = (module for network in networks for _, module in named_modules(network))
+        if any(vars(module).keys() & OFFLOADING for module in modules):
+            return super()._execution_device
+        first = next((p for network in networks for p in network.parameters()), None)
+        return self.device if first is None else first.device
 
     def __init__(
         self,
