@@ -26,7 +26,6 @@ from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
 from vala_research.evaluation.weightless import weightless
 from vala_research.experiments.contract import (
     MOTION_MODULES,
-    POINT,
     PUBLISHED,
     EditPreset,
     save_rows,
@@ -52,7 +51,7 @@ class Settings(EditPreset):
 
     PRESETS = {
         "smoke": {"lengths": (4, 8), "window": 6, "overlap": 2, "steps": 2},
-        "sprites": POINT | {"lengths": (8, 16, 24, 48), "n_clips": 5},
+        "sprites": {"lengths": (8, 16, 32, 64, 128), "n_clips": 6, "steps": 8},
         "paper": {
             **PUBLISHED, "motion": MOTION_MODULES, "lengths": (8, 16, 32, 64, 128),
         },

@@ -28,12 +28,14 @@ from vala_research.evaluation.frechet import Inception, fid, fid_miniature_clip
 from vala_research.evaluation.kept_rows import hash_of
 from vala_research.evaluation.perceptual import Lpips, lpips, lpips_miniature
 from vala_research.evaluation.provenance import revision
-from vala_research.experiments.contract import ATTENTIONS, CLIP, POINT, PUBLISHED, EditPreset
+from vala_research.experiments.contract import ATTENTIONS, CLIP, PUBLISHED, EditPreset
 from vala_research.miniature.adapter import ADAPTER, TRAINING, SpriteGroups
 
 BESIDE = ("controlnet", "motion")  # parts of an edit beside an adapter
 ADAPTERS = "adapters"  # folder of the trained adapters, in the output
-SPRITES = dict(POINT, training_steps=150, n_clips=8, kinds=("several", "colour"))
+SPRITES = dict(
+    training_steps=150, n_clips=16, steps=10, kinds=("several", "colour"), n_processes=0
+)
 PAPER = PUBLISHED | dict(
     clip_model=CLIP, training_steps=10_000, learning_rate=3e-5, n_processes=0
 )
