@@ -1,0 +1,63 @@
+"""The pages say what the committed rows say; no model, about 8 s."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from vala_research.evaluation.comparison import METRICS, gain_of
+from vala_research.evaluation.verdicts import assert_claims
+from vala_research.experiments import default_edit, default_search
+from vala_research.experiments.fldm import alpha, fusion, many_sources
+from vala_research.experiments.ge import adapter_gains
+from vala_research.experiments.vala import editing_quality
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+RESULTS = {
+    "01_default_edit": default_edit, "02_default_search": default_search,
+    "12_vala_editing_quality": editing_quality, "20_fldm_fusion": fusion, "21_fldm_alpha": alpha,
+    "25_fldm_many_sources": many_sources, "35_ge_adapter_gains": adapter_gains,
+    "35_ge_adapter_gains_as_paper": adapter_gains,
+}  # fmt: skip
+
+
+def rows_of(name: str) -> pd.DataFrame:
+    return pd.read_csv(NOTEBOOKS / "results" / f"{name}.csv")
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_the_claims_hold_for_the_committed_rows_and_the_figure_is_drawn(name):
+    rows, experiment = rows_of(name), RESULTS[name]
+    assert_claims(experiment.claims(rows))
+    assert experiment.figure(rows).axes if name != "01_default_edit" else True
+
+
+def test_every_file_is_listed():
+    listed = (NOTEBOOKS / "results" / "README.md").read_text()
+    files = {path.stem for path in (NOTEBOOKS / "results").glob("*.csv")}
+    assert files == {*RESULTS, "02_default_search_combinations"}
+    assert all(f"`{name}.csv`" in listed for name in files)
+
+
+@pytest.mark.parametrize(
+    ("name", "better", "than", "metric", "digits"),
+    [
+        ("20_fldm_fusion", "fused, half and half", "image only", "jitter", 2),
+        ("20_fldm_fusion", "fused", "image only", "jitter", 2),
+        ("20_fldm_fusion", "fused", "image only", "warp_error", 2),
+        ("20_fldm_fusion", "fused, half and half", "video only", "path_error", 2),
+        ("20_fldm_fusion", "fused, half and half", "video only", "psnr", 2),
+        ("12_vala_editing_quality", "extended", "own", "jitter", 2),
+        ("12_vala_editing_quality", "VALA 256 token anchors", "own", "psnr", 2),
+    ],
+)
+def test_a_published_gain_is_that_of_the_rows(name, better, than, metric, digits):
+    """Mean and interval, as the page prints them."""
+    gain = gain_of(rows_of(name), metric, better, than, METRICS[metric].sign)
+    factor, page = METRICS[metric].factor, (NOTEBOOKS / "README.md").read_text()
+    mean, low, high = (factor * x for x in (gain.mean, gain.low, gain.high))
+    printed = [
+        f"{mean:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+        for sign in ("", "+")
+    ]
+    assert any(text in page for text in printed), printed
