@@ -6,7 +6,8 @@ import torch
 
 from vala_research import InputError
 from vala_research.evaluation.cases import edit_cases
-from vala_research.evaluation.comparison import Run, compare, per_clip, row_keys
+from vala_research.evaluation.comparison import Run, compare, row_keys
+from vala_research.evaluation.comparison_tables import per_clip
 from vala_research.evaluation.edit_rows import edit_row
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.sprites.edits import EDITS, target_scene

@@ -14,14 +14,9 @@ from vala_research.diffusion.attending import policy_of_clip
 from vala_research.diffusion.attention import AnchorAttention, KeyframeAttention, Keyframes
 from vala_research.evaluation import benchmark, comparison, edit_rows, verdicts
 from vala_research.evaluation.cases import edit_cases, folder_cases
-from vala_research.evaluation.comparison import (
-    PLACEMENT,
-    Run,
-    compare,
-    comparison_table,
-    per_clip,
-)
+from vala_research.evaluation.comparison import Run, compare
 from vala_research.evaluation.comparison_figures import gains_figure, within_clips
+from vala_research.evaluation.comparison_tables import PLACEMENT, comparison_table, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.verdicts import Hypothesis
 from vala_research.methods.anchors import AnchorSettings

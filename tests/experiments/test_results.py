@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vala_research.evaluation.comparison import METRICS, gain_of
+from vala_research.evaluation.comparison_tables import METRICS, gain_of
 from vala_research.evaluation.verdicts import assert_claims
 from vala_research.experiments import default_edit, default_search
 from vala_research.experiments.fldm import alpha, fusion, many_sources

@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vala_research.evaluation.comparison import METRICS, per_clip
+from vala_research.evaluation.comparison_tables import METRICS, per_clip
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import FEWEST, UNKNOWN, summarise
 
@@ -24,7 +24,7 @@ def gains_figure(
 ) -> Figure:
     """A dot and its 95% interval for each editor and metric: the paired gain on the baseline.
 
-    table: of `comparison.comparison_table`; right of zero is better in every panel. Editors whose
+    table: of `comparison_table`; right of zero is better in every panel. Editors whose
     name holds "VALA" are drawn in colour; beside each name its cost, if given.
     """
     gains = table.dropna(subset="gain")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from vala_research import InputError
-from vala_research.evaluation.comparison import METRICS, gain_of
+from vala_research.evaluation.comparison_tables import METRICS, gain_of
 from vala_research.evaluation.statistics import FEWEST, Gain, paired_gain
 
 CONFIRMED, CONTRADICTED, OPEN = "confirmed", "contradicted", "not established"

@@ -13,7 +13,7 @@ from vala_research.diffusion.options import LoadOptions
 from vala_research.editing.extras import find_checkpoint, own_parts
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import edited_frames
-from vala_research.evaluation.comparison import METRICS, PLACEMENT, gain_of
+from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, gain_of
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.statistics import UNKNOWN, summarise

@@ -18,8 +18,8 @@ from vala_research import chosen_from
 from vala_research.diffusion.injection import Injection
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
-from vala_research.evaluation.comparison import METRICS, comparison_table, gain_of
 from vala_research.evaluation.comparison_figures import axis_title, gains_figure
+from vala_research.evaluation.comparison_tables import METRICS, comparison_table, gain_of
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.verdicts import Claim

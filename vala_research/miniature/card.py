@@ -16,7 +16,8 @@ import torch
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation import metrics
 from vala_research.evaluation.cases import edit_cases
-from vala_research.evaluation.comparison import PLACEMENT, Run, compare
+from vala_research.evaluation.comparison import Run, compare
+from vala_research.evaluation.comparison_tables import PLACEMENT
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.statistics import summarise
 from vala_research.files import write_json, write_text

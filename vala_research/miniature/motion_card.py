@@ -19,7 +19,7 @@ from tqdm import tqdm
 from vala_research import miniature_path
 from vala_research.diffusion.loading import load_network
 from vala_research.evaluation import metrics
-from vala_research.evaluation.comparison import METRICS, Metric
+from vala_research.evaluation.comparison_tables import METRICS, Metric
 from vala_research.evaluation.statistics import paired_gain, summarise
 from vala_research.files import write_rows
 from vala_research.sprites.palette import COLOURS, tones

@@ -8,8 +8,8 @@ from tiny_models import tiny_motion_adapter
 from vala_research import InputError
 from vala_research.evaluation.benchmark import run_edits
 from vala_research.evaluation.cases import edit_cases
-from vala_research.evaluation.comparison import per_clip
 from vala_research.evaluation.comparison_figures import within_clips
+from vala_research.evaluation.comparison_tables import per_clip
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import assert_claims
 from vala_research.experiments.fldm import alpha, fusion, schedules

@@ -6,7 +6,7 @@ from matplotlib.patches import Rectangle
 from planted_rows import failed, plain, planted_rows
 
 from vala_research import InputError
-from vala_research.evaluation.comparison import per_clip
+from vala_research.evaluation.comparison_tables import per_clip
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.experiments.fldm import schedules
 from vala_research.methods.fusion import KINDS

@@ -15,7 +15,7 @@ from vala_research.adapter.training import TrainingSettings
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import edited_frames, run_edits
 from vala_research.evaluation.cases import Material, edit_cases
-from vala_research.evaluation.comparison import per_clip
+from vala_research.evaluation.comparison_tables import per_clip
 from vala_research.experiments.ge import (
     activation_range,
     adapter_gains,

@@ -18,8 +18,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from vala_research.editing.plan import Plan
-from vala_research.evaluation.comparison import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.comparison_figures import axis_title, intervals, within_clips
+from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import paired_gain

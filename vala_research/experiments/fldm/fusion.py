@@ -17,13 +17,13 @@ from matplotlib.axes import Axes
 
 from vala_research import chosen_from
 from vala_research.editing.plan import Plan
-from vala_research.evaluation.comparison import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.comparison_figures import (
     axis_title,
     interval_mark,
     intervals,
     within_clips,
 )
+from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.verdicts import Claim, Hypothesis, tested

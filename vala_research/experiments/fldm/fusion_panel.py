@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vala_research.evaluation.comparison import METRICS
+from vala_research.evaluation.comparison_tables import METRICS
 from vala_research.evaluation.figures import COLOURS, STYLE
 from vala_research.evaluation.panel import panel
 from vala_research.experiments.fldm.grid import FusionGrid, Point

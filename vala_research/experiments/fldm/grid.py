@@ -19,7 +19,7 @@ from vala_research import InputError
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.benchmark import run_edits
 from vala_research.evaluation.cases import ClipCase, EditCase
-from vala_research.evaluation.comparison import METRICS
+from vala_research.evaluation.comparison_tables import METRICS
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import STYLE, Picture
 from vala_research.experiments.fldm.settings import FRAMEWISE

@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import edited_frames
-from vala_research.evaluation.comparison import METRICS, PLACEMENT, comparison_table
 from vala_research.evaluation.comparison_figures import axis_title, interval_mark, within_clips
+from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, comparison_table
 from vala_research.evaluation.edit_settings import EditSetting, equip
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.sheet import strip

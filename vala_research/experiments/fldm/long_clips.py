@@ -17,8 +17,8 @@ from matplotlib import rc_context
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.editing.plan import Plan
-from vala_research.evaluation.comparison import METRICS, PLACEMENT
 from vala_research.evaluation.comparison_figures import axis_title, within_clips
+from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import paired_gain, summarise

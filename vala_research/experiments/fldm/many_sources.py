@@ -18,8 +18,8 @@ from vala_research.editing.fusion import Fusion
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.editing.plan import Plan
 from vala_research.editing.source import Source
-from vala_research.evaluation.comparison import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.comparison_figures import axis_title, within_clips
+from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.flops import meta_policy, relative

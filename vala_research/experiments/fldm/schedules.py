@@ -21,8 +21,8 @@ from matplotlib.patches import Rectangle
 
 from vala_research import InputError
 from vala_research.editing.plan import Plan
-from vala_research.evaluation.comparison import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.comparison_figures import axis_title
+from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import Gain, paired_gain

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vala_research.editing.source import shares_of, windows_of
 from vala_research.evaluation.cases import Material
-from vala_research.evaluation.comparison import per_clip
+from vala_research.evaluation.comparison_tables import per_clip
 from vala_research.evaluation.metrics import warp_error
 from vala_research.experiments.fldm.settings import IMAGE
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import edited_frames
-from vala_research.evaluation.comparison import comparison_table
 from vala_research.evaluation.comparison_figures import gains_figure
+from vala_research.evaluation.comparison_tables import comparison_table
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.ge.adapter_variants import (

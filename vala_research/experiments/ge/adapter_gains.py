@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vala_research.evaluation.comparison import METRICS, PLACEMENT, comparison_table
 from vala_research.evaluation.comparison_figures import gains_figure
+from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, comparison_table
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.statistics import Gain
 from vala_research.evaluation.verdicts import Claim

@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vala_research.diffusion.bilateral_inversion import BilateralInversion
-from vala_research.evaluation.comparison import METRICS, PLACEMENT
 from vala_research.evaluation.comparison_figures import gains_figure
+from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.statistics import Gain
 from vala_research.evaluation.verdicts import Claim, n_clips_of

@@ -14,7 +14,7 @@ from vala_research.diffusion.bilateral_inversion import BilateralInversion
 from vala_research.editing.extras import own_parts
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
-from vala_research.evaluation.comparison import PLACEMENT
+from vala_research.evaluation.comparison_tables import PLACEMENT
 from vala_research.evaluation.edit_settings import equip
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.sheet import strip

@@ -17,7 +17,7 @@ from vala_research import InputError, miniature_path
 from vala_research.diffusion.inversion import METHODS
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import edited_frames
-from vala_research.evaluation.comparison import METRICS, gain_of
+from vala_research.evaluation.comparison_tables import METRICS, gain_of
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import Picture
 from vala_research.evaluation.sheet import strip

@@ -15,7 +15,7 @@ from vala_research.editing.extras import own_parts
 from vala_research.editing.hosts import HOSTS
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import edited_frames
-from vala_research.evaluation.comparison import METRICS
+from vala_research.evaluation.comparison_tables import METRICS
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.flops import forward_flops, meta_policy, meta_unet
 from vala_research.evaluation.sheet import strip

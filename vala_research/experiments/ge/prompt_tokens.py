@@ -13,8 +13,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vala_research import chosen_from
-from vala_research.evaluation.comparison import comparison_table
 from vala_research.evaluation.comparison_figures import gains_figure
+from vala_research.evaluation.comparison_tables import comparison_table
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.ge.adapter_variants import (

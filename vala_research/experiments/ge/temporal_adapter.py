@@ -17,7 +17,7 @@ from vala_research import miniature_path
 from vala_research.adapter.temporal_adapter import temporal_features
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
-from vala_research.evaluation.comparison import comparison_table
+from vala_research.evaluation.comparison_tables import comparison_table
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.verdicts import Claim, n_clips_of
 from vala_research.experiments.contract import (

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from vala_research import chosen_from
 from vala_research.diffusion.attention import Keyframes
-from vala_research.evaluation.comparison import METRICS, comparison_table, gain_of, per_clip
 from vala_research.evaluation.comparison_figures import gains_figure
+from vala_research.evaluation.comparison_tables import METRICS, comparison_table, gain_of, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.flops import forward_flops, meta_policy, meta_unet
 from vala_research.evaluation.statistics import paired_gain

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from vala_research.diffusion.token_flow import TokenFlow
 from vala_research.editing.hosts import HOSTS
-from vala_research.evaluation.comparison import METRICS, comparison_table, gain_of
 from vala_research.evaluation.comparison_figures import gains_figure
+from vala_research.evaluation.comparison_tables import METRICS, comparison_table, gain_of
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.flops import forward_flops, meta_policy, meta_unet
 from vala_research.evaluation.verdicts import Claim
