@@ -150,7 +150,8 @@ def test_rows_and_settings(tiny, motion):
     clean = rows[(rows.phase == INVERSION) & (rows.t == 0)].set_index("source").raw
     assert clean[[*plans]].to_numpy() == pytest.approx(1)  # all begin at the clip's own latents
     assert clean[OTHER_CLIP].max() < 0.999
-    chosen = Settings.preset("sprites", motion=motion, steps=STEPS, angles=(0, 180))
+    asked = dict(motion=motion, parts=(), steps=STEPS, angles=(0, 180))
+    chosen = Settings.preset("sprites", **asked)
     assert chosen.plans() == plans
     settings = edit_settings(chosen)
     assert settings["untrained" + NORMALISED].fusion.normalise

@@ -135,7 +135,7 @@ def test_rows_and_figure(tmp_path, checkpoint, monkeypatch):
     assert list(rows.frames) == [4] * 3 + [18] * 3
     assert rows.seam_warp.notna().tolist() == [False] * 3 + [True] * 3
     assert {p.parent.name for p in tmp_path.glob("*/rows.csv")} == {
-        "frames_4_overlap_4", "frames_18_overlap_4",
+        "frames_4_overlap_2", "frames_18_overlap_2",
     }  # fmt: skip
     kept = pd.read_csv(tmp_path / "rows.csv")
     pd.testing.assert_frame_equal(kept, rows, check_dtype=False)
