@@ -9,7 +9,7 @@ from vala_research.evaluation.comparison_tables import METRICS, gain_of
 from vala_research.evaluation.verdicts import assert_claims
 from vala_research.experiments import default_edit, default_search
 from vala_research.experiments.fldm import alpha, fusion, many_sources
-from vala_research.experiments.ge import adapter_gains
+from vala_research.experiments.ge import adapter_gains, bilateral_inversion, controls
 from vala_research.experiments.vala import editing_quality
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -17,7 +17,8 @@ RESULTS = {
     "01_default_edit": default_edit, "02_default_search": default_search,
     "12_vala_editing_quality": editing_quality, "20_fldm_fusion": fusion, "21_fldm_alpha": alpha,
     "25_fldm_many_sources": many_sources, "35_ge_adapter_gains": adapter_gains,
-    "35_ge_adapter_gains_as_paper": adapter_gains,
+    "35_ge_adapter_gains_as_paper": adapter_gains, "38_ge_controls": controls,
+    "30_ge_bilateral_inversion": bilateral_inversion,
 }  # fmt: skip
 
 
@@ -47,6 +48,8 @@ def test_every_file_is_listed():
         ("20_fldm_fusion", "fused", "image only", "warp_error", 2),
         ("20_fldm_fusion", "fused, half and half", "video only", "path_error", 2),
         ("20_fldm_fusion", "fused, half and half", "video only", "psnr", 2),
+        ("38_ge_controls", "depth, without", "none, without", "path_error", 1),
+        ("38_ge_controls", "depth, without", "none, without", "psnr", 1),
         ("12_vala_editing_quality", "extended", "own", "jitter", 2),
         ("12_vala_editing_quality", "VALA 256 token anchors", "own", "psnr", 2),
     ],
@@ -56,8 +59,10 @@ def test_a_published_gain_is_that_of_the_rows(name, better, than, metric, digits
     gain = gain_of(rows_of(name), metric, better, than, METRICS[metric].sign)
     factor, page = METRICS[metric].factor, (NOTEBOOKS / "README.md").read_text()
     mean, low, high = (factor * x for x in (gain.mean, gain.low, gain.high))
-    printed = [
-        f"{mean:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-        for sign in ("", "+")
-    ]
+    plain, signed = (
+        [f"{x:{sign}.{digits}f}" for x in (mean, low, high)] for sign in ("", "+")
+    )
+    ends = f"[{plain[1]}, {plain[2]}]"
+    printed = [f"{plain[0]} {ends}", f"{plain[0]} lower {ends}", f"{signed[0]} {ends}",
+               f"{signed[0]} [{signed[1]}, {signed[2]}]"]  # fmt: skip
     assert any(text in page for text in printed), printed
