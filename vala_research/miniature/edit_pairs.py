@@ -18,7 +18,7 @@ from vala_research.diffusion.codec import encode_frames
 from vala_research.diffusion.inversion import invert
 from vala_research.diffusion.schedule import Schedule
 from vala_research.files import write_tensors
-from vala_research.miniature.batches import timesteps
+from vala_research.miniature.batches import control_timesteps
 from vala_research.miniature.configuration import SCHEDULE
 from vala_research.sprites.edits import EDITS, target_scene
 from vala_research.sprites.render import render
@@ -143,8 +143,7 @@ def pair_sampler(pairs: Pairs, captions: Any, device: str) -> Callable:
         z, mask = pairs.after[index, edit].float(), pairs.mask[index, edit].float() / 255
         eps = torch.randn(z.shape, generator=generator)
         eps[is_inverted] = pairs.noise[index[is_inverted]].float()
-        strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        t = timesteps(strata, [0.0, 0.2, 0.85, 1.0], [0.0, 0.12, 0.88, 1.0])
+        t = control_timesteps(batch, generator)
         ids = captions.ids(N_EDITS * index + edit, generator, dropout=0.1)
         before = pairs.before[index].float() / 255
         return tuple(x.to(device) for x in (z, eps, t, ids, before, mask))

@@ -25,11 +25,11 @@ from tqdm import tqdm
 from vala_research import InputError
 from vala_research.diffusion.codec import encode_frames
 from vala_research.files import write_tensors
-from vala_research.miniature.batches import Captions, timesteps
+from vala_research.miniature.batches import Captions, control_timesteps
 from vala_research.miniature.configuration import training_scene
 from vala_research.miniature.edit_control import ControlLoss, export, frozen_parts, new_controlnet
 from vala_research.miniature.training import Stage, named_device, train
-from vala_research.sprites.render import render
+from vala_research.sprites.render import depth_pictures, render
 from vala_research.sprites.scene import SIZE
 
 STAGE = Stage("layout", 1.0, batch=16, lr=8e-4, weight_decay=0.0)
@@ -76,10 +76,9 @@ def layout_sampler(held: dict[str, Tensor], captions: Any, device: str) -> Calla
         index = torch.randint(len(held["depth"]), (batch,), generator=generator)
         z = held["codes"][index].float()
         eps = torch.randn(z.shape, generator=generator)
-        strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        t = timesteps(strata, [0.0, 0.2, 0.85, 1.0], [0.0, 0.12, 0.88, 1.0])
+        t = control_timesteps(batch, generator)
         ids = captions.ids(index, generator, dropout=0.3)
-        pictures = (held["depth"][index].float() / 2).expand(-1, 3, -1, -1)  # as in SpriteClip
+        pictures = depth_pictures(held["depth"][index].float())
         return tuple(x.to(device) for x in (z, eps, t, ids, pictures, held["mask"][index]))
 
     return sample

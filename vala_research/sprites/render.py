@@ -31,8 +31,13 @@ class SpriteClip:
 
     @property
     def depth_pictures(self) -> Float[Tensor, "f 3 h w"]:
-        """The depth as ControlNets see it: near is white, the background is black."""
-        return (self.depth / 2).expand(-1, 3, -1, -1)
+        """The depth as ControlNets see it."""
+        return depth_pictures(self.depth)
+
+
+def depth_pictures(depth: Float[Tensor, "f 1 h w"]) -> Float[Tensor, "f 3 h w"]:
+    """Depths of `SpriteClip` as ControlNets see them: near is white, the background is black."""
+    return (depth / 2).expand(-1, 3, -1, -1)
 
 
 def _pattern_weight(pattern: str, x: Tensor, y: Tensor, pixel: float) -> Tensor:

@@ -62,8 +62,8 @@ def answer_rows(given: Mapping[str, Any], study: Study) -> list[dict]:
     rows, order = [], dict(study.orders[given["order"]])
     for number, answer in given["answers"].items():
         number = int(number)
-        trial, pair = study.trials[number], study.pairs[study.trials[number].pair]
-        names = (pair.a, pair.b) if trial.first == "a" else (pair.b, pair.a)
+        trial = study.trials[number]
+        pair, names = study.pairs[trial.pair], study.names_of(trial)
         if answer["swapped"] != order[number]:
             raise ValueError(f"trial {number} was shown in another order")
         for question, side in answer["choices"].items():

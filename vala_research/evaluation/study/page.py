@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vala_research.assets import ASSETS
 from vala_research.data.clips import read_clip, write_clip
-from vala_research.evaluation.study.trials import ANSWERS, IDENTICAL, KEY, QUESTIONS, Study
+from vala_research.evaluation.study.trials import ANSWERS, KEY, QUESTIONS, Study
 from vala_research.files import check_output, write_text
 
 PAGE = "index.html"
@@ -28,13 +28,11 @@ def write_study(study: Study, folder: str | Path) -> tuple[Path, Path]:
         video for pair in study.pairs for video in (pair.video_a, pair.video_b, pair.source)
         if video
     ))  # fmt: skip
-    videos, place = [as_address(path) for path in paths], {p: i for i, p in enumerate(paths)}
+    videos = ["data:video/mp4;base64," + base64.b64encode(as_mp4(p)).decode() for p in paths]
+    place = {path: i for i, path in enumerate(paths)}
     trials = []
     for trial in study.trials:
-        pair = study.pairs[trial.pair]
-        clips = {"a": pair.video_a, "b": pair.video_b}
-        first = clips[trial.first]
-        second = first if trial.kind == IDENTICAL else clips["b" if trial.first == "a" else "a"]
+        pair, (first, second) = study.pairs[trial.pair], study.clips_of(trial)
         trials.append({"prompt": pair.prompt, "first": place[first], "second": place[second],
                        "source": place[pair.source] if pair.source else None})  # fmt: skip
     content = {"name": study.name, "questions": QUESTIONS, "answers": ANSWERS, "videos": videos,
@@ -47,11 +45,10 @@ def write_study(study: Study, folder: str | Path) -> tuple[Path, Path]:
     return page, study.save(folder)
 
 
-def as_address(video: str) -> str:
-    """A clip as a data address of an mp4 that every browser plays. Its name is lost."""
+def as_mp4(video: str) -> bytes:
+    """A clip as an mp4 that every browser plays."""
     clip = read_clip(video)
     factor = max(1, -(-LEAST_SIDE // min(clip.frames.shape[-2:])))
     frames = clip.frames.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     with tempfile.TemporaryDirectory() as folder:
-        path = write_clip(Path(folder) / "clip.mp4", frames, clip.fps)
-        return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+        return write_clip(Path(folder) / "clip.mp4", frames, clip.fps).read_bytes()

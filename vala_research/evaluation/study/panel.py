@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import time
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vala_research import InputError
-from vala_research.evaluation.study.page import as_address
-from vala_research.evaluation.study.trials import ANSWERS, IDENTICAL, QUESTIONS, Study
+from vala_research.evaluation.study.page import as_mp4
+from vala_research.evaluation.study.trials import ANSWERS, QUESTIONS, Study
 from vala_research.files import write_json
 
 LABELS = {"left": "left", "same": "no difference", "right": "right"}
@@ -58,11 +57,7 @@ class Session:
     def clips(self) -> tuple[str, str]:
         """The files on the left and on the right of this screen."""
         number, is_swapped = self.order[self.place]
-        trial = self.study.trials[number]
-        pair = self.study.pairs[trial.pair]
-        first, second = (pair.video_a, pair.video_b)[:: 1 if trial.first == "a" else -1]
-        if trial.kind == IDENTICAL:
-            second = first
+        first, second = self.study.clips_of(self.study.trials[number])
         return (second, first) if is_swapped else (first, second)
 
     def open_question(self, place: int) -> str | None:
@@ -117,7 +112,7 @@ def study_panel(study: Study, folder: str | Path, rater: str) -> Any:
         number, _ = session.order[session.place]
         prompt.value = f"<b>Text:</b> {study.pairs[study.trials[number].pair].prompt}"
         for widget, path in zip(clips, session.clips(), strict=True):
-            widget.value = base64.b64decode(as_address(path).partition(",")[2])
+            widget.value = as_mp4(path)
         choices = session.answers.get(str(number), {}).get("choices", {})
         is_drawing[0] = True
         for question, box in asked.items():

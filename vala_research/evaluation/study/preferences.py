@@ -16,7 +16,6 @@ from scipy.stats import binomtest
 from vala_research import InputError
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture
 from vala_research.evaluation.statistics import clips_needed, paired_gain
-from vala_research.evaluation.study.answers import SAME
 from vala_research.evaluation.study.trials import QUESTIONS
 
 N_RESAMPLES = 999
@@ -35,7 +34,7 @@ def shares(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(asked=asked).sort_values(["pair", "asked"], kind="stable")
     for (group, a, b, question), part in rows.groupby(["group", "a", "b", "question"], sort=False):
         n_b, n_a = int((part.choice == b).sum()), int((part.choice == a).sum())
-        score = part.choice.map({b: 1.0, a: -1.0, SAME: 0.0}).groupby(part.rater).mean().to_numpy()
+        score = by_rater(part).to_numpy()
         raters = paired_gain(score, np.zeros_like(score))
         decided = n_a + n_b
         test = binomtest(n_b, decided) if decided else None
@@ -48,6 +47,12 @@ def shares(rows: pd.DataFrame) -> pd.DataFrame:
             "by_rater_p": raters.p_value,
         })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def by_rater(rows: pd.DataFrame) -> pd.Series:
+    """(b - a) / answers of each rater, from -1 to 1."""
+    scores = (rows.choice == rows.b).astype(float) - (rows.choice == rows.a)
+    return scores.groupby(rows.rater).mean()
 
 
 def strengths(rows: pd.DataFrame, question: str = "overall", seed: int = 0) -> pd.DataFrame:
@@ -119,9 +124,7 @@ def raters_needed(rows: pd.DataFrame, difference: float, question: str = "overal
     The spread over raters is that of these rows.
     """
     rows = rows[rows.question == question]
-    scores = np.where(rows.choice == rows.b, 1.0, np.where(rows.choice == SAME, 0.0, -1.0))
-    by_rater = pd.Series(scores, rows.index).groupby(rows.rater).mean()
-    return clips_needed(difference, float(by_rater.std(ddof=1)))
+    return clips_needed(difference, float(by_rater(rows).std(ddof=1)))
 
 
 def figure(table: pd.DataFrame) -> Picture:

@@ -5,7 +5,6 @@ The protocol of GE-Adapter's user study (arXiv 2501.04606, Fig. 6), with checks 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from vala_research import InputError
 from vala_research.data.clips import read_clip
+from vala_research.data.tables import read_csv
 from vala_research.evaluation.provenance import file_hash
 from vala_research.files import write_json
 
@@ -76,6 +76,19 @@ class Study:
         """The number of a rater's order: the name decides, so a study can be taken up again."""
         return fnv1a(rater) % len(self.orders)
 
+    def names_of(self, trial: Trial) -> tuple[str, str]:
+        """The editors of a trial's first and second clip."""
+        pair = self.pairs[trial.pair]
+        return (pair.a, pair.b) if trial.first == "a" else (pair.b, pair.a)
+
+    def clips_of(self, trial: Trial) -> tuple[str, str]:
+        """The files of a trial's first and second clip; of an identical pair, twice the first."""
+        pair = self.pairs[trial.pair]
+        first, second = pair.video_a, pair.video_b
+        if trial.first == "b":
+            first, second = second, first
+        return (first, first) if trial.kind == IDENTICAL else (first, second)
+
     def save(self, folder: Path) -> Path:
         return write_json(folder / KEY, asdict(self))
 
@@ -113,11 +126,7 @@ def read_pairs(listing: str | Path) -> list[Pair]:
     two clips of different length or size, which would tell them apart.
     """
     path = Path(listing)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.DictReader(file, restval=""))
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} is no csv in UTF-8 ({error}): give one.") from error
+    lines = read_csv(path)
     if not lines:
         raise InputError(f"{path} lists no pair: add a line for each.")
     if missing := set(COLUMNS) - set(lines[0]):

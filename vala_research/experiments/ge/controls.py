@@ -5,7 +5,7 @@ GE-Adapter (arXiv 2501.04606), Table 3.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +21,7 @@ from vala_research.evaluation.comparison_tables import METRICS, gain_of
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import Picture
 from vala_research.evaluation.sheet import strip
+from vala_research.evaluation.statistics import Gain
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import CLIP, POINT, PUBLISHED, LaterClipsPreset
 from vala_research.experiments.ge import adapter_gains
@@ -108,20 +109,26 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def held(rows: pd.DataFrame) -> pd.DataFrame:
     """What each ControlNet alone gains on none: one row per condition and metric."""
-    names = [n for n in rows.setting.unique() if n.endswith(", without")][1:]
     lines = []
-    for name in names:
-        for metric, (axis, factor, sign) in HELD.items():
-            if metric in rows and rows[metric].notna().any():
-                gain = gain_of(rows, metric, name, f"{NONE}, without", sign)
-                means = rows.groupby("setting")[metric].mean() * factor
-                lines.append({
-                    "condition": name.partition(",")[0], "metric": axis,
-                    "none": means[f"{NONE}, without"], "with ControlNet": means[name],
-                    "gain": factor * gain.mean, "low": factor * gain.low,
-                    "high": factor * gain.high, "p": gain.p_value, "n": gain.n,
-                })  # fmt: skip
+    for condition, metric, gain in _gains_on_none(rows):
+        axis, factor, _ = HELD[metric]
+        means = rows.groupby("setting")[metric].mean() * factor
+        lines.append({
+            "condition": condition, "metric": axis, "none": means[f"{NONE}, without"],
+            "with ControlNet": means[f"{condition}, without"], "gain": factor * gain.mean,
+            "low": factor * gain.low, "high": factor * gain.high, "p": gain.p_value, "n": gain.n,
+        })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def _gains_on_none(rows: pd.DataFrame) -> Iterator[tuple[str, str, Gain]]:
+    """Condition, metric of `HELD` that is known, and its gain on none; all without the adapter."""
+    known = [metric for metric in HELD if metric in rows and rows[metric].notna().any()]
+    names = [n for n in controlled(rows).setting.unique() if n.endswith(", without")]
+    for name in names:
+        for metric in known:
+            gain = gain_of(rows, metric, name, f"{NONE}, without", HELD[metric][2])
+            yield name.partition(",")[0], metric, gain
 
 
 def figure(rows: pd.DataFrame) -> Figure:
@@ -149,16 +156,11 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     Asserted: the path error does not rise by it. All else about ControlNets is reported.
     """
     stated = []
-    for name in (n for n in rows.setting.unique() if n.endswith(", without")):
-        for metric, (axis, _, sign) in HELD.items():
-            known = metric in rows and rows[metric].notna().any()
-            if name.startswith(NONE) or not known:
-                continue
-            condition, verb = name.partition(",")[0], "raises" if sign > 0 else "lowers"
-            gain = gain_of(rows, metric, name, f"{NONE}, without", sign)
-            sentence = f"the ControlNet of {condition} {verb}: {axis}"
-            stated.append(Claim.of_gain(sentence, axis, gain))
-            if metric == "path_error":
-                kept = f"the ControlNet of {condition} does not raise the path error"
-                stated.append(Claim.of_limit(kept, axis, gain))
+    for condition, metric, gain in _gains_on_none(rows):
+        axis, _, sign = HELD[metric]
+        verb = "raises" if sign > 0 else "lowers"
+        stated.append(Claim.of_gain(f"the ControlNet of {condition} {verb}: {axis}", axis, gain))
+        if metric == "path_error":
+            kept = f"the ControlNet of {condition} does not raise the path error"
+            stated.append(Claim.of_limit(kept, axis, gain))
     return [*stated, *adapter_gains.claims(controlled(rows))]
