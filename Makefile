@@ -13,6 +13,7 @@ help:
 	@echo "make lint         ruff and import-linter only"
 	@echo "make gpu          check and time this machine's graphics card; report in runs/gpu/"
 	@echo "make lab          JupyterLab on notebooks/"
+	@echo "make figures      every figure and table, and a gallery; in figures/; PRESET=sprites: hours"
 	@echo "make miniature    train the miniature again (hours; resumes where it stopped)"
 	@echo "make constraints  pin what a fresh environment resolves to"
 	@echo "make clean        remove .venv and caches; runs/ and figures/ stay"
@@ -36,6 +37,10 @@ gpu: .venv/core.stamp
 
 lab: .venv/notebooks.stamp
 	$(BIN)/jupyter lab notebooks
+
+PRESET ?= smoke
+figures: .venv/notebooks.stamp
+	$(BIN)/vala figures --preset $(PRESET) -o figures
 
 miniature: .venv/core.stamp
 	$(BIN)/python -m vala_research.miniature
@@ -64,4 +69,4 @@ clean:
 .venv/test.stamp .venv/notebooks.stamp: .venv/%.stamp: $(PINS) | .venv/bin/python
 	@$(INSTALL) '.[$*]' && $(COMPILE) && touch $@ .venv/core.stamp
 
-.PHONY: help quickstart test lint gpu lab miniature constraints clean
+.PHONY: help quickstart test lint gpu lab figures miniature constraints clean

@@ -16,8 +16,10 @@ from jupyter_client import AsyncKernelManager
 from tiny_models import tiny_checkpoint
 
 from vala_research import InputError, read_clip, write_clip
+from vala_research.evaluation.figures import save_figure
 from vala_research.evaluation.metrics import psnr
 from vala_research.evaluation.verdicts import assert_claims
+from vala_research.experiments.batches.redraw import figure_of, records
 from vala_research.experiments.quickstart import SCENE, Settings, claims, figure, table
 from vala_research.sprites.render import render
 
@@ -36,6 +38,8 @@ def run(name: str, folder: Path, **parameters) -> float:
     )  # fmt: skip
     seconds = kernel_seconds() - before
     check_outputs(folder / "run.ipynb")
+    if "output" in parameters:
+        check_redrawn(Path(parameters["output"]), folder / "redrawn.png")
     client = KERNEL.blocking_client()
     client.start_channels()
     client.execute_interactive("%reset -f")  # the next notebook knows nothing of this one
@@ -54,6 +58,14 @@ def check_outputs(path: Path) -> None:
     assert all("image/png" in o.data for o in bare), f"{path}: a figure is printed as text"
     red = "".join(o.text for o in outputs if o.get("name") == "stderr")
     assert "torchvision" not in red and "[transformers]" not in red, f"{path}: {red}"
+
+
+def check_redrawn(output: Path, target: Path) -> None:
+    """Each figure that is drawn from rows is drawn from its csv again, bit by bit."""
+    for path, record in records(output):
+        if "drawing" in record:
+            save_figure(figure_of(path, record), target)
+            assert target.read_bytes() == path.with_suffix(".png").read_bytes(), path
 
 
 def kernel_seconds() -> float:
@@ -91,8 +103,8 @@ def test_quickstart_on_any_clip_and_model(tmp_path):
     assert record["parameters"]["n_frames"] == 2
     assert read_clip(out / "edited.mp4").frames.shape == (2, 3, 32, 32)
     assert {p.name for p in out.iterdir()} == {
-        "edited.mp4", "quickstart.pdf", "quickstart.png", "quickstart.csv", "quickstart.json",
-        "quickstart_claims.csv",
+        "edited.mp4", "quickstart.pdf", "quickstart.png", "quickstart.csv", "quickstart.tex",
+        "quickstart.json", "quickstart_claims.csv",
     }  # fmt: skip
 
 

@@ -43,14 +43,14 @@ def table():
     ]
 
 
-def test_emit_writes_four_files_and_a_figure_can_be_redrawn_from_its_csv(tmp_path):
+def test_emit_writes_five_files_and_a_figure_can_be_redrawn_from_its_csv(tmp_path):
     source = tmp_path / "input.bin"
     source.write_bytes(b"frames")
     params = {"seed": 3, "model": "runwayml/sd", "steps": np.int64(50), "gain": float("inf")}
     origin = {"paper": "VALA", "figure": "Fig. 4", "notebook": "10_vala", "inputs": [source]}
     paths = emit("psnr", lines(table()), table(), params, tmp_path / "figures", **origin)
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
-        "psnr.csv", "psnr.json", "psnr.pdf", "psnr.png",
+        "psnr.csv", "psnr.json", "psnr.pdf", "psnr.png", "psnr.tex",
     ]  # fmt: skip
     with paths["csv"].open() as file:
         again = list(csv.DictReader(file))

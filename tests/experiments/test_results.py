@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 
+from vala_research import InputError
 from vala_research.evaluation.comparison_tables import METRICS, gain_of
 from vala_research.evaluation.verdicts import assert_claims
 from vala_research.experiments import default_edit, default_search
 from vala_research.experiments.fldm import alpha, fusion, many_sources
 from vala_research.experiments.ge import adapter_gains, bilateral_inversion, controls
+from vala_research.experiments.paper_map import ITEMS, replaced, status, written_map
 from vala_research.experiments.vala import editing_quality
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -66,3 +69,22 @@ def test_a_published_gain_is_that_of_the_rows(name, better, than, metric, digits
     printed = [f"{plain[0]} {ends}", f"{plain[0]} lower {ends}", f"{signed[0]} {ends}",
                f"{signed[0]} [{signed[1]}, {signed[2]}]"]  # fmt: skip
     assert any(text in page for text in printed), printed
+
+
+def test_the_map_of_the_papers_is_the_generated_one():
+    """`python -m vala_research.experiments.paper_map` writes it."""
+    page = (NOTEBOOKS / "README.md").read_text()
+    assert replaced(page, written_map(NOTEBOOKS)) == page
+    numbers = {path.stem[:2] for path in NOTEBOOKS.glob("[1-5]*.ipynb")}
+    assert {n for item in ITEMS for n in item.notebooks} == numbers
+    assert all(item.notebooks or item.reason for item in ITEMS)
+
+
+def test_the_map_says_what_was_not_run(tmp_path):
+    """Planted notebooks: the preset that its header calls not run is not run."""
+    text = "# A\n\n| `sprites` | a | 5 minutes, not run |\n| `paper` | b | 2 hours |"
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    nbformat.write(book, tmp_path / "20_fldm_fusion.ipynb")
+    assert status(tmp_path, "20")[1] == {"sprites": "not run", "paper": "measured"}
+    with pytest.raises(InputError, match="The page has no lines"):
+        replaced("a page", "a map")

@@ -1,4 +1,5 @@
-"""The command line: `vala edit | invert | train | shards | info | quickstart | study`.
+"""The command line: `vala edit | invert | train | shards | info | quickstart | sweep | figures |
+study`.
 
 A command first tries what can fail: names, clip, outputs, model. Then it says what the long work
 will take, and starts it. Exit status: 2 for bad input, 1 for a failed run.
@@ -13,11 +14,13 @@ from typer.core import TyperGroup
 
 from vala_research import InputError
 from vala_research.cli.edit import edit, quickstart
+from vala_research.cli.figures import figures
 from vala_research.cli.info import info
 from vala_research.cli.invert import invert
 from vala_research.cli.report import stop
 from vala_research.cli.shards import shards
 from vala_research.cli.study import study
+from vala_research.cli.sweep import sweep
 from vala_research.cli.train import train
 
 
@@ -56,7 +59,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Text-driven video editing with image diffusion models.",
 )
-for command in (edit, quickstart, invert, shards, train, info):
+for command in (edit, quickstart, invert, shards, train, info, sweep, figures):
     app.command()(command)
 app.add_typer(study, name="study")
 

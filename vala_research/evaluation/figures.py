@@ -1,17 +1,27 @@
 """Style of all figures; `emit` writes a figure with its numbers and its origin, or nothing.
 
+A figure made by a function under `@drawn` can be made again from its rows alone.
+
 Style: Rougier, Droettboom and Bourne 2014. Colours that all readers can tell apart: Okabe and Ito
 2008.
 """
 
+import inspect
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from vala_research import InputError
+from vala_research.evaluation.latex import latex_table
 from vala_research.evaluation.provenance import file_hash, jsonable, record
 from vala_research.files import check_output, write_json, write_rows, written_together
 
@@ -47,24 +57,75 @@ STYLE = {
 }
 PAPER = {"color": "#777777", "linestyle": "--", "linewidth": 1.0}  # a value from a paper
 BLUE, RED, GREEN = COLOURS[:3]
+_addresses: set[str] = set()  # of the functions under `drawn`
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a figure was drawn: the function's address, "module:name", its rows and its options."""
+
+    function: str
+    rows: Any
+    options: Mapping[str, Any]
+
+
+def drawn(function: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Decorate a function (rows, options ...) -> Figure, so that `emit` says how to draw it again.
+
+    rows: a DataFrame. Options are plain values that JSON can hold. What is drawn at random is the
+    same every time.
+    """
+    signature, address = inspect.signature(function), f"{function.__module__}:{function.__name__}"
+    _addresses.add(address)
+
+    @wraps(function)
+    def draw(*arguments: Any, **options: Any) -> Figure:
+        state = np.random.get_state()
+        np.random.seed(0)  # seaborn's jitter
+        try:
+            figure = function(*arguments, **options)
+        finally:
+            np.random.set_state(state)
+        (_, rows), *rest = signature.bind(*arguments, **options).arguments.items()
+        figure.drawing = Drawing(address, rows, dict(rest))
+        return figure
+
+    return draw
+
+
+def drawn_again(function: str, rows: Any, options: Mapping[str, Any]) -> Figure:
+    """Draw a figure by the address of its function, which must be one of this library's.
+
+    Raises InputError for any other address: a file that says what to run is not trusted.
+    """
+    module, _, name = function.partition(":")
+    if not module.startswith("vala_research."):
+        raise InputError(f"The figure's function {function!r} is not of this library.")
+    draw = getattr(import_module(module), name, None)
+    if function not in _addresses:
+        raise InputError(f"{function!r} draws no figure: run the notebook again.")
+    return draw(rows, **options)
 
 
 def emit(
     name: str, fig: Figure, table, params: Mapping, folder: str | os.PathLike = "figures", *,
     paper: str | None = None, figure: str | None = None, notebook: str | None = None,
     model: str | os.PathLike | None = None, device: str | None = None,
-    inputs: Iterable[str | os.PathLike] = (),
+    inputs: Iterable[str | os.PathLike] = (), about: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:  # fmt: skip
-    """Write name.pdf (vector, embedded fonts), .png, .csv and .json; return their paths by suffix.
+    """Write name.pdf (vector, embedded fonts), .png, .csv, .tex and .json; return paths by suffix.
 
-    All four are written whole or not at all.
+    All are written whole or not at all.
 
-    table: every plotted number in full precision, so that the figure can be redrawn from the csv. A
-        DataFrame, or one dict per row.
+    table: the numbers beside the figure in full precision: a DataFrame, or one dict per row. For
+        a figure that is not `drawn`, every plotted number. The .tex holds them for a paper.
+    fig: where it is `drawn`, its rows are written too, as name_rows.csv (unless they are the
+        table), and the json says how to draw it again.
     params: parameters of the run. Its "seed", "model" and "device" are recorded separately too,
         unless they are given as arguments.
     paper, figure, notebook: what the figure reproduces, and where it is made.
     inputs: files whose hashes are recorded.
+    about: further facts for the json.
     Raises InputError for a name with a path in it, an empty table, an unwritable folder.
     """
     if not name or Path(name).name != name or name.startswith("."):
@@ -73,18 +134,52 @@ def emit(
     origin = record(
         params, paper=paper, figure=figure or name, notebook=notebook, model=model,
         device=device, inputs=inputs,
-    )  # fmt: skip
-    kinds = ("pdf", "png", "csv", "json")
-    paths = {k: check_output(Path(folder, f"{name}.{k}"), makes_parents=True) for k in kinds}
-    with written_together(*paths.values()) as (pdf, png, numbers, how):
-        with rc_context({"pdf.fonttype": 42}):
-            # Without dates the same figure is the same bytes, and its hash says so.
-            fig.savefig(pdf, metadata={"CreationDate": None})
-            fig.savefig(png, dpi=getattr(fig, "pixels_per_inch", STYLE["savefig.dpi"]))
-        write_rows(numbers, rows, columns)
-        hashes = {"pdf": file_hash(pdf), "png": file_hash(png), "csv": file_hash(numbers)}
-        write_json(how, origin | {"outputs": hashes})
+    ) | dict(about or {})  # fmt: skip
+    files = {kind: f"{name}.{kind}" for kind in ("pdf", "png", "csv", "tex")}
+    drawing = getattr(fig, "drawing", None)
+    has_own_rows = drawing is not None and drawing.rows is not table
+    if has_own_rows:
+        files["rows"] = f"{name}_rows.csv"
+    if drawing is not None:
+        origin["drawing"] = {"function": drawing.function, "options": jsonable(drawing.options),
+                             "rows": files["rows" if has_own_rows else "csv"]}  # fmt: skip
+    files["json"] = f"{name}.json"
+    paths = {k: check_output(Path(folder, f), makes_parents=True) for k, f in files.items()}
+    with written_together(*paths.values()) as unfinished:
+        new = dict(zip(paths, unfinished, strict=True))
+        save_figure(fig, new["png"], new["pdf"])
+        write_rows(new["csv"], rows, columns)
+        new["tex"].write_text(latex_table(columns, rows), "utf-8")
+        if has_own_rows:
+            drawing.rows.to_csv(new["rows"], index=False)
+        hashes = {kind: file_hash(path) for kind, path in new.items() if kind != "json"}
+        write_json(new["json"], origin | {"outputs": hashes})
     return paths
+
+
+def save_figure(fig: Figure, *paths: Path) -> None:
+    """Save a figure as png, pdf or svg, by suffix, without dates: the same figure, the same bytes.
+
+    The png goes first: each drawing may move the layout by a fraction of a pixel. Pdf has TrueType
+    fonts. Pixels: those of the figure, or else 300 per inch.
+    """
+    pixels = getattr(fig, "pixels_per_inch", STYLE["savefig.dpi"])
+    with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "figure"}):
+        for path in sorted(paths, key=lambda path: path.suffix != ".png"):
+            dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+            fig.savefig(path, dpi=pixels, metadata=dates.get(path.suffix[1:]))
+
+
+def read_rows(path: Path) -> Any:
+    """Read the rows of a figure as they were: every float to its last bit."""
+    import pandas as pd
+
+    with warnings.catch_warnings():  # from pandas 3.1 on, every float is read so
+        warnings.simplefilter("ignore")
+        return pd.read_csv(
+            path, float_precision="round_trip", keep_default_na=False, na_values=["", "nan"],
+            low_memory=False,
+        )  # fmt: skip
 
 
 def _rows(table) -> tuple[list[str], list[dict]]:

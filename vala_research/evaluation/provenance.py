@@ -2,14 +2,16 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from datetime import datetime, timezone
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ def record(
         "notebook": notebook,
         "parameters": params,
         "seed": params.get("seed"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **_code(),
         "versions": _versions(),
         "device": device or params.get("device") or "cpu",
@@ -114,7 +117,11 @@ def _source_hash() -> str:
 
 
 def _code() -> dict[str, str | bool | None]:
-    """Commit of the checkout that this package runs from, and whether files differ from it."""
+    """Commit that this package runs from, and whether the checkout's files differ from it.
+
+    Outputs of notebooks make no difference. A package that pip installed from a repository has the
+    commit that pip noted.
+    """
     package = Path(vala_research.__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -124,12 +131,38 @@ def _code() -> dict[str, str | bool | None]:
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return done.stdout if done.returncode == 0 else None
 
     # Installed into an environment inside some other repository, the commit is not ours.
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return {"commit": None, "dirty": None}
-    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return {"commit": _installed_commit(), "dirty": None}
+    root = Path((git("rev-parse", "--show-toplevel") or "").strip())
+    lines = (git("status", "--porcelain", "-z") or "").split("\0")
+    changed = [line[3:] for line in lines if line and not _is_run_only(root / line[3:], git)]
+    return {"commit": (git("rev-parse", "HEAD") or "").strip(), "dirty": bool(changed)}
+
+
+def _is_run_only(path: Path, git) -> bool:
+    """Whether a changed file is a notebook whose sources are those of the commit."""
+    committed = git("show", f"HEAD:./{os.path.relpath(path, Path(vala_research.__file__).parent)}")
+    if path.suffix != ".ipynb" or committed is None or not path.is_file():
+        return False
+    try:
+        return _sources(committed) == _sources(path.read_text("utf-8"))
+    except (ValueError, KeyError):
+        return False
+
+
+def _sources(notebook: str) -> list[str]:
+    return ["".join(cell["source"]) for cell in json.loads(notebook)["cells"]]
+
+
+def _installed_commit() -> str | None:
+    """The commit that pip recorded when it installed from a repository."""
+    with suppress(PackageNotFoundError, ValueError):
+        said = json.loads(distribution("vala-research").read_text("direct_url.json") or "{}")
+        return said.get("vcs_info", {}).get("commit_id")
+    return None
 
 
 def _versions() -> dict[str, str]:

@@ -6,23 +6,22 @@ An experiment module offers `Settings`, `run(settings, output)`, `table(rows)`, 
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import ChainMap
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
 from vala_research import InputError, chosen_from, miniature_path
 from vala_research.diffusion.attention import ANCHORS, POLICIES
 from vala_research.editing.extras import PARTS, own_parts
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.comparison import Run, compare
-from vala_research.evaluation.figures import emit
-from vala_research.evaluation.verdicts import Claim, claims_table
 from vala_research.experiments.parameters import converted, given_names
 from vala_research.files import check_output, written_whole
 from vala_research.sprites.edits import EDITS
@@ -39,7 +38,6 @@ PUBLISHED = dict(model=STABLE_DIFFUSION, n_clips=0, kinds=(), n_frames=16, size=
 POINT = dict(parts=("controlnet",), n_frames=8, steps=15, guidance=2.0, n_processes=0)
 ATTENTIONS = ChainMap({"anchors": ANCHORS}, POLICIES)  # names of attention policies
 OF_EVERY_NOTEBOOK = {"preset", "output", "repository"}  # parameters beside the settings
-WATERMARK = "smoke preset: the procedure, no evidence"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +52,7 @@ class Preset:
     CHOICES: ClassVar[dict[str, Collection]] = {}
 
     preset_name: str = "smoke"
+    started: ClassVar[float] = 0.0  # seconds since the epoch, where a notebook began
 
     def __post_init__(self):
         for name, value in self._converted(vars(self)).items():
@@ -76,15 +75,21 @@ class Preset:
         return cls(**cls._converted(cls.PRESETS[name] | values), preset_name=name)
 
     @classmethod
-    def from_notebook(cls, names: Mapping[str, Any]):
+    def from_notebook(cls, names: MutableMapping[str, Any]):
         """The settings that a notebook's parameters give; names: its `globals()`.
 
+        A relative output, such as "../runs/fldm_alpha", is made absolute there: below the
+        repository, or below /content on Colab, whatever the working directory is.
         Raises InputError for a misspelt parameter, before anything is loaded.
         """
         own = {field.name for field in fields(cls)} - {"preset_name"}
         for name in given_names(names):
             chosen_from("parameter", name, sorted(own | OF_EVERY_NOTEBOOK))
-        return cls.preset(names["preset"], **{k: v for k, v in names.items() if k in own})
+        settings = cls.preset(names["preset"], **{k: v for k, v in names.items() if k in own})
+        object.__setattr__(settings, "started", time.time())
+        if "output" in names:
+            names["output"] = results_folder(names["output"])
+        return settings
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -157,6 +162,16 @@ class LaterClipsPreset(EditPreset):
         return [case for case in cases if case.index >= self.first_clip]
 
 
+def results_folder(output: str | Path) -> str:
+    """Where a notebook writes: an output "../runs/..." as an absolute path, others as they are."""
+    parts = Path(output).parts
+    if parts[:2] != ("..", "runs"):
+        return str(output)
+    root = Path("/content") if "google.colab" in sys.modules else Path(miniature_path()).parents[2]
+    is_checkout = (root / "notebooks").is_dir() or "google.colab" in sys.modules
+    return str(root.joinpath(*parts[1:])) if is_checkout else str(output)
+
+
 def save_rows(rows: Iterable[Mapping[str, Any]], output: str | Path) -> pd.DataFrame:
     """Write the rows to `output`/rows.csv, whole or not at all; return them as a table."""
     path = Path(output) / "rows.csv"
@@ -170,27 +185,3 @@ def save_rows(rows: Iterable[Mapping[str, Any]], output: str | Path) -> pd.DataF
 def part_of(rows: pd.DataFrame, *parts: str) -> pd.DataFrame:
     """The rows of these parts, without the columns that they do not have."""
     return rows[rows.part.isin(parts)].dropna(axis=1, how="all")
-
-
-def publish(
-    notebook: str, settings: Preset, figure: Figure, plotted: Any, claims: Iterable[Claim],
-    output: str | Path, /, name: str = "", **origin: Any,
-) -> dict[str, Path]:  # fmt: skip
-    """Write figure, plotted numbers and origin by `emit`, and the claims beside them as csv.
-
-    notebook: such as "20_fldm_fusion"; the files are called `name`, or else "fldm_fusion". A figure
-    of the smoke preset carries a watermark. origin: further arguments of `emit`.
-    """
-    name = name or notebook.partition("_")[2]
-    if settings.preset_name == "smoke":
-        figure.text(0.5, 0.5, WATERMARK, rotation=20, ha="center", va="center", fontsize=14,
-                    color="#00000033", zorder=10)  # fmt: skip
-    origin = {"device": "cuda" if torch.cuda.is_available() else "cpu"} | origin
-    parameters = asdict(settings)
-    parameters = {"preset": parameters.pop("preset_name"), **parameters}
-    paths = emit(name, figure, plotted, parameters, output, notebook=notebook, **origin)
-    if table := list(claims):
-        paths["claims"] = Path(output) / f"{name}_claims.csv"
-        with written_whole(paths["claims"]) as unfinished:
-            claims_table(table).to_csv(unfinished, index=False)
-    return paths

@@ -21,7 +21,7 @@ from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
 from vala_research.evaluation.comparison_figures import axis_title, gains_figure
 from vala_research.evaluation.comparison_tables import METRICS, comparison_table, gain_of
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments import default_edit
 from vala_research.experiments.contract import CLIP, PUBLISHED, EditPreset
@@ -179,6 +179,7 @@ def page(rows: pd.DataFrame) -> pd.DataFrame:
     return scaled.set_axis([METRICS[m].axis for m in shown], axis=1).round(2)
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Figure:
     """Gains of each setting on the start; beside its name its evaluations over the start's."""
     compared = table(rows)
@@ -186,6 +187,7 @@ def figure(rows: pd.DataFrame) -> Figure:
     return gains_figure(compared, relative.to_dict(), (*PLOTTED, "success"))
 
 
+@drawn
 def cost_figure(rows: pd.DataFrame) -> Figure:
     """Quality against evaluations: a line through the numbers of steps, and a point per setting.
 

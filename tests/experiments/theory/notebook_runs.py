@@ -11,7 +11,7 @@ def run(notebook: str, folder: Path, **parameters) -> tuple[dict, pd.DataFrame]:
     """The parameters that a notebook recorded, and its rows; it writes these files and no more."""
     name, out = notebook.partition("_")[2], folder / "out"
     test_notebooks.run(notebook, folder, output=str(out), **parameters)
-    kinds = (".pdf", ".png", ".csv", ".json", "_claims.csv")
+    kinds = (".pdf", ".png", ".csv", ".tex", ".json", "_claims.csv")
     assert {p.name for p in out.iterdir()} == {f"{name}{kind}" for kind in kinds} | {"rows.csv"}
     record = json.loads((out / f"{name}.json").read_text())
     assert record["notebook"] == notebook

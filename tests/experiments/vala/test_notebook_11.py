@@ -18,7 +18,7 @@ def test_inversion_fidelity(tmp_path, miniature):
     run("11_vala_inversion_fidelity", tmp_path, output=str(out), **parameters)
     record = json.loads((out / "vala_inversion_fidelity.json").read_text())
     assert record["parameters"]["methods"] == parameters["methods"]
-    assert {p.suffix for p in out.iterdir()} == {".pdf", ".png", ".csv", ".json"}
+    assert {p.suffix for p in out.iterdir()} == {".pdf", ".png", ".csv", ".tex", ".json"}
 
 
 def planted(n_clips: int = 6, **changed) -> pd.DataFrame:

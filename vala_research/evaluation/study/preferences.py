@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from scipy.stats import binomtest
 
 from vala_research import InputError
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.statistics import clips_needed, paired_gain
 from vala_research.evaluation.study.trials import QUESTIONS
 
@@ -127,6 +127,7 @@ def raters_needed(rows: pd.DataFrame, difference: float, question: str = "overal
     return clips_needed(difference, float(by_rater(rows).std(ddof=1)))
 
 
+@drawn
 def figure(table: pd.DataFrame) -> Picture:
     """Shares of answers for a, neither and b, by question and comparison; `table` of `shares`."""
     groups = list(dict.fromkeys(zip(table.group, table.a, table.b, strict=True)))

@@ -21,7 +21,7 @@ from vala_research.editing.plan import Plan
 from vala_research.evaluation.comparison_figures import axis_title, intervals, within_clips
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import Claim, held_out_gain
 from vala_research.experiments.contract import POINT
@@ -142,6 +142,7 @@ def by_ratio(values: pd.DataFrame) -> pd.DataFrame:
 # --- curves over the ratio ----------------------------------------------------------------------
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw each metric over the video model's share a, between the levels of the single models.
 

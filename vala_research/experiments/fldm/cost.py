@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.memory import MEBIBYTE
 from vala_research.evaluation.verdicts import Claim
 from vala_research.evaluation.weightless import stable_diffusion, stored_bytes
@@ -137,6 +137,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
 PARTS = {IMAGE: COLOURS[0], VIDEO: COLOURS[1], FUSED: COLOURS[2]}
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Picture:
     """FLOPs of a fused edit beside its sources' FLOPs, stacked, and peak memory beside theirs.
 

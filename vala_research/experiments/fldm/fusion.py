@@ -25,7 +25,7 @@ from vala_research.evaluation.comparison_figures import (
 )
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
 from vala_research.experiments.contract import POINT
 from vala_research.experiments.fldm.settings import (
@@ -117,6 +117,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
 # --- alignment against consistency --------------------------------------------------------------
 
 
+@drawn
 def figure(
     rows: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PANELS, n_panels: int = 2
 ) -> Picture:

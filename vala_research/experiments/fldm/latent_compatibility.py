@@ -21,7 +21,7 @@ from vala_research.evaluation.benchmark import edited_frames
 from vala_research.evaluation.comparison_figures import axis_title, interval_mark, within_clips
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, comparison_table
 from vala_research.evaluation.edit_settings import EditSetting, equip
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.statistics import paired_gain, summarise
 from vala_research.evaluation.verdicts import Claim
@@ -173,6 +173,7 @@ def picture(settings: Settings) -> Picture:
     return strip(lines, 6, f"{case.source_prompt}  ->  {case.prompt}", 96)
 
 
+@drawn
 def figure(rows: pd.DataFrame, measure: str = "centred") -> Picture:
     """Draw the cosine of each source to the video model over t, and what its fusion is worth.
 

@@ -20,7 +20,7 @@ from vala_research.editing.plan import Plan
 from vala_research.evaluation.comparison_figures import axis_title, within_clips
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.statistics import paired_gain, summarise
 from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
 from vala_research.evaluation.weightless import weightless
@@ -175,6 +175,7 @@ LOOKS = {
 SHIFTS = {IMAGE: 0.96, VIDEO: 1.04, FUSED: 1.0}  # intervals side by side
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Picture:
     """Quality, seams and memory against the number of frames, with 95% intervals within clips."""
     metrics = [m for m in SHOWN if m in rows]

@@ -21,7 +21,7 @@ from vala_research.editing.source import Source
 from vala_research.evaluation.comparison_figures import axis_title, within_clips
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.flops import meta_policy, relative
 from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
 from vala_research.evaluation.weightless import weightless
@@ -191,6 +191,7 @@ def _facts(rows: pd.DataFrame) -> list[Claim]:
     return facts
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Picture:
     """Quality against the number of sources, one line per rule; last, what each number costs.
 

@@ -24,7 +24,7 @@ from vala_research.editing.plan import Plan
 from vala_research.evaluation.comparison_figures import axis_title
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.statistics import Gain, paired_gain
 from vala_research.evaluation.verdicts import Claim, check_settings
 from vala_research.experiments.fldm.settings import (
@@ -169,6 +169,7 @@ def _gain_of_choosing(values: pd.DataFrame) -> Gain:
 # --- maps ---------------------------------------------------------------------------------------
 
 
+@drawn
 def figure(
     rows: pd.DataFrame, metrics: Sequence[str] | None = None, baseline: str = RELEASED
 ) -> Picture:

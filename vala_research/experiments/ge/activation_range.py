@@ -20,6 +20,7 @@ from vala_research.evaluation.benchmark import edited_frames
 from vala_research.evaluation.comparison_figures import gains_figure
 from vala_research.evaluation.comparison_tables import comparison_table
 from vala_research.evaluation.edit_settings import EditSetting
+from vala_research.evaluation.figures import drawn
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.ge.adapter_variants import (
     ADAPTERS,
@@ -100,6 +101,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return comparison_table(rows, "without")
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Figure:
     """Gains of every range on the model without an adapter."""
     return gains_figure(table(rows))

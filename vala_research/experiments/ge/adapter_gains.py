@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from vala_research.evaluation.comparison_figures import gains_figure
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, comparison_table
 from vala_research.evaluation.edit_settings import EditSetting
+from vala_research.evaluation.figures import drawn
 from vala_research.evaluation.statistics import Gain
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import ATTENTIONS, CLIP, POINT, PUBLISHED, LaterClipsPreset
@@ -103,6 +104,7 @@ def side_table(rows: pd.DataFrame) -> pd.DataFrame:
     return in_sides(rows).groupby(["host", "adapter"], sort=False)[numbers].mean()
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Figure:
     """Gains by the adapter on each host and on their mean."""
     return gains_figure(table(rows), metrics=SHOWN)

@@ -15,6 +15,7 @@ from vala_research.diffusion.bilateral_inversion import BilateralInversion
 from vala_research.evaluation.comparison_figures import gains_figure
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT
 from vala_research.evaluation.edit_settings import EditSetting
+from vala_research.evaluation.figures import drawn
 from vala_research.evaluation.statistics import Gain
 from vala_research.evaluation.verdicts import Claim, n_clips_of
 from vala_research.experiments.contract import POINT
@@ -62,6 +63,7 @@ table = adapter_gains.table
 costs = host_settings.costs
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Figure:
     """Gains by the filter on each host and on their mean."""
     return gains_figure(table(rows), metrics=SHOWN)

@@ -19,7 +19,7 @@ from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import edited_frames
 from vala_research.evaluation.comparison_tables import METRICS, gain_of
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.figures import Picture
+from vala_research.evaluation.figures import Picture, drawn
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.statistics import Gain
 from vala_research.evaluation.verdicts import Claim
@@ -131,6 +131,7 @@ def _gains_on_none(rows: pd.DataFrame) -> Iterator[tuple[str, str, Gain]]:
             yield name.partition(",")[0], metric, gain
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Figure:
     """Gains by the adapter under each condition and on their mean."""
     return adapter_gains.figure(controlled(rows))

@@ -16,6 +16,7 @@ from vala_research import chosen_from
 from vala_research.evaluation.comparison_figures import gains_figure
 from vala_research.evaluation.comparison_tables import comparison_table
 from vala_research.evaluation.edit_settings import EditSetting
+from vala_research.evaluation.figures import drawn
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.ge.adapter_variants import (
     ADAPTERS,
@@ -103,6 +104,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return comparison_table(rows, "without")
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Figure:
     """Gains of every configuration on the model without an adapter."""
     return gains_figure(table(rows))

@@ -18,7 +18,7 @@ from vala_research.adapter.temporal_adapter import temporal_features
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.comparison_tables import comparison_table
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim, n_clips_of
 from vala_research.experiments.contract import (
     ATTENTIONS,
@@ -182,6 +182,7 @@ def edit_gains(settings: Settings) -> pd.DataFrame | None:
     return comparison_table(pd.read_csv(path), ALONE) if path.exists() else None
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Picture:
     """Above: similarity over the steps of edits. Below: over the training, and its variation.
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from vala_research import InputError
 from vala_research.data.clips import write_clip
+from vala_research.evaluation.figures import drawn
 from vala_research.evaluation.statistics import Gain
 from vala_research.evaluation.study import answers, preferences
 from vala_research.evaluation.study.page import write_study
@@ -128,6 +129,7 @@ def table(rows: pd.DataFrame, most_failed: float = answers.MOST_FAILED) -> pd.Da
     return preferences.shares(answers.kept(rows, most_failed)[0])
 
 
+@drawn
 def figure(rows: pd.DataFrame, most_failed: float = answers.MOST_FAILED) -> Figure:
     """Shares of answers by editor and question."""
     return preferences.figure(table(rows, most_failed))

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import edit_cases, folder_cases
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import save_rows
 from vala_research.experiments.theory.attention_heads import Judge, head_rows
@@ -134,6 +134,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     ]  # fmt: skip
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw measured over bound, the same as tokens approach, and how near tokens can come.
 

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import save_rows
 from vala_research.experiments.theory.settings import ClipPreset
@@ -126,6 +126,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     ]  # fmt: skip
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw distances after over before, and stretches over the window's mass.
 

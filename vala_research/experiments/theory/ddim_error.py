@@ -17,7 +17,7 @@ from vala_research.diffusion.bilateral_inversion import BilateralInversion
 from vala_research.diffusion.schedule import Schedule
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import sprite_cases
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import STABLE_DIFFUSION, save_rows
 from vala_research.experiments.theory.error_growth import network, study
@@ -123,6 +123,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     ]  # fmt: skip
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw all bounds along one schedule, and what noise adds; below, errors of each model.
 

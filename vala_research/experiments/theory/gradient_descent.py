@@ -21,7 +21,7 @@ from vala_research.adapter.settings import AdapterSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter, temporal_features
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import Case
-from vala_research.evaluation.figures import BLUE, COLOURS, PAPER, RED, STYLE, Picture
+from vala_research.evaluation.figures import BLUE, COLOURS, PAPER, RED, STYLE, Picture, drawn
 from vala_research.evaluation.probes import View, short_name
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import save_rows
@@ -198,10 +198,11 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
 
 
 def _means(rows: pd.DataFrame) -> pd.DataFrame:
-    measured = rows[rows.part == "adapter"]
-    return measured.groupby(["space", "step"])[["loss", "similarity"]].mean().reset_index()
+    by_step = rows[rows.part == "adapter"].groupby(["space", "step"])
+    return by_step[["loss", "similarity"]].mean().reset_index()
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw C.4 and C.5 on small vectors; below, the descents of a network, means over sites."""
     names = {"loss": "$L$, mean over sites", "similarity": r"mean similarity $\bar s$"}
@@ -213,8 +214,7 @@ def figure(rows: pd.DataFrame) -> Picture:
         for axes, (name, words) in zip(below.subplots(1, 2), names.items(), strict=True):
             for (space, path), colour in zip(paths, (RED, BLUE), strict=True):
                 axes.plot(path.step, path[name], color=colour, label=space)
-            axes.set(xlabel="step", ylabel=words)
-        below.axes[0].set(yscale="log")
+            axes.set(xlabel="step", ylabel=words, yscale="log" if name == "loss" else "linear")
         below.axes[0].legend(title="descent in the")
     return picture
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from vala_research import InputError
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.sheet import AS_PLACED
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import Preset, save_rows
@@ -82,6 +82,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     ]  # fmt: skip
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw statement, the paper's claim, verdict, tightness of the correction, counterexample.
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import Case
-from vala_research.evaluation.figures import BLUE, GREEN, PAPER, RED, STYLE, Picture
+from vala_research.evaluation.figures import BLUE, GREEN, PAPER, RED, STYLE, Picture, drawn
 from vala_research.evaluation.probes import decoder_layers, feature_maps, short_name
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import save_rows
@@ -125,16 +125,18 @@ def pictured(n_frames: int) -> dict[str, Float[Tensor, "f 3 y x"]]:
     return {kind: case.frames for kind, case in sprite_flicker(1, n_frames=n_frames)[0].items()}
 
 
-def figure(rows: pd.DataFrame, frames: Mapping[str, Float[Tensor, "f 3 y x"]]) -> Picture:
+@drawn
+def figure(rows: pd.DataFrame, n_frames: int) -> Picture:
     """Draw the constants C.2, C.3 and C.1; below, each kind of clip with its losses.
 
-    frames: of `pictured`. A loss of exactly 0 stands at the left end of its axis.
+    n_frames: of the clips, which `pictured` renders. A loss of exactly 0 stands at the left end of
+    its axis.
     """
     with rc_context(STYLE):
         picture = Picture(figsize=(7.05, 4.5), layout="constrained")
         above, below = picture.subfigures(2, 1)
         _constants(above, rows)
-        _flicker(below, rows[rows.part == "flicker"], frames)
+        _flicker(below, rows[rows.part == "flicker"], pictured(n_frames))
     return picture
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from vala_research import InputError, read_clip
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation import statistics
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import OPEN, Claim
 from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, save_rows
@@ -181,6 +181,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     return [Claim.of_gain(lost, "D(S), reduction", gain), *facts]
 
 
+@drawn
 def figure(rows: pd.DataFrame, n_shots: int | None = None) -> Picture:
     """Draw effective anchors of each kind of descriptor beside the excess of key frames.
 

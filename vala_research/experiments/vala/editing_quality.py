@@ -14,6 +14,7 @@ from vala_research.diffusion.attention import Keyframes
 from vala_research.evaluation.comparison_figures import gains_figure
 from vala_research.evaluation.comparison_tables import METRICS, comparison_table, gain_of, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
+from vala_research.evaluation.figures import drawn
 from vala_research.evaluation.flops import forward_flops, meta_policy, meta_unet
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import Claim
@@ -99,6 +100,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return compared.assign(cost=compared.setting.map(_costs(rows)))
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Figure:
     """What each policy gains on editing frame by frame, its cost beside its name."""
     gains, costs = table(rows), _costs(rows)

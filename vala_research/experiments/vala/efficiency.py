@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from torch import Tensor
 
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.flops import meta_unet
 from vala_research.evaluation.memory import edit_memory
 from vala_research.evaluation.verdicts import Claim
@@ -187,6 +187,7 @@ def costs(rows: pd.DataFrame) -> pd.DataFrame:
     return part_of(rows, "policies", "curves").drop(columns="part")
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw FLOPs relative to editing frame by frame, against the number of frames."""
     counted = costs(rows).sort_values("frames", kind="stable")
@@ -206,6 +207,7 @@ def figure(rows: pd.DataFrame) -> Picture:
     return fig
 
 
+@drawn
 def memory_figure(rows: pd.DataFrame, shows_process: bool = True) -> Picture:
     """Draw peak memory against frames: live tensors, and the growth of the process since the first.
 

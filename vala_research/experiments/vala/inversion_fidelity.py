@@ -23,7 +23,7 @@ from vala_research.diffusion.attention import ANCHORS
 from vala_research.diffusion.fixed_point import QUICK
 from vala_research.diffusion.inversion import InversionSettings
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.metrics import inversion_psnr
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, save_rows
@@ -182,6 +182,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     return claims
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw PSNR to the VAE round trip against network passes, one line per method and attention."""
     means = table(rows)

@@ -14,6 +14,7 @@ from vala_research.editing.hosts import HOSTS
 from vala_research.evaluation.comparison_figures import gains_figure
 from vala_research.evaluation.comparison_tables import METRICS, comparison_table, gain_of
 from vala_research.evaluation.edit_settings import EditSetting
+from vala_research.evaluation.figures import drawn
 from vala_research.evaluation.flops import forward_flops, meta_policy, meta_unet
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import CLIP, POINT, PUBLISHED
@@ -89,6 +90,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return compared.assign(cost=compared.setting.map(_costs(rows)))
 
 
+@drawn
 def figure(rows: pd.DataFrame) -> Figure:
     """What each choice gains on random key frames, its cost beside its name."""
     gains = table(rows)
