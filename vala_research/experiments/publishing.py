@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 from vala_research import chosen_from
 from vala_research.evaluation.figures import drawn_again, emit
+from vala_research.evaluation.panel import papermill_line
 from vala_research.evaluation.recorded import record_metrics
 from vala_research.evaluation.verdicts import Claim, claims_table
 from vala_research.experiments.contract import Preset
@@ -82,12 +82,7 @@ def command(notebook: str, settings: Preset) -> str:
         for field in fields(settings)
         if getattr(settings, field.name) != getattr(usual, field.name)
     }
-    words = ["papermill", f"notebooks/{notebook}.ipynb", "run.ipynb", "--cwd", "notebooks"]
-    words += ["-p", "preset", settings.preset_name]
-    for key, value in given.items():
-        text = ";".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-        words += ["-p", key, text]
-    return shlex.join(words)
+    return papermill_line(notebook, {"preset": settings.preset_name} | given)
 
 
 def metrics_of(plotted: Any, claims: Iterable[Claim]) -> dict[str, float | str]:

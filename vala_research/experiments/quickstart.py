@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vala_research.assets import demo_clip
 from vala_research.diffusion.inversion import METHODS
+from vala_research.editing.hosts import HOSTS
 from vala_research.evaluation.figures import Picture
 from vala_research.evaluation.metrics import estimate_flow, psnr, ssim, warp_error
 from vala_research.evaluation.sheet import strip
@@ -27,7 +28,7 @@ class Settings(Preset):
     """Parameters of notebook 00."""
 
     PRESETS = {"smoke": {}, "paper": {"model": STABLE_DIFFUSION}}
-    CHOICES = {"attention": ATTENTIONS, "inversion": METHODS}
+    CHOICES = {"attention": ATTENTIONS, "inversion": METHODS, "host": HOSTS}
 
     model: str = "miniature"  # or a folder or a hub id
     clip: str = demo_clip()  # a video, gif or folder of frames
@@ -37,6 +38,7 @@ class Settings(Preset):
     size: int = 0  # side of the square frames, in pixels; 0: the model's own
     # None, from here on: the model's own value, `pipe.edit_defaults`.
     attention: str | None = None  # "own", "first", "sparse_causal", "extended" or "anchors"
+    host: str | None = None  # another paper's editor, such as "token_flow"
     inversion: str | None = None  # "ddim", "exact", "bilateral" or "null_text"
     injection: float | None = None  # first share of the steps that use the source's features
     steps: int | None = None  # diffusion steps each way

@@ -55,14 +55,15 @@ class Panel:
     """The controls by their description, and what the panel shows."""
 
     def __init__(self, grid: FusionGrid):
-        *controls, self._text, self.clip, self.plot = explore_fusion(grid).children
-        self.controls = {c.description: c for c in controls}
+        self.box = explore_fusion(grid)
+        self._text, (self.clip, self.plot) = self.box.text, self.box.pictures
+        self.controls = {c.description: c for c in self.box.controls.values()}
 
     text = property(lambda self: self._text.value)
 
     def move(self, kind: str, a: float, tau: float) -> None:
-        for name, value in zip(self.controls, (kind, a, tau), strict=False):
-            self.controls[name].value = value
+        for name, value in zip(("kind", "a", "tau"), (kind, a, tau), strict=True):
+            self.box.controls[name].value = value
 
     def shown(self) -> np.ndarray:
         return np.asarray(Image.open(BytesIO(self.clip.value)).convert("RGB"))
@@ -180,7 +181,7 @@ def test_a_redraw_takes_a_small_part_of_a_second():
     seconds = []
     for value in (0.0, 0.5, 1.0):
         start = time.process_time()
-        panel.controls["video model's share a"].value = value
+        panel.controls["video's share a"].value = value
         seconds.append(time.process_time() - start)
     assert panel.clip.value and min(seconds) < 0.5
 
@@ -204,11 +205,30 @@ def test_a_kept_grid_makes_rows_and_figure(tmp_path):
     rows = explorer.run(settings, tmp_path / "out")
     assert [tuple(p) for p in rows[["schedule", "a", "tau"]].to_numpy()] == points
     assert rows.edit.tolist() == [0, 1] and rows.is_shown.all() and (rows.redraw > 0).any()
-    assert not (tmp_path / "out" / "grid.safetensors").exists()
+    assert not list((tmp_path / "out").glob("*.safetensors"))
     kept = pd.read_csv(tmp_path / "out" / "rows.csv")
     pd.testing.assert_frame_equal(explorer.table(kept), explorer.table(rows))
     again = explorer.kept_grid(settings, tmp_path / "out")
     assert explorer.figure(rows, again).axes[0].get_title() == "tau 0"
+
+
+def test_the_menu_switches_the_clip_and_lists_the_grids_of_the_folder(tmp_path):
+    one, two = made(), replace(made(), prompt="a blue star")
+    panel = explore_fusion({"this clip": one, "colour_1": two})
+    before = panel.text.value
+    panel.controls["clip"].value = "colour_1"
+    assert "a blue star" in panel.text.value != before
+    panel.copy.click()
+    assert "27_fldm_explorer.ipynb" in panel.busy.value and "-p taus" in panel.busy.value
+    with pytest.raises(InputError, match="different points"):
+        explore_fusion({"a": one, "b": replace(one, edit_of={("constant", 0.0, 0.0): 0})})
+
+    one.save(tmp_path / "grid_colour_0.safetensors")
+    two.save(tmp_path / "grid_shape_3.safetensors")
+    few = replace(one, edit_of={("constant", 0.0, 0.0): 0})
+    few.save(tmp_path / "grid_colour_9.safetensors")  # other points
+    grids = explorer.kept_grids(explorer.Settings.preset("smoke"), tmp_path)
+    assert list(grids) == ["this clip", "shape_3"]
 
 
 def test_a_point_that_is_not_shown_is_told():

@@ -64,4 +64,5 @@ def test_the_explorer(tmp_path):
     assert seconds < 240  # 15 on an idle machine
     table = pd.read_csv(out / "fldm_explorer.csv")
     assert len(table) == 8 and table.edit.nunique() == 4
-    assert (out / "grid.safetensors").exists() and emitted(out, "fldm_explorer")["n_frames"] == 3
+    assert (out / "grid_colour_0.safetensors").exists()
+    assert emitted(out, "fldm_explorer")["n_frames"] == 3

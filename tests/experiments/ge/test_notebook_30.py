@@ -32,8 +32,9 @@ def test_bilateral_inversion(tmp_path, miniature):
     run("30_ge_bilateral_inversion", tmp_path, n_clips=1, steps=[3], windows=[0, 3, 5],
         hosts=["own"], edit_steps=2, output=str(out))  # fmt: skip
     names = {"ge_bilateral_steps", "ge_bilateral_edits"}
-    assert {p.name for p in out.iterdir()} == {"rows.csv", "ge_bilateral_steps_claims.csv"} | {
-        f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv", "json")
+    more = {"rows.csv", "ge_bilateral_steps_claims.csv", "ge_bilateral_steps_rows.csv"}
+    assert {p.name for p in out.iterdir()} == more | {
+        f"{name}.{kind}" for name in names for kind in ("pdf", "png", "csv", "tex", "json")
     }
     record = json.loads((out / "ge_bilateral_steps.json").read_text())
     assert record["parameters"]["windows"] == [0, 3, 5]

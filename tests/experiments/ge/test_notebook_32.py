@@ -56,7 +56,7 @@ def test_activation_range(tmp_path, miniature):
     out = tmp_path / "out"
     seconds = run("33_ge_activation_range", tmp_path, output=str(out))
     assert seconds < 240  # 20 on an idle machine
-    assert len(list(out.glob("ge_activation_strip.*"))) == 4
+    assert len(list(out.glob("ge_activation_strip.*"))) == 5
     rows = pd.read_csv(out / "rows.csv").set_index(["setting", "index"]).psnr
     # Four steps hold none from .9 T on, where the adapter then changes nothing.
     none, some = "trained 0.5-1, acting 0.9-1", "trained 0.5-1, acting 0.5-1"

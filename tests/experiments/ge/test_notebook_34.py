@@ -20,8 +20,9 @@ def run(folder: Path, **parameters) -> dict[str, dict]:
     out = folder / "out"
     run_notebook("34_ge_attention_maps", folder, output=str(out), **parameters)
     names = ("ge_attention_maps", "ge_feature_maps")
-    written = {p.name for p in out.iterdir()} - {"rows.csv", "ge_attention_maps_claims.csv"}
-    assert written == {f"{n}.{kind}" for n in names for kind in ("pdf", "png", "csv", "json")}
+    more = {"rows.csv", "ge_attention_maps_claims.csv", "ge_feature_maps_rows.csv"}
+    kinds = ("pdf", "png", "csv", "tex", "json")
+    assert {p.name for p in out.iterdir()} == more | {f"{n}.{k}" for n in names for k in kinds}
     return {n: json.loads((out / f"{n}.json").read_text()) for n in names}
 
 

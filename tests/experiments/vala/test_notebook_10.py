@@ -30,7 +30,7 @@ from vala_research.sprites.scene import random_scene, split_generator
 
 NAME = "10_vala_anchors"
 FILES = {f"vala_anchors{part}.{kind}" for part in ("", "_counted")
-         for kind in ("csv", "json", "pdf", "png")}  # fmt: skip
+         for kind in ("csv", "json", "pdf", "png", "tex")}  # fmt: skip
 FILES |= {"rows.csv", "vala_anchors_counted_claims.csv"}
 pytest.importorskip("seaborn")
 pytest.importorskip("ipywidgets")

@@ -70,11 +70,13 @@ class Settings(Preset):
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     """Make the grid in `output`, unless settings.grid is one, and redraw every point of the panel.
 
+    A grid of another clip of the same settings stays beside it, for the panel's menu of clips.
+
     Rows, one per point: schedule, a, tau, edit (its place in the grid), what was measured of the
     edit, redraw (processor seconds until it is shown) and is_shown (without an error).
     """
     if not settings.grid:
-        path = check_output(Path(output) / "grid.safetensors", makes_parents=True)
+        path = check_output(Path(output) / grid_name(settings), makes_parents=True)
         made_grid(settings).save(path)
     grid = kept_grid(settings, output)
     drawn = redraws(explore_fusion(grid), grid)
@@ -101,7 +103,24 @@ def made_grid(settings: Settings) -> FusionGrid:
 
 def kept_grid(settings: Settings, output: str | Path) -> FusionGrid:
     """Load the grid that `run` made, or settings.grid."""
-    return FusionGrid.load(settings.grid or Path(output) / "grid.safetensors")
+    return FusionGrid.load(settings.grid or Path(output) / grid_name(settings))
+
+
+def kept_grids(settings: Settings, output: str | Path) -> dict[str, FusionGrid]:
+    """The grids in `output` that have the points of this one, by the names of their clips."""
+    own = {"this clip": kept_grid(settings, output)}
+    points = set(own["this clip"].edit_of)
+    for path in sorted(Path(output).glob("grid_*.safetensors")):
+        other = FusionGrid.load(path)
+        if path.name != grid_name(settings) and set(other.edit_of) == points:
+            own[path.stem.removeprefix("grid_")] = other
+    return own
+
+
+def grid_name(settings: Settings) -> str:
+    """The file of a clip's grid."""
+    clip = Path(settings.clip).stem if settings.clip else f"{settings.kind}_{settings.index}"
+    return f"grid_{clip}.safetensors"
 
 
 def redraws(shown, grid: FusionGrid) -> dict[Point, dict]:
@@ -109,12 +128,12 @@ def redraws(shown, grid: FusionGrid) -> dict[Point, dict]:
 
     One move redraws once per control that changes.
     """
-    controls, plot = shown.children[:3], shown.children[-1]
+    controls, plot = shown.controls, shown.pictures[-1]
     drawn = {}
     for point in grid.edit_of:
         start = time.process_time()
-        for control, value in zip(controls, point, strict=True):
-            control.value = value
+        for name, value in zip(("kind", "a", "tau"), point, strict=True):
+            controls[name].value = value
         drawn[point] = {"redraw": time.process_time() - start, "is_shown": bool(plot.value)}
     return drawn
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,45 +19,55 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vala_research import InputError
 from vala_research.evaluation.comparison_tables import METRICS
 from vala_research.evaluation.figures import COLOURS, STYLE
-from vala_research.evaluation.panel import panel
+from vala_research.evaluation.panel import LOOK, WIDE, panel, papermill_line
 from vala_research.experiments.fldm.grid import FusionGrid, Point
 from vala_research.methods.fusion import FusionSchedule
 
 PLOTTED = ("warp_error", "clip_t")  # consistency, alignment
 
 
-def explore_fusion(grid: FusionGrid):
+def explore_fusion(grid: FusionGrid | Mapping[str, FusionGrid], output: str | Path = "runs"):
     """Show a panel of ipywidgets: schedule, a and tau by hand; clip and metrics are looked up.
 
-    The clip is a strip of frames, or moves. Raises InputError without ipywidgets.
+    grid: or several, by the names in a menu of clips; all of the same points. The clip is a strip
+    of frames, or moves. Raises InputError without ipywidgets, and for grids of different points.
     """
-    kinds, values, taus = (list(dict.fromkeys(axis)) for axis in zip(*grid.edit_of, strict=True))
+    grids = {"": grid} if isinstance(grid, FusionGrid) else dict(grid)
+    first = next(iter(grids.values()))
+    if any(set(other.edit_of) != set(first.edit_of) for other in grids.values()):
+        raise InputError("The grids have different points: show grids of the same settings.")
+    kinds, values, taus = (list(dict.fromkeys(axis)) for axis in zip(*first.edit_of, strict=True))
 
     def controls(widgets) -> dict:
-        style = {"description_width": "11em"}
-        look = dict(style=style, continuous_update=True, layout=widgets.Layout(width="36em"))
+        look = dict(style=LOOK, continuous_update=True, layout=widgets.Layout(width=WIDE))
         return {
-            "kind": widgets.ToggleButtons(options=kinds, description="schedule", style=style),
+            "kind": widgets.Dropdown(options=kinds, description="schedule", style=LOOK,
+                                     layout=widgets.Layout(width=WIDE)),
             "a": widgets.SelectionSlider(
                 options=values, value=values[len(values) // 2],
-                description="video model's share a", **look,
+                description="video's share a", **look,
             ),
-            "tau": widgets.SelectionSlider(
-                options=taus, description="tau (share of the steps)", **look
-            ),
+            "tau": widgets.SelectionSlider(options=taus, description="tau", **look),
             "show": widgets.ToggleButtons(
-                options=["strip", "animation"], description="show", style=style
+                options=["strip", "animation"], description="show",
+                style=LOOK | {"button_width": "6em"},
             ),
         }  # fmt: skip
 
-    def redraw(kind: str, a: float, tau: float, show: str):
-        point = (kind, a, tau)
-        clip = picture(grid, point, show == "animation")
-        return summary(grid, point), [clip, ("png", metrics_plot(grid, point))]
+    def redraw(kind: str, a: float, tau: float, show: str, clip: str = next(iter(grids))):
+        point, shown = (kind, a, tau), grids[clip]
+        strip = picture(shown, point, show == "animation")
+        return summary(shown, point), [strip, ("png", metrics_plot(shown, point))]
 
-    return panel(controls, redraw, n_pictures=2)
+    def command(at: Mapping[str, Any]) -> str:
+        shown = {"schedules": at["kind"], "ratios": at["a"], "taus": at["tau"]}
+        return papermill_line("27_fldm_explorer", shown)
+
+    menu = list(grids) if len(grids) > 1 else ()
+    return panel(controls, redraw, 2, menu, command, "fldm_explorer", output)
 
 
 def summary(grid: FusionGrid, point: Point) -> str:
@@ -101,9 +113,9 @@ def metrics_plot(grid: FusionGrid, point: Point) -> bytes:
     """This edit among all of the grid, and the weights that made it; PNG."""
     # Placed by hand: the layout engine would take most of the redraw.
     with rc_context(STYLE | {"figure.constrained_layout.use": False}):
-        fig = Figure(figsize=(7.2, 2.3))
+        fig = Figure(figsize=(6.4, 1.9))
         left, right = fig.subplots(1, 2)
-        fig.subplots_adjust(left=0.1, right=0.98, bottom=0.22, top=0.88, wspace=0.25)
+        fig.subplots_adjust(left=0.1, right=0.98, bottom=0.25, top=0.86, wspace=0.25)
         _edits_panel(left, grid.rows, grid.edit_of[point])
         _weights_panel(right, point, grid.n_steps)
         data = BytesIO()
