@@ -13,6 +13,7 @@
 * `bilateral` is `ddim` from smoothed latents, see `bilateral_inversion`.
 * `null_text` is `ddim`; see `null_text`.
 * `noise` and `motion_field` do not invert: an edit starts from noise, see `noise_start`.
+* `flow_edit` and `flow_align` do not invert: an edit moves the clip itself, see `difference`.
 """
 
 import warnings
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from vala_research import InputError
 from vala_research.diffusion.bilateral_inversion import BilateralInversion, fractions
+from vala_research.diffusion.difference import DifferenceEdit
 from vala_research.diffusion.fixed_point import ExactSettings, Solution, fixed_point
 from vala_research.diffusion.noise_start import NoiseStart
 from vala_research.diffusion.null_text import NullText, NullTextSettings
@@ -42,7 +44,9 @@ class DdimSettings:
 
 InversionSettings = (
     DdimSettings | ExactSettings | NullTextSettings | BilateralInversion | NoiseStart
-)
+    | DifferenceEdit
+)  # fmt: skip
+WITHOUT = (NoiseStart, DifferenceEdit)  # edits that invert nothing
 METHODS: dict[str, InversionSettings] = {
     "ddim": DdimSettings(),
     "exact": ExactSettings(),
@@ -50,6 +54,8 @@ METHODS: dict[str, InversionSettings] = {
     "null_text": NullTextSettings(),
     "noise": NoiseStart(),
     "motion_field": NoiseStart(motion=(12 / 512, 12 / 512), share=0.06),
+    "flow_edit": DifferenceEdit(),
+    "flow_align": DifferenceEdit(n_max=1.0, zeta=0.01),
 }
 
 
@@ -121,10 +127,10 @@ def invert(
     Raises InputError for an unknown method, and for a filter that does not fit z_0.
     """
     settings = get_inversion(inversion)
-    if isinstance(settings, NoiseStart):
+    if isinstance(settings, WITHOUT):
         raise InputError(
-            "An edit that starts from noise inverts nothing: give this to an edit, or another "
-            "inversion."
+            "An edit that starts from noise, or from the clip itself, inverts nothing: give this "
+            "to an edit, or another inversion."
         )
     if isinstance(settings, BilateralInversion):
         settings.check(schedule, tuple(z_0.shape))

@@ -8,11 +8,11 @@ from torch import nn
 from vala_research.diffusion import codec
 from vala_research.diffusion.attending import Attending
 from vala_research.diffusion.backbone import Backbone, vae_factor
+from vala_research.diffusion.difference import DifferenceEdit
 from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.diffusion.injection import Injection, n_source_steps
-from vala_research.diffusion.inversion import InversionSettings, get_inversion
+from vala_research.diffusion.inversion import WITHOUT, InversionSettings, get_inversion
 from vala_research.diffusion.motion import max_frames
-from vala_research.diffusion.noise_start import NoiseStart
 from vala_research.diffusion.null_text import NullTextSettings
 from vala_research.diffusion.schedule import Schedule
 from vala_research.editing.fusion import Fusion
@@ -107,7 +107,13 @@ def estimate_edit(
     n_injected = n_source_steps(attention, Injection.of(injection), n_steps)
     n_inverted = 0 if has_latents else n_steps * evaluations_per_step(inversion, guidance_scale)
     n_seen, n_at_once = frames_seen(pipe, attention, n_frames)
-    n_evaluations = n_seen * (n_inverted + n_steps * n_branches + n_injected)
+    n_sampled = n_steps * n_branches
+    if isinstance(edit := get_inversion(inversion), DifferenceEdit):
+        begin, sample = edit.first_steps(n_steps)
+        n_sampled = (sample - begin) * edit.n_branches(guidance_scale)
+        n_sampled += (n_steps - sample) * n_branches
+        n_branches = 3 if edit.zeta is not None else 2
+    n_evaluations = n_seen * (n_inverted + n_sampled + n_injected)
 
     h, w = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
     n_branches += n_injected > 0
@@ -142,7 +148,7 @@ def frames_seen(pipe: Any, attention: Attending, n_frames: int) -> tuple[int, in
 def evaluations_per_step(inversion: str | InversionSettings, guidance_scale: float) -> int:
     """Network evaluations per inverted step: exact for DDIM, else an upper bound."""
     settings = get_inversion(inversion)
-    if isinstance(settings, NoiseStart):
+    if isinstance(settings, WITHOUT):
         return 0
     if isinstance(settings, ExactSettings):
         return settings.max_iterations

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vala_research.adapter.activation import AdapterMixin
 from vala_research.diffusion.attending import Attending, get_policy
+from vala_research.diffusion.difference import DifferenceEdit
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
 from vala_research.diffusion.patching import one_call_at_a_time
@@ -26,6 +27,7 @@ from vala_research.editing.call import CallState, as_batch, call_back, check_gui
 from vala_research.editing.clip import clip_attention
 from vala_research.editing.construction import StableDiffusionParts
 from vala_research.editing.control import ControlMixin
+from vala_research.editing.difference import differences
 from vala_research.editing.estimate import estimate_edit
 from vala_research.editing.extras import BARE
 from vala_research.editing.fusion import Fusion, begin
@@ -111,7 +113,7 @@ class VideoEditPipeline(
             off.
         inversion: "ddim"; "exact" (slower, reconstructs to rounding error); "null_text" (slowest,
             mends what guidance breaks of "ddim"); "bilateral" (smooths the latents at every step,
-            so it reconstructs less); or the settings of one of them.
+            so it reconstructs less); none: "noise", "flow_edit", "flow_align"; or settings.
         attention: "own", "first", "sparse_causal", "extended", "anchors", or an editor's, such as
             "token_flow"; a policy; `Anchors`; or how to find them on this clip: `AnchorSettings`,
             `Keyframes`. The inversion uses the
@@ -196,7 +198,10 @@ class VideoEditPipeline(
 
         # Invert once, sample per prompt, decode.
         settings = get_inversion(inversion)
-        begin(streams, fusion, z_0, clip.latents, settings, generator, self.progress_bar)
+        if isinstance(settings, DifferenceEdit):
+            streams = differences(streams, settings, z_0, clip.latents, generator)
+        else:
+            begin(streams, fusion, z_0, clip.latents, settings, generator, self.progress_bar)
         on_step_end = None
         if callback_on_step_end is not None:
             on_step_end = partial(call_back, self, callback_on_step_end, tensor_inputs)

@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vala_research.diffusion.inversion import Inversion, get_inversion
-from vala_research.diffusion.noise_start import NoiseStart
+from vala_research.diffusion.inversion import WITHOUT, Inversion, get_inversion
 from vala_research.editing.plan import inverted_sources
 from vala_research.editing.source import Source
 from vala_research.evaluation import metrics
@@ -125,6 +124,9 @@ def inverted(
 
     The sources of a fusion invert each for itself; their reconstructions are not measured (NaN).
     """
+    if isinstance(get_inversion(s.inversion), WITHOUT):
+        sources = [] if s.fusion is None else s.fusion.built(pipe)
+        return Inverted(None, float("nan"), 0.0, 0, sources)
     if s.fusion is not None:
         sources, seconds = inverted_sources(
             pipe, s.fusion.built(pipe), frames, caption, s.num_inference_steps, s.inversion,
@@ -132,8 +134,6 @@ def inverted(
         )  # fmt: skip
         n = sum(source.latents.n_evaluations for source in sources if source.latents)
         return Inverted(None, float("nan"), seconds, n, sources)
-    if isinstance(get_inversion(s.inversion), NoiseStart):
-        return Inverted(None, float("nan"), 0.0, 0)
     start = time.perf_counter()
     drawn = torch.Generator().manual_seed(seed)
     inversion = pipe.invert(

@@ -138,8 +138,7 @@ class EditPanel:
 
     def source(self) -> tuple[str, Frames, float]:
         """The chosen clip's name, frames and frames per second: upload, path or menu."""
-        n, pipe = self.controls["n_frames"].value, self.pipe
-        side = self.settings.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
+        n, side = self.controls["n_frames"].value, self.settings.side(self.pipe)
         typed, name = self.controls["path"].value.strip(), self.controls["clip"].value
         if uploaded := self.controls["upload"].value:
             path = self.output / "uploads" / Path(uploaded[0]["name"]).name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from vala_research.evaluation.metrics import estimate_flow, psnr, ssim, warp_err
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import ATTENTIONS, STABLE_DIFFUSION, Preset
+from vala_research.experiments.edit_panel import EditPanel
 from vala_research.sprites.edits import demo_scenes
 from vala_research.sprites.render import render
 
@@ -45,12 +47,21 @@ class Settings(Preset):
     guidance: float | None = None  # how strongly the prompt acts
     seed: int = 0
 
+    def side(self, pipe) -> int:
+        """Side of the frames in pixels: as given, or the model's own."""
+        return self.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
+
     def truth(self, source: Frames) -> Frames | None:
         """Render the true edit; it is known for the demo clip under its own two captions only."""
         asked = self.clip, self.source_prompt, self.prompt
         if asked != (demo_clip(), SCENE.caption, TARGET.caption):
             return None
         return render(TARGET, 16, source.shape[-1]).frames[: len(source)]
+
+
+def panel(pipe, settings: Settings, output: str | Path) -> EditPanel:
+    """The panel "your clip": choose a clip, prompts and an editor by hand."""
+    return EditPanel(pipe, settings, output)
 
 
 def figure(settings: Settings, source: Frames, edited: Frames, truth: Frames | None) -> Picture:

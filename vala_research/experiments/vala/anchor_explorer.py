@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from math import ceil, floor, log10
 from pathlib import Path
@@ -77,6 +78,20 @@ def explore(
         lambda widgets: _controls(widgets, settings, len(frames)), redraw, clips=menu,
         command=command, name="vala_anchors_explorer", output=output,
     )  # fmt: skip
+
+
+def other_clips(pictured: Any, settings: Any, n: int = 6) -> dict[str, Clip]:
+    """The first clips of notebook 10's table by name; each is encoded when it is chosen.
+
+    pictured, settings: of `experiments.vala.anchors`.
+    """
+
+    def encoded(i: int) -> tuple[Tensor, Tensor]:
+        frames, _ = settings.frames(i, pictured.size)
+        return frames, pictured.pipe.encode(frames).float().cpu()
+
+    n = min(n, len(settings.files()) or n)
+    return {f"clip {i}": partial(encoded, i) for i in range(n)}
 
 
 def _assigned(latents: Float[Tensor, "f c h w"], settings: AnchorSettings) -> Anchors:

@@ -6,9 +6,7 @@ sets of key frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +106,6 @@ class Pictured:
     def map(self) -> Picture:
         """The clip's `anchor_map`."""
         return anchor_map(self.frames, self.anchors, tuple(self.latents.shape[-2:]))
-
-    def others(self, settings: Settings, n: int = 6) -> dict[str, Callable[[], tuple]]:
-        """The first clips of the table by name, for the explorer; encoded when they are chosen."""
-        n = min(n, len(settings.files()) or n)
-
-        def encoded(i: int) -> tuple[Tensor, Tensor]:
-            frames, _ = settings.frames(i, self.size)
-            return frames, self.pipe.encode(frames).float().cpu()
-
-        return {f"clip {i}": partial(encoded, i) for i in range(n)}
 
 
 def pictured(settings: Settings) -> Pictured:
