@@ -46,8 +46,8 @@ def test_it_is_the_formula_written_by_hand(tiny, video):
     step = list(schedule)[-1]
     a, b = step.alpha_bar_t**0.5, (1 - step.alpha_bar_t) ** 0.5
     noise = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(0))
-    text = torch.cat([tiny.encode_prompt(p, "cpu", 1, False)[0] for p in ("", "a blue star",
-                                                                          "a red star")])  # fmt: skip
+    prompts = ("", "a blue star", "a red star")
+    text = torch.cat([tiny.encode_prompt(p, "cpu", 1, False)[0] for p in prompts])
     z = a * z_0 + b * noise
 
     def clean(row: int, scale: float):

@@ -59,3 +59,9 @@ class DifferenceEdit:
         if self.zeta is not None:
             return 3
         return self.n_avg * sum(2 if w > 1 else 1 for w in (self.source_guidance, guidance_scale))
+
+    def n_calls(self, n_steps: int, guidance_scale: float) -> int:
+        """Network evaluations of a frame in the whole edit."""
+        begin, sample = self.first_steps(n_steps)
+        plain = (n_steps - sample) * (2 if guidance_scale > 1 else 1)
+        return (sample - begin) * self.n_branches(guidance_scale) + plain

@@ -109,9 +109,7 @@ def estimate_edit(
     n_seen, n_at_once = frames_seen(pipe, attention, n_frames)
     n_sampled = n_steps * n_branches
     if isinstance(edit := get_inversion(inversion), DifferenceEdit):
-        begin, sample = edit.first_steps(n_steps)
-        n_sampled = (sample - begin) * edit.n_branches(guidance_scale)
-        n_sampled += (n_steps - sample) * n_branches
+        n_sampled = edit.n_calls(n_steps, guidance_scale)
         n_branches = 3 if edit.zeta is not None else 2
     n_evaluations = n_seen * (n_inverted + n_sampled + n_injected)
 

@@ -36,6 +36,7 @@ METRICS = {
     "warp_error_truth": Metric("E_warp", "E_warp x 1000, true edit's flow", 1000, -1),
     "clip_f": Metric("CLIP-F", "CLIP-F"),
     "clip_t": Metric("CLIP-T", "CLIP-T"),
+    "background": Metric("background", "PSNR where nothing changes, dB"),
     "inversion_psnr": Metric("reconstruction", "reconstruction, dB"),
     "lpips": Metric("LPIPS", "LPIPS of neighbours", 1, -1),
     "lpips_miniature": Metric("LPIPS (miniature)", "LPIPS (miniature) x 1000", 1000, -1),

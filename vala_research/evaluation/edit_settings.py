@@ -10,8 +10,9 @@ from vala_research.diffusion.attention import Keyframes
 from vala_research.diffusion.control_pictures import PICTURES
 from vala_research.diffusion.controlnet import GIVEN
 from vala_research.diffusion.cross_frame import CrossFrame
+from vala_research.diffusion.difference import DifferenceEdit
 from vala_research.diffusion.injection import Injection, n_source_steps
-from vala_research.diffusion.inversion import InversionSettings
+from vala_research.diffusion.inversion import InversionSettings, get_inversion
 from vala_research.editing.plan import Plan
 from vala_research.methods.anchors import AnchorSettings
 
@@ -55,6 +56,8 @@ class EditSetting:
         if (plan := self.fusion) is not None:
             n_used = len(plan.sources) if plan.schedule.tau < 1 else 1
             scales = [self.guidance_scale if g is None else g for g in plan.guidances[:n_used]]
+        if isinstance(difference := get_inversion(self.inversion), DifferenceEdit):
+            return sum(difference.n_calls(n_steps, scale) for scale in scales)
         edits = n_steps * sum(1 + (scale > 1) for scale in scales)
         attention = self.attention if plan is None else "own"
         return edits + n_source_steps(attention, Injection.of(self.injection), n_steps)

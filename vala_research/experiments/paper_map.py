@@ -17,6 +17,7 @@ from vala_research.files import write_text
 
 BEGIN, END = "<!-- map: begin -->", "<!-- map: end -->"
 GE, THEORY, FLDM, VALA = "GE-Adapter", "GE-Adapter theory", "FLDM", "VALA"
+FLOW = "FlowEdit, FlowAlign"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ ITEMS = (
     Item(THEORY, "C.6 to C.9", "bilateral filter and DDIM error", ("42", "43")),
     Item(THEORY, "C.10 to C.15", "attention alignment", ("44",)),
     Item(THEORY, "all theorems", "verdicts and corrections", ("45",)),
+    Item(FLOW, "edits", "edits without an inversion beside inversion", ("50",)),
 )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from vala_research import InputError
 
 OUTPUT = "output"  # the parameter that says where a notebook writes
-PAPERS = ("vala", "fldm", "ge", "theory")
+PAPERS = ("vala", "fldm", "ge", "theory", "flow")
 
 
 def find_notebook(name: str | Path, folder: str | Path | None = None) -> Path:

@@ -1,0 +1,1 @@
+"""Experiments of editing without inversion, and of flow models."""
