@@ -10,8 +10,14 @@ from vala_research import InputError
 from vala_research.evaluation.comparison_tables import METRICS, gain_of
 from vala_research.evaluation.verdicts import assert_claims
 from vala_research.experiments import default_edit, default_search
-from vala_research.experiments.fldm import alpha, fusion, many_sources
-from vala_research.experiments.ge import adapter_gains, bilateral_inversion, controls
+from vala_research.experiments.fldm import (
+    alpha,
+    fusion,
+    latent_compatibility,
+    many_sources,
+    schedules,
+)
+from vala_research.experiments.ge import adapter_gains, bilateral_inversion, controls, hosts
 from vala_research.experiments.paper_map import ITEMS, replaced, status, written_map
 from vala_research.experiments.vala import editing_quality
 
@@ -21,7 +27,8 @@ RESULTS = {
     "12_vala_editing_quality": editing_quality, "20_fldm_fusion": fusion, "21_fldm_alpha": alpha,
     "25_fldm_many_sources": many_sources, "35_ge_adapter_gains": adapter_gains,
     "35_ge_adapter_gains_as_paper": adapter_gains, "38_ge_controls": controls,
-    "30_ge_bilateral_inversion": bilateral_inversion,
+    "30_ge_bilateral_inversion": bilateral_inversion, "36_ge_hosts": hosts,
+    "22_fldm_schedules": schedules, "23_fldm_latent_compatibility": latent_compatibility,
 }  # fmt: skip
 
 
@@ -53,6 +60,9 @@ def test_every_file_is_listed():
         ("20_fldm_fusion", "fused, half and half", "video only", "psnr", 2),
         ("38_ge_controls", "depth, without", "none, without", "path_error", 1),
         ("38_ge_controls", "depth, without", "none, without", "psnr", 1),
+        ("22_fldm_schedules", "constant, tau 0", "decay_image, tau 0.5", "psnr", 2),
+        ("36_ge_hosts", "vid2vid_zero, with", "vid2vid_zero, without", "path_error", 2),
+        ("36_ge_hosts", "token_flow, with", "token_flow, without", "psnr", 2),
         ("12_vala_editing_quality", "extended", "own", "jitter", 2),
         ("12_vala_editing_quality", "VALA 256 token anchors", "own", "psnr", 2),
     ],

@@ -25,7 +25,7 @@ from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.statistics import paired_gain, summarise
 from vala_research.evaluation.verdicts import Claim
-from vala_research.experiments.contract import part_of
+from vala_research.experiments.contract import POINT, part_of
 from vala_research.experiments.fldm.foreign_space import (
     OTHER_CLIP,
     SAME,
@@ -56,7 +56,7 @@ class Settings(FusionPreset):
     CHOICES = FusionPreset.CHOICES | {"parts": ("controlnet",)}
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(angles=(0, 90), has_untrained=False, n_frames=2, steps=3),
-        "sprites": dict(n_clips=12, n_frames=8, steps=15),
+        "sprites": dict(POINT, n_clips=8),
         "paper": FUSED_MODELS | dict(clip_model=None),
     }
     clip_model: str | None = None  # CLIPModel that scores; None: no CLIP columns

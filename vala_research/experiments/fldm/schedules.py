@@ -27,6 +27,7 @@ from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.statistics import Gain, paired_gain
 from vala_research.evaluation.verdicts import Claim, check_settings
+from vala_research.experiments.contract import POINT
 from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
     FUSED_MODELS,
@@ -53,7 +54,7 @@ class Settings(FusionPreset):
             schedules=("constant", "decay_image"), taus=(0, 0.5), kinds=("shape", "colour"),
             n_frames=2, steps=2,
         ),
-        "sprites": dict(n_clips=6, kinds="shape,colour,background", n_frames=8, steps=12),
+        "sprites": dict(POINT, n_clips=6, kinds="shape,colour,background", taus=(0, 0.5)),
         "paper": FUSED_MODELS,
     }  # fmt: skip
     CHOICES: ClassVar[dict[str, Collection]] = FusionPreset.CHOICES | {"schedules": KINDS}
