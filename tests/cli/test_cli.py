@@ -171,6 +171,22 @@ def test_edit_with_a_video_model(tmp_path, clip, model):
         refused(tmp_path, "edit", *fused, *options, "-o", tmp_path / "o.mp4", naming=naming)
 
 
+def test_an_edit_by_a_method_without_inversion(tmp_path, clip, model):
+    """--method is --inversion; `vala invert` has nothing to do there, and says so."""
+    words = ["--source-prompt", "a red circle", "--model", model, *QUICK]
+    for name in ("--method", "--inversion"):
+        out = tmp_path / f"{name[2:]}.mp4"
+        status, _, err = vala(
+            "edit", clip, "--prompt", "a blue star", *words, name, "flow_align", "-o", out,
+            "--json", tmp_path / "record.json",
+        )  # fmt: skip
+        assert status == 0, err
+        record = json.loads((tmp_path / "record.json").read_text())
+        assert record["parameters"]["inversion"] == "flow_align"
+    refused(tmp_path, "invert", clip, *words, "--inversion", "flow_edit", "-o",
+            tmp_path / "z.safetensors", naming="inverts nothing")  # fmt: skip
+
+
 def test_invert_reports_what_comes_back(tmp_path, clip, model):
     for name, latents, record, inversion in (
         ("z.safetensors", "z.safetensors", "z.json", "exact"),

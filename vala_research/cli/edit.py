@@ -59,7 +59,7 @@ from vala_research.cli.scores import scores_of, strip_format, write_strip
 
 Prompt = option(str, "Describe the edited clip.")
 Attention = option(str | None, ATTEND, default=OWN)
-Inversion = option(str | None, INVERT, default=OWN)
+Inversion = option(str | None, INVERT, "--inversion", "--method", default=OWN)
 Steps = option(int | None, TAKE, default=OWN)
 NegativePrompt = option(str | None, "Describe what to move away from.", default="none")
 Output = option(Path, "Write an mp4, webm, gif or a folder of frames.", "-o", "--output")

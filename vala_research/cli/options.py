@@ -35,7 +35,10 @@ ATTEND = (
     "Let frames attend by own, first, sparse_causal, extended, anchors, token_flow, token_merging, "
     "grid_shuffle, trajectories or layered."
 )
-INVERT = "Invert by ddim, exact, bilateral or null_text; or start from noise or motion_field."
+INVERT = (
+    "Invert by ddim, exact, bilateral or null_text; start from noise or motion_field; or edit the "
+    "clip itself by flow_edit or flow_align."
+)
 TAKE = "Take this many diffusion steps each way."
 Attention, Inversion, Steps = option(str, ATTEND), option(str, INVERT), option(int, TAKE)
 Injection = option(

@@ -22,7 +22,8 @@ from vala_research.files import written_whole
 
 # One spelling per paper, by the word in the notebooks' names.
 PAPERS = {
-    "vala": "VALA", "fldm": "FLDM, arXiv 2310.16400", "ge": "GE-Adapter, arXiv 2501.04606",
+    "vala": "VALA, arXiv 2510.22970", "fldm": "FLDM, arXiv 2310.16400",
+    "ge": "GE-Adapter, arXiv 2501.04606",
     "theory": "GE-Adapter theory, arXiv 2504.16016", "flow": "FlowEdit, arXiv 2412.08629",
 }  # fmt: skip
 WATERMARK = "smoke preset: the procedure, no evidence"

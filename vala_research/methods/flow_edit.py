@@ -44,7 +44,7 @@ def moved_difference(
     """Take one step of the edit, from the flow's level s_from > 0 down to s_to.
 
     clean_difference: x0(z_tar) - x0(z_src), the mean over draws of noise.
-    zeta: FlowAlign's pull back to the clip, Eq. (12) there: zeta (x0(z_src) - x0(z_tar)).
+    zeta: FlowAlign's pull back to the clip, zeta (x0(z_src) - x0(z_tar)).
 
     At s_to = 0 without zeta the result is the clean difference itself. For a flow network this is
     z_e + (s_to - s_from) (v(z_tar) - v(z_src)), as FlowEdit writes it.

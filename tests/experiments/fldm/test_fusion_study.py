@@ -32,7 +32,7 @@ def test_the_ends_are_the_single_models_and_every_setting_is_another():
         assert len({repr(s) for s in settings.values()}) == len(settings)
         plans = [s.fusion for s in settings.values() if s.fusion]
         assert all(p.attentions[0] == "own" for p in plans)
-    assert len(alphas) == 2 + 7 and len(by_schedule) == 16
+    assert len(alphas) == 2 + 7 and len(by_schedule) == 8
     for a, weights in ((0, [0.0, 1.0]), (1, [1.0, 0.0]), (0.5, [0.5, 0.5])):
         schedule = alphas[f"a = {a:g}"].fusion.schedule
         assert [schedule.weights(i, 4) for i in range(4)] == [weights] * 4
