@@ -77,6 +77,8 @@ def run_inversion(
     path: Path, output: Path, call: Inverting, place: Place, sampling: Sampling
 ) -> None:
     """Check, announce, invert, reconstruct, write."""
+    from vala_research.diffusion.difference import check_inverts
+    from vala_research.diffusion.inversion import get_inversion
     from vala_research.evaluation.metrics import psnr
     from vala_research.files import write_tensors, written_together
 
@@ -85,6 +87,7 @@ def run_inversion(
     try_clip(path, sampling)
     target, beside = _checked_files(path, output)
     check_names(call)
+    check_inverts(get_inversion(call.inversion))
     clip, pipe, device = load_clip_and_model(path, place, sampling)
     check_adapter(pipe.adapter is not None, call)
     place = said_what_is_brought(pipe, place, ("adapter",))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vala_research import InputError, number_in
+from vala_research.diffusion.noise_start import NoiseStart
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,15 @@ class DifferenceEdit:
         begin, sample = self.first_steps(n_steps)
         plain = (n_steps - sample) * (2 if guidance_scale > 1 else 1)
         return (sample - begin) * self.n_branches(guidance_scale) + plain
+
+
+WITHOUT = (NoiseStart, DifferenceEdit)  # edits that invert nothing
+
+
+def check_inverts(settings: Any) -> None:
+    """Raise InputError for the settings of a way to edit that inverts nothing."""
+    if isinstance(settings, WITHOUT):
+        raise InputError(
+            "An edit that starts from noise, or from the clip itself, inverts nothing: give this "
+            "to an edit, or another inversion."
+        )

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from vala_research import InputError
 from vala_research.diffusion.bilateral_inversion import BilateralInversion, fractions
-from vala_research.diffusion.difference import DifferenceEdit
+from vala_research.diffusion.difference import DifferenceEdit, check_inverts
 from vala_research.diffusion.fixed_point import ExactSettings, Solution, fixed_point
 from vala_research.diffusion.noise_start import NoiseStart
 from vala_research.diffusion.null_text import NullText, NullTextSettings
@@ -46,7 +46,6 @@ InversionSettings = (
     DdimSettings | ExactSettings | NullTextSettings | BilateralInversion | NoiseStart
     | DifferenceEdit
 )  # fmt: skip
-WITHOUT = (NoiseStart, DifferenceEdit)  # edits that invert nothing
 METHODS: dict[str, InversionSettings] = {
     "ddim": DdimSettings(),
     "exact": ExactSettings(),
@@ -127,11 +126,7 @@ def invert(
     Raises InputError for an unknown method, and for a filter that does not fit z_0.
     """
     settings = get_inversion(inversion)
-    if isinstance(settings, WITHOUT):
-        raise InputError(
-            "An edit that starts from noise, or from the clip itself, inverts nothing: give this "
-            "to an edit, or another inversion."
-        )
+    check_inverts(settings)
     if isinstance(settings, BilateralInversion):
         settings.check(schedule, tuple(z_0.shape))
     solve = STEPS[type(settings)]

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vala_research.diffusion.inversion import WITHOUT, Inversion, get_inversion
+from vala_research.diffusion.difference import WITHOUT
+from vala_research.diffusion.inversion import Inversion, get_inversion
 from vala_research.editing.plan import inverted_sources
 from vala_research.editing.source import Source
 from vala_research.evaluation import metrics

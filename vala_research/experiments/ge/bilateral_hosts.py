@@ -71,7 +71,7 @@ def figure(rows: pd.DataFrame) -> Figure:
 
 def page(rows: pd.DataFrame) -> pd.DataFrame:
     """Means of each host without and with the filter, in the units of the metrics' names."""
-    return host_settings.page(rows, SHOWN)
+    return host_settings.page(rows, SHOWN).rename_axis(index={"adapter": "filter"})
 
 
 def strips(settings: Settings) -> Figure:
@@ -88,7 +88,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     gains = gains[gains.setting == ALL_HOSTS].set_index("metric")
     stated = [
         Claim.of_gain(
-            f"the filter improves {METRICS[metric].name}", f"gain in {METRICS[metric].axis}",
+            f"the filter improves {METRICS[metric].name}", f"gain in {METRICS[metric].name}",
             Gain(row.gain, row.gain_low, row.gain_high, int(row.n_gain), row.p),
         )
         for metric, row in gains.iterrows()
