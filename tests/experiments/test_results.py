@@ -17,7 +17,13 @@ from vala_research.experiments.fldm import (
     many_sources,
     schedules,
 )
-from vala_research.experiments.ge import adapter_gains, bilateral_inversion, controls, hosts
+from vala_research.experiments.ge import (
+    adapter_gains,
+    bilateral_hosts,
+    bilateral_inversion,
+    controls,
+    hosts,
+)
 from vala_research.experiments.paper_map import ITEMS, replaced, status, written_map
 from vala_research.experiments.vala import editing_quality
 
@@ -28,6 +34,7 @@ RESULTS = {
     "25_fldm_many_sources": many_sources, "35_ge_adapter_gains": adapter_gains,
     "35_ge_adapter_gains_as_paper": adapter_gains, "38_ge_controls": controls,
     "30_ge_bilateral_inversion": bilateral_inversion, "36_ge_hosts": hosts,
+    "37_ge_bilateral_hosts": bilateral_hosts,
     "22_fldm_schedules": schedules, "23_fldm_latent_compatibility": latent_compatibility,
 }  # fmt: skip
 

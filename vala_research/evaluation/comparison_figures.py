@@ -44,7 +44,8 @@ def gains_figure(
                 ends = factor * row.gain_low, factor * row.gain_high
                 interval_mark(ax, factor * row.gain, y, colour, x_ends=ends)
             ax.axvline(0, color="black", linewidth=0.8)
-            ax.set_title("\n".join(textwrap.wrap(title, 76 // len(metrics))))
+            lines = textwrap.wrap(title, 76 // len(metrics), break_long_words=False)
+            ax.set_title("\n".join(lines))
             ax.tick_params(axis="y", length=0)
         labels = [f"{n}  ({costs[n]:.2f}x)" if costs else n for n in names]
         axes[0].set_yticks(range(len(names)), labels)

@@ -43,9 +43,9 @@ def test_the_ends_are_the_single_models_and_every_setting_is_another():
     assert released.attentions == ("own", "own") and released.schedule.initial == (0.7, 0.3)
     assert fusions["fused, anchors"].fusion.attentions == ("own", "anchors")
     for kind in KINDS:
-        names = [schedules.schedule_name(kind, t) for t in (0.0, 0.75)]
+        names = [schedules.schedule_name(kind, t) for t in (0.0, 0.5)]
         starts = [by_schedule[name].fusion.schedule for name in names]
-        assert [s.first_step(8) for s in starts] == [0, 6]
+        assert [s.first_step(8) for s in starts] == [0, 4]
         assert all(s.weights(s.first_step(8), 8) == [0.7, 0.3] for s in starts)
 
 
