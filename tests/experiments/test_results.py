@@ -14,6 +14,7 @@ from vala_research.experiments.fldm import (
     alpha,
     fusion,
     latent_compatibility,
+    long_clips,
     many_sources,
     schedules,
 )
@@ -31,11 +32,11 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 RESULTS = {
     "01_default_edit": default_edit, "02_default_search": default_search,
     "12_vala_editing_quality": editing_quality, "20_fldm_fusion": fusion, "21_fldm_alpha": alpha,
-    "25_fldm_many_sources": many_sources, "35_ge_adapter_gains": adapter_gains,
-    "35_ge_adapter_gains_as_paper": adapter_gains, "38_ge_controls": controls,
-    "30_ge_bilateral_inversion": bilateral_inversion, "36_ge_hosts": hosts,
-    "37_ge_bilateral_hosts": bilateral_hosts,
     "22_fldm_schedules": schedules, "23_fldm_latent_compatibility": latent_compatibility,
+    "24_fldm_long_clips": long_clips, "25_fldm_many_sources": many_sources,
+    "30_ge_bilateral_inversion": bilateral_inversion, "35_ge_adapter_gains": adapter_gains,
+    "35_ge_adapter_gains_as_paper": adapter_gains, "36_ge_hosts": hosts,
+    "37_ge_bilateral_hosts": bilateral_hosts, "38_ge_controls": controls,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.ticker import LogLocator
 
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.editing.pipeline import quiet_pipeline
@@ -26,6 +27,7 @@ from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
 from vala_research.evaluation.weightless import weightless
 from vala_research.experiments.contract import (
     MOTION_MODULES,
+    POINT,
     PUBLISHED,
     EditPreset,
     save_rows,
@@ -51,7 +53,7 @@ class Settings(EditPreset):
 
     PRESETS = {
         "smoke": {"lengths": (4, 8), "window": 6, "overlap": 2, "steps": 2},
-        "sprites": {"lengths": (8, 16, 32, 64, 128), "n_clips": 6, "steps": 8},
+        "sprites": POINT | {"lengths": (8, 16, 24, 48), "n_clips": 6},
         "paper": {
             **PUBLISHED, "motion": MOTION_MODULES, "lengths": (8, 16, 32, 64, 128),
         },
@@ -192,7 +194,11 @@ def figure(rows: pd.DataFrame) -> Picture:
                 line = {n: t.loc[name] for n, t in ends.items() if name in t.index}
                 _line(ax, {n: METRICS[metric].factor * mean for n, mean in line.items()}, name)
             ax.set_title(axis_title(metric, rows))
-            ax.set_yscale("log" if metric == "warp_error" else "linear")
+            if metric == "warp_error":
+                ax.set_yscale("log")
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_formatter("")
         _seam_panel(axes[3], rows)
         _memory_panel(axes[4], rows)
 
