@@ -84,6 +84,8 @@ def opened(lab, chromium):
         page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
         page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
+        # Before its kernel is there, a notebook that is run asks which one.
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=PATIENCE)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         return page
