@@ -35,8 +35,11 @@ lint: .venv/test.stamp
 gpu: .venv/core.stamp
 	@$(BIN)/python -m vala_research.evaluation.gpu -o runs/gpu $(ARGS)
 
+# The file browser shows runs/ and figures/ too. Root, as in a container, has to say that it is meant.
+ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 lab: .venv/notebooks.stamp
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab $(ROOT) --ServerApp.root_dir="$(CURDIR)" \
+	  --LabApp.default_url=/lab/tree/notebooks/00_quickstart.ipynb
 
 PRESET ?= smoke
 figures: .venv/notebooks.stamp

@@ -84,8 +84,8 @@ def test_evaluations_are_as_estimated(tiny, video, monkeypatch):
     seen = []
     handle = tiny.unet.register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
     ways = {
-        DifferenceEdit(1.0): 4, DifferenceEdit(1.0, source_guidance=1.0): 3,
-        DifferenceEdit(0.5, n_avg=2): 8, DifferenceEdit(1.0, zeta=0.01): 3,
+        DifferenceEdit(1.0, source_guidance=3.0): 4, DifferenceEdit(1.0): 3,
+        DifferenceEdit(0.5, n_avg=2, source_guidance=2.0): 8, DifferenceEdit(1.0, zeta=0.01): 3,
         DifferenceEdit(1.0, n_min=0.5): 4,
     }  # fmt: skip
     try:
@@ -137,6 +137,12 @@ def test_bad_input_is_one_sentence_before_any_network_runs(tiny, video, given, s
 def test_bad_settings_are_one_sentence(given, said):
     with pytest.raises(InputError, match=said):
         DifferenceEdit(**given)
+
+
+def test_the_source_is_guided_in_the_published_ratio_unless_told():
+    assert DifferenceEdit().source_scale(13.5) == pytest.approx(3.5)
+    assert DifferenceEdit().source_scale(2.0) == 1.0  # no guidance below 1
+    assert DifferenceEdit(source_guidance=0.5).source_scale(13.5) == 0.5
 
 
 def test_latents_of_an_inversion_are_refused_and_nothing_is_inverted(tiny, video):

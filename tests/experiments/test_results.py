@@ -18,6 +18,7 @@ from vala_research.experiments.fldm import (
     many_sources,
     schedules,
 )
+from vala_research.experiments.flow import editing
 from vala_research.experiments.ge import (
     adapter_gains,
     bilateral_hosts,
@@ -37,6 +38,7 @@ RESULTS = {
     "30_ge_bilateral_inversion": bilateral_inversion, "35_ge_adapter_gains": adapter_gains,
     "35_ge_adapter_gains_as_paper": adapter_gains, "36_ge_hosts": hosts,
     "37_ge_bilateral_hosts": bilateral_hosts, "38_ge_controls": controls,
+    "50_flow_editing": editing,
 }  # fmt: skip
 
 
@@ -54,7 +56,7 @@ def test_the_claims_hold_for_the_committed_rows_and_the_figure_is_drawn(name):
 def test_every_file_is_listed():
     listed = (NOTEBOOKS / "results" / "README.md").read_text()
     files = {path.stem for path in (NOTEBOOKS / "results").glob("*.csv")}
-    assert files == {*RESULTS, "02_default_search_combinations"}
+    assert files == {*RESULTS, "02_default_search_combinations", "33_ge_activation_range"}
     assert all(f"`{name}.csv`" in listed for name in files)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from vala_research import InputError, number_in
 from vala_research.diffusion.noise_start import NoiseStart
 
+RATIO = 3.5 / 13.5  # of the guidance of the source prompt to the edit's, as published
+
 
 @dataclass(frozen=True)
 class DifferenceEdit:
@@ -17,19 +19,19 @@ class DifferenceEdit:
         clip. n_min: last share of the steps that sample the edit plainly instead.
     n_avg: draws of noise per step, whose differences are averaged.
     source_guidance: guidance of the source prompt; 1 or less turns it off. The edit's guidance is
-        that of the call.
+        that of the call. None keeps the published ratio, 3.5 to 13.5, but not below 1.
     zeta: None is FlowEdit, with fresh noise per step. A number is FlowAlign, with one noise: the
         source prompt is the negative one, and zeta pulls back to the clip at every step.
     mask: 1 where the edit may change the clip, 0 where not; h w or f h w, of any size. Not part of
         the settings that a file can hold.
 
-    The defaults are FlowEdit's for Stable Diffusion 3: 33 of 50 steps, 3.5 beside 13.5.
+    The defaults are FlowEdit's for Stable Diffusion 3: 33 of 50 steps, and that ratio.
     """
 
     n_max: float = 0.66
     n_min: float = 0.0
     n_avg: int = 1
-    source_guidance: float = 3.5
+    source_guidance: float | None = None
     zeta: float | None = None
     mask: Any = None
 
@@ -37,7 +39,8 @@ class DifferenceEdit:
         number_in("n_max, the last share of the steps that edit,", self.n_max, 0, 1)
         number_in("n_min, the last share of the steps that sample,", self.n_min, 0, 1)
         number_in("n_avg, draws per step,", self.n_avg, 1, 100, whole=True)
-        number_in("source_guidance", self.source_guidance, 0, 100)
+        if self.source_guidance is not None:
+            number_in("source_guidance", self.source_guidance, 0, 100)
         if self.zeta is not None:
             number_in("zeta", self.zeta, 0, 1)
         if self.n_min > self.n_max:
@@ -55,11 +58,18 @@ class DifferenceEdit:
             )
         return begin, sample
 
+    def source_scale(self, guidance_scale: float) -> float:
+        """Guidance of the source prompt beside that of the edit."""
+        if self.source_guidance is None:
+            return max(1.0, guidance_scale * RATIO)
+        return self.source_guidance
+
     def n_branches(self, guidance_scale: float) -> int:
         """Network evaluations of a frame in one step that edits."""
         if self.zeta is not None:
             return 3
-        return self.n_avg * sum(2 if w > 1 else 1 for w in (self.source_guidance, guidance_scale))
+        scales = (self.source_scale(guidance_scale), guidance_scale)
+        return self.n_avg * sum(2 if scale > 1 else 1 for scale in scales)
 
     def n_calls(self, n_steps: int, guidance_scale: float) -> int:
         """Network evaluations of a frame in the whole edit."""

@@ -92,7 +92,8 @@ class DifferenceStream(Stream):
             of_clip, low, high = self._predictions(step, states, asked)
             of_edit = low + self.guidance_scale * (high - low)
         else:
-            of_clip = self._guided(step, states, 0, SOURCE, self.edit.source_guidance)
+            scale = self.edit.source_scale(self.guidance_scale)
+            of_clip = self._guided(step, states, 0, SOURCE, scale)
             of_edit = self._guided(step, states, 1, PROMPT, self.guidance_scale)
         x0 = [
             self.schedule.split(z, prediction, step.alpha_bar_t)[0]
