@@ -268,7 +268,7 @@ def test_the_command_line(folder, given, study, tmp_path):
     assert done.exit_code == 0, done.output
     assert "9 raters, 1 left out" in done.output
     written = {path.name for path in (tmp_path / "results").iterdir()}
-    kinds = ("pdf", "png", "csv", "json")
+    kinds = ("pdf", "png", "csv", "tex", "json")
     assert written == {"strengths.csv", *(f"preferences.{kind}" for kind in kinds)}
     refused = runner.invoke(app, ["study", "analyse", str(given), "--study", str(tmp_path), "-o",
                                   str(tmp_path / "x")])  # fmt: skip

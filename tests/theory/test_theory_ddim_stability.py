@@ -339,8 +339,10 @@ def test_levels_that_repeat_are_steps_of_factor_one():
         for factors in (update_factors, denoising_factors, inversion_factors):
             values = factors(torch.stack([still, torch.ones(4).double()]), lipschitz)
             assert values.isfinite().all() and (values[1] == 1).all()
-        assert noise_gain(still, lipschitz) <= noise_gain_bound(still, lipschitz)
-        assert log_update_bound(still, lipschitz) >= update_factors(still, lipschitz).log().sum()
+        rounding = 1e-14  # at a Lipschitz constant of 0 both bounds are attained
+        assert noise_gain(still, lipschitz) <= noise_gain_bound(still, lipschitz) + rounding
+        grown = update_factors(still, lipschitz).log().sum()
+        assert log_update_bound(still, lipschitz) >= grown - rounding
     x = torch.ones(3).double()
     assert torch.equal(update_mean(x, x, 1.0, 1.0), x)
     assert update_mean(x, x, 1.0, 0.5).tolist() == x.tolist()
