@@ -20,6 +20,7 @@ Picture = tuple[str, bytes]  # format, such as "png", and content
 Command = Callable[[Mapping[str, Any]], str]
 LOOK = {"description_width": "9.5em"}
 WIDE = "22em"  # of a control
+AS_IT_IS = {"max_width": "100%", "align_self": "flex-start"}  # a picture is not stretched
 
 
 def ipywidgets() -> Any:
@@ -60,7 +61,7 @@ def panel(
                                 layout=widgets.Layout(width=WIDE))  # fmt: skip
         parts = {"clip": menu} | parts
     text, busy = widgets.HTML(), widgets.HTML()
-    pictures = [widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+    pictures = [widgets.Image(format="png", layout=widgets.Layout(**AS_IT_IS))
                 for _ in range(n_pictures)]  # fmt: skip
 
     def values() -> dict[str, Any]:
