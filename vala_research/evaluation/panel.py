@@ -99,7 +99,7 @@ def _buttons(
     """The buttons that save the pictures, and show the command; what they did is `said`."""
     half = widgets.Layout(width="11.5em")
     save = widgets.Button(description="save figure", icon="save", layout=half)
-    copy = widgets.Button(description="papermill command", icon="copy", layout=half,
+    copy = widgets.Button(description="command", icon="copy", layout=half,
                           disabled=command is None)  # fmt: skip
 
     def write(_=None) -> None:
