@@ -26,10 +26,9 @@ def figures(
     redraw: Redraw = False, style: Style = "", notebooks: Notebooks = None, retry: Retry = False,
 ) -> None:  # fmt: skip
     """Run the notebooks and collect their figures and tables in a gallery, or draw them again."""
-    from vala_research.experiments.batches.clusters import Cluster, extra
+    from vala_research.experiments.batches.clusters import Cluster, check_installed
 
-    for package in ("pandas", "pyarrow", "papermill", "distributed"):
-        extra(package, "batch")
+    check_installed()
     from vala_research.evaluation.look import Look
     from vala_research.experiments.batches import redraw as drawing
     from vala_research.experiments.batches.make_figures import figures as make

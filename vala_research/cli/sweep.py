@@ -34,10 +34,9 @@ def sweep(
     scheduler: Scheduler = None, slurm: Slurm = None, retry: Retry = False, show: Show = None,
 ) -> None:  # fmt: skip
     """Run a notebook over a grid of parameters; finished cells are kept, killed runs resume."""
-    from vala_research.experiments.batches.clusters import Cluster, extra, slurm_options
+    from vala_research.experiments.batches.clusters import Cluster, check_installed, slurm_options
 
-    for package in ("pandas", "pyarrow", "papermill", "distributed"):
-        extra(package, "batch")
+    check_installed()
     from vala_research.experiments.batches.batch import sweep as run
     from vala_research.experiments.batches.inspection import find_notebook
     from vala_research.experiments.batches.results import results

@@ -52,11 +52,6 @@ class DifferenceStream(Stream):
     edit: DifferenceEdit = field(default_factory=DifferenceEdit)
     draws: Draws | None = None
 
-    @property
-    def n_injected(self) -> int:
-        """No features of the clip are kept for injection."""
-        return 0
-
     def step(self, i: int, step: Step) -> None:
         """One step of the edit: nothing, a difference, or plain sampling."""
         begin, sample = self.edit.first_steps(len(self.schedule))

@@ -112,3 +112,9 @@ def gain_of(
     if pairs.empty:
         return UNKNOWN
     return paired_gain(pairs[name].to_numpy(), pairs[baseline].to_numpy())
+
+
+def in_units(means: pd.DataFrame) -> pd.DataFrame:
+    """Means for a reader: columns named by metric, in the units of their names; two digits."""
+    scaled = means * [METRICS[m].factor for m in means]
+    return scaled.set_axis([METRICS[m].axis for m in means], axis=1).round(2)

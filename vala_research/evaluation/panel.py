@@ -82,7 +82,7 @@ def panel(
 
     for part in parts.values():
         part.observe(update, names="value")
-    save, copy = _buttons(widgets, busy, pictures, values, command, name, Path(output))
+    save, copy = buttons(widgets, busy, pictures, values, command, name, Path(output))
     update()
     left = widgets.VBox([*parts.values(), widgets.HBox([save, copy]), busy],
                         layout=widgets.Layout(flex="0 0 25em"))  # fmt: skip
@@ -92,7 +92,7 @@ def panel(
     return box
 
 
-def _buttons(
+def buttons(
     widgets, said, pictures: Sequence, values: Callable, command: Command | None, name: str,
     output: Path,
 ) -> tuple[Any, Any]:  # fmt: skip

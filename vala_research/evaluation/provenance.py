@@ -144,17 +144,21 @@ def _code() -> dict[str, str | bool | None]:
 
 def _is_run_only(path: Path, git) -> bool:
     """Whether a changed file is a notebook whose sources are those of the commit."""
+    if path.suffix != ".ipynb" or not path.is_file():
+        return False
     committed = git("show", f"HEAD:./{os.path.relpath(path, Path(vala_research.__file__).parent)}")
-    if path.suffix != ".ipynb" or committed is None or not path.is_file():
+    if committed is None:
         return False
     try:
-        return _sources(committed) == _sources(path.read_text("utf-8"))
+        return notebook_sources(committed) == notebook_sources(path.read_text("utf-8"))
     except (ValueError, KeyError):
         return False
 
 
-def _sources(notebook: str) -> list[str]:
-    return ["".join(cell["source"]) for cell in json.loads(notebook)["cells"]]
+def notebook_sources(notebook: str, kind: str = "") -> list[str]:
+    """Sources of a notebook's cells, by its JSON; kind: of "code" or "markdown" cells alone."""
+    cells = json.loads(notebook)["cells"]
+    return ["".join(cell["source"]) for cell in cells if kind in ("", cell["cell_type"])]
 
 
 def _installed_commit() -> str | None:

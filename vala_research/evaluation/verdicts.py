@@ -113,6 +113,13 @@ def tested(rows: pd.DataFrame, hypotheses: Iterable[Hypothesis]) -> list[Claim]:
     return claims
 
 
+def completeness(rows: pd.DataFrame) -> Claim:
+    """Claim that every setting makes every edit of every clip."""
+    counts = rows.groupby(["kind", "index", "setting"]).size().unstack(fill_value=0)
+    missing = int(counts.rsub(counts.max(axis=1), axis=0).to_numpy().sum())
+    return Claim.of_fact("every setting makes every edit", "missing rows", missing, missing == 0)
+
+
 def n_clips_of(rows: pd.DataFrame, column: str = "clip") -> int | None:
     """The number of clips that the rows are about; None: they do not name them."""
     return int(rows[column].nunique()) if column in rows else None

@@ -17,11 +17,17 @@ from typing import Any, ClassVar, get_type_hints
 import pandas as pd
 import torch
 
+import vala_research
 from vala_research import InputError, chosen_from, miniature_path
 from vala_research.diffusion.attention import ANCHORS, POLICIES
 from vala_research.editing.extras import PARTS, own_parts
+from vala_research.editing.pipeline import quiet_pipeline
+from vala_research.evaluation.benchmark import edited_frames
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.comparison import Run, compare
+from vala_research.evaluation.edit_settings import EditSetting
+from vala_research.evaluation.figures import Picture
+from vala_research.evaluation.sheet import strip
 from vala_research.experiments.parameters import converted, given_names
 from vala_research.files import check_output, written_whole
 from vala_research.sprites.edits import EDITS
@@ -146,6 +152,27 @@ class EditPreset(Preset):
         )  # fmt: skip
         return compare(self.cases(), edit_settings, Path(output) / "rows.csv", run, **options)
 
+    def strip_of(
+        self, edits: Mapping[str, EditSetting], seen: Sequence[str] = (), n_columns: int = 6,
+        title: str | None = None, line: str = "\n",
+    ) -> Picture:  # fmt: skip
+        """The first case as a strip: source, what a ControlNet sees, each edit, the true edit.
+
+        seen: names of such pictures, if the case has them. line: takes the place of ", " in the
+        names of the edits. title: with {source_prompt} and {prompt}.
+        """
+        case = self.cases()[0]
+        material = case.material(self.n_frames, self.size)
+        pipe = quiet_pipeline(self.model, self.dtype)
+        made = edited_frames(pipe, case, dict(edits), self.n_frames, self.size)
+        rows = {"source": material.frames}
+        rows |= {name: material.pictures[name] for name in seen if name in material.pictures}
+        rows |= {name.replace(", ", line): frames.float() for name, frames in made.items()}
+        if material.truth is not None:
+            rows["true edit"] = material.truth
+        words = {"source_prompt": case.source_prompt, "prompt": case.prompt}
+        return strip(rows, n_columns, title and title.format(**words), 96)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LaterClipsPreset(EditPreset):
@@ -167,9 +194,10 @@ def results_folder(output: str | Path) -> str:
     parts = Path(output).parts
     if parts[:2] != ("..", "runs"):
         return str(output)
-    root = Path("/content") if "google.colab" in sys.modules else Path(miniature_path()).parents[2]
-    is_checkout = (root / "notebooks").is_dir() or "google.colab" in sys.modules
-    return str(root.joinpath(*parts[1:])) if is_checkout else str(output)
+    if "google.colab" in sys.modules:
+        return str(Path("/content").joinpath(*parts[1:]))
+    root = Path(vala_research.__file__).parents[1]
+    return str(root.joinpath(*parts[1:])) if (root / "notebooks").is_dir() else str(output)
 
 
 def save_rows(rows: Iterable[Mapping[str, Any]], output: str | Path) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from vala_research.diffusion.options import LoadOptions
 from vala_research.editing.extras import find_checkpoint, own_parts
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.benchmark import edited_frames
-from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, gain_of
+from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, gain_of, in_units
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.statistics import UNKNOWN, summarise
@@ -78,9 +78,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 def page(rows: pd.DataFrame) -> pd.DataFrame:
     """The means of the table, a line per setting and kind, in the units of the metrics' names."""
     means = table(rows).pivot_table("mean", ["setting", "kind"], "metric", sort=False)
-    shown = [METRICS[m] for m in means.columns]
-    scaled = means * [m.factor for m in shown]
-    return scaled.set_axis([m.axis for m in shown], axis=1).round(2)
+    return in_units(means)
 
 
 def figure(settings: Settings, n_columns: int = 8) -> Figure:

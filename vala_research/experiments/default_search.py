@@ -19,7 +19,7 @@ from vala_research.diffusion.injection import Injection
 from vala_research.editing.plan import Plan
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
 from vala_research.evaluation.comparison_figures import axis_title, gains_figure
-from vala_research.evaluation.comparison_tables import METRICS, comparison_table, gain_of
+from vala_research.evaluation.comparison_tables import METRICS, comparison_table, gain_of, in_units
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim
@@ -174,9 +174,7 @@ def page(rows: pd.DataFrame) -> pd.DataFrame:
     numbers["evaluations"] = numbers.evaluations.round().astype(int)
     means = numbers.pivot_table("mean", ["setting", "evaluations"], "metric", sort=False)
     shown = [m for m in SHOWN if m in means]
-    ranked = means[shown].sort_values("psnr", ascending=False)
-    scaled = ranked * [METRICS[m].factor for m in shown]
-    return scaled.set_axis([METRICS[m].axis for m in shown], axis=1).round(2)
+    return in_units(means[shown].sort_values("psnr", ascending=False))
 
 
 @drawn

@@ -20,7 +20,7 @@ from torch import Tensor
 from vala_research import InputError, read_clip, write_clip
 from vala_research.editing.hosts import HOSTS
 from vala_research.evaluation.cases import edit_cases
-from vala_research.evaluation.panel import LOOK, WIDE, ipywidgets, papermill_line
+from vala_research.evaluation.panel import LOOK, WIDE, buttons, ipywidgets, papermill_line
 from vala_research.evaluation.sheet import strip
 from vala_research.experiments.contract import ATTENTIONS
 from vala_research.files import check_output, written_whole
@@ -78,12 +78,12 @@ class EditPanel:
         self.said = widgets.HTML()
         self.picture = widgets.Image(layout=widgets.Layout(max_width="100%"))
         self.video = widgets.Video(layout=widgets.Layout(max_width="100%", display="none"))
-        self.buttons = {}
-        for name, act in {"edit": self.run, "save figure": self.write,
-                          "papermill command": self.show_command}.items():  # fmt: skip
-            self.buttons[name] = widgets.Button(description=name, layout={"width": "auto"})
-            self.buttons[name].on_click(lambda _, act=act: act())
-        self.buttons["edit"].button_style = "primary"
+        edit = widgets.Button(description="edit", button_style="primary", layout={"width": "auto"})
+        edit.on_click(lambda _: self.run())
+        save, copy = buttons(
+            widgets, self.said, [self.picture], self.shown, self.command, "strip", self.output
+        )
+        self.buttons = {"edit": edit, "save figure": save, "papermill command": copy}
         left = widgets.VBox(
             [*self.controls.values(), widgets.HBox([*self.buttons.values()]), self.progress,
              self.said], layout=widgets.Layout(flex="0 0 25em"),
@@ -194,25 +194,16 @@ class EditPanel:
         write_clip(path, rearrange(large, "r f c h w -> f c h (r w)"), fps)
         self.video.value, self.video.layout.display = path.read_bytes(), None
 
-    def write(self) -> None:
-        """Save the strip as it is shown."""
-        if not self.picture.value:
-            self.said.value = "there is no picture to save"
-            return
-        path = check_output(self.output / "strip.png", makes_parents=True)
-        with written_whole(path) as unfinished:
-            unfinished.write_bytes(self.picture.value)
-        self.said.value = f"saved {html.escape(str(path))}"
-
-    def show_command(self) -> None:
-        """Show the line that makes this edit without the panel."""
+    def shown(self) -> dict[str, Any]:
+        """What the controls say, as parameters of the quickstart."""
         names = ("source_prompt", "prompt", "attention", "host", "steps", "n_frames")
-        shown = {name: self.controls[name].value for name in names}
-        shown = {name: value for name, value in shown.items() if value not in (OWN, NONE)}
-        if typed := self.controls["path"].value.strip():
-            shown["clip"] = typed
-        line = html.escape(papermill_line("00_quickstart", shown))
-        self.said.value = f'<pre style="white-space:pre-wrap;max-width:{WIDE}">{line}</pre>'
+        values = {name: self.controls[name].value for name in names}
+        typed = {"clip": self.controls["path"].value.strip()}
+        return {k: v for k, v in (values | typed).items() if v not in (OWN, NONE, "")}
+
+    def command(self, parameters: Mapping[str, Any]) -> str:
+        """The line that makes this edit without the panel."""
+        return papermill_line("00_quickstart", parameters)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         return self.widget._repr_mimebundle_(**options)

@@ -6,12 +6,12 @@ what was run from the notebooks and from notebooks/results/, so it cannot claim 
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from vala_research import InputError
+from vala_research.evaluation.provenance import notebook_sources
 from vala_research.experiments.batches.inspection import notebook_folder
 from vala_research.files import write_text
 
@@ -93,8 +93,7 @@ def written_map(folder: Path | None = None) -> str:
 def status(folder: Path, number: str) -> tuple[Path, dict[str, str]]:
     """A notebook's path, and by preset whether it was run: by its own header, and its rows."""
     (path,) = folder.glob(f"{number}_*.ipynb")
-    cells = json.loads(path.read_text("utf-8"))["cells"]
-    text = "\n".join("".join(cell["source"]) for cell in cells)
+    text = "\n".join(notebook_sources(path.read_text("utf-8")))
     told = dict(re.findall(r"^\| `(\w+)` \|(.*)$", text, re.M))
     has_rows = any((folder / "results").glob(f"{path.stem}*.csv"))
     ran = {}

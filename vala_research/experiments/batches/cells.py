@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vala_research import InputError
-from vala_research.evaluation.provenance import code_version, jsonable
+from vala_research.evaluation.provenance import code_version, jsonable, notebook_sources
 from vala_research.experiments.batches.grid import expand
 from vala_research.experiments.batches.inspection import check_parameters
 
@@ -59,8 +59,7 @@ class Cell:
 
 def sources_of(notebook: Path) -> list[str]:
     """The sources of the code cells. Outputs and text do not make another cell of a batch."""
-    cells = json.loads(notebook.read_text("utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return notebook_sources(notebook.read_text("utf-8"), "code")
 
 
 def cells_of(notebook: Path, grid: Mapping[str, Any], folder: str | Path) -> list[Cell]:

@@ -59,6 +59,12 @@ def extra(module: str, name: str) -> ModuleType:
         ) from None
 
 
+def check_installed() -> None:
+    """Raise InputError unless the packages of the extra `batch` are there."""
+    for package in ("pandas", "pyarrow", "papermill", "distributed"):
+        extra(package, "batch")
+
+
 @contextmanager
 def connected(where: Cluster, n_cells: int) -> Iterator[Any]:
     """Yield a `distributed.Client` of workers; those that were started here end with it.

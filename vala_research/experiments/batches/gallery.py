@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from vala_research.evaluation.provenance import notebook_sources
 from vala_research.experiments.batches.cells import RUN
 from vala_research.experiments.batches.redraw import records
 from vala_research.files import write_text
@@ -119,8 +120,7 @@ def _short(number: str) -> str:
 
 def _texts(place: Path) -> Sequence[str]:
     """Sources of the executed notebook's markdown cells."""
-    cells = json.loads((place / RUN).read_text("utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    return notebook_sources((place / RUN).read_text("utf-8"), "markdown")
 
 
 def _title(place: Path) -> str:

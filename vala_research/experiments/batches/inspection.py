@@ -86,8 +86,8 @@ def experiment_of(notebook: Path) -> ModuleType | None:
     return import_module(name) if name else None
 
 
-def check_parameters(notebook: Path, cells: list[dict[str, Any]]) -> dict[str, str]:
-    """Refuse unknown parameters and values of a wrong type; return the notebook's defaults.
+def check_parameters(notebook: Path, cells: list[dict[str, Any]]) -> None:
+    """Refuse unknown parameters and values of a wrong type.
 
     Types are those of the experiment's `Settings`, or else of the notebook's own defaults.
     """
@@ -104,7 +104,6 @@ def check_parameters(notebook: Path, cells: list[dict[str, Any]]) -> dict[str, s
             _check_type(name, value, defaults[name])
         if experiment is not None:
             _try_settings(experiment, cell | {"preset": _preset(cell, defaults)})
-    return defaults
 
 
 def _preset(cell: Mapping[str, Any], defaults: Mapping[str, str]) -> str:

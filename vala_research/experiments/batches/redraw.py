@@ -56,7 +56,7 @@ def redraw(folder: str | Path, look: Look = Look()) -> tuple[list[Path], list[Pa
             continue
         figure = figure_of(path, record, look)
         targets = [path.with_suffix(f".{suffix}") for suffix in look.formats]
-        with written_together(*targets) as unfinished, look.applied():
+        with written_together(*targets) as unfinished:
             save_figure(figure, *unfinished)
         drawn += targets
     if not drawn and not left:

@@ -26,7 +26,7 @@ from vala_research.evaluation.comparison_figures import (
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
-from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
+from vala_research.evaluation.verdicts import Claim, Hypothesis, completeness, tested
 from vala_research.experiments.contract import POINT
 from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
@@ -35,7 +35,6 @@ from vala_research.experiments.fldm.settings import (
     IMAGE,
     VIDEO,
     FusionPreset,
-    completeness,
     constant,
     single_models,
 )

@@ -24,7 +24,7 @@ from vala_research.evaluation.edit_settings import EditSetting, equip
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.statistics import paired_gain, summarise
-from vala_research.evaluation.verdicts import Claim
+from vala_research.evaluation.verdicts import Claim, completeness
 from vala_research.experiments.contract import POINT, part_of
 from vala_research.experiments.fldm.foreign_space import (
     OTHER_CLIP,
@@ -38,7 +38,6 @@ from vala_research.experiments.fldm.settings import (
     FUSED_MODELS,
     VIDEO,
     FusionPreset,
-    completeness,
     single_models,
 )
 from vala_research.files import check_output, written_whole

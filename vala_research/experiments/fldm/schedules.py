@@ -26,13 +26,12 @@ from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_c
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.statistics import Gain, paired_gain
-from vala_research.evaluation.verdicts import Claim, check_settings
+from vala_research.evaluation.verdicts import Claim, check_settings, completeness
 from vala_research.experiments.contract import POINT
 from vala_research.experiments.fldm.settings import (
     FRAMEWISE,
     FUSED_MODELS,
     FusionPreset,
-    completeness,
 )
 from vala_research.methods.fusion import KINDS, FusionSchedule
 

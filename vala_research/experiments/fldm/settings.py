@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pandas as pd
 from torch import nn
 
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.plan import Plan
 from vala_research.editing.source import Source
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import (
     CLIP,
     MOTION_MODULES,
@@ -67,10 +65,3 @@ def source_fusions(
     models = {IMAGE: image, VIDEO: Source(video, window=window)}
     alone = {name: Fusion([source] * 2, NEVER) for name, source in models.items()}
     return alone | {FUSED: Fusion(list(models.values())[::-1], schedule)}
-
-
-def completeness(rows: pd.DataFrame) -> Claim:
-    """Claim that every setting makes every edit of every clip."""
-    counts = rows.groupby(["kind", "index", "setting"]).size().unstack(fill_value=0)
-    missing = int(counts.rsub(counts.max(axis=1), axis=0).to_numpy().sum())
-    return Claim.of_fact("every setting makes every edit", "missing rows", missing, missing == 0)

@@ -19,15 +19,18 @@ from torch import Tensor
 
 from vala_research.diffusion.difference import DifferenceEdit
 from vala_research.editing.extras import own_parts
-from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.benchmark import edited_frames
 from vala_research.evaluation.cases import Material
 from vala_research.evaluation.comparison_figures import gains_figure
-from vala_research.evaluation.comparison_tables import METRICS, comparison_table
+from vala_research.evaluation.comparison_tables import comparison_table, in_units
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import Picture, drawn
-from vala_research.evaluation.sheet import strip
-from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
+from vala_research.evaluation.verdicts import (
+    CONFIRMED,
+    Claim,
+    Hypothesis,
+    completeness,
+    tested,
+)
 from vala_research.experiments.contract import CLIP, POINT, PUBLISHED, LaterClipsPreset
 
 INVERSION, FLOW_EDIT, FLOW_ALIGN = "inversion", "FlowEdit", "FlowAlign"
@@ -121,10 +124,8 @@ def figure(rows: pd.DataFrame) -> Figure:
 
 def claims(rows: pd.DataFrame) -> list[Claim]:
     """Without inversion against with it, per base: reported. Asserted: all edits, equal cost."""
-    counts = rows.groupby("setting").size()
-    missing = int((counts.max() - counts).sum())
-    stated = [Claim.of_fact("every setting makes every edit", "missing", missing, missing == 0)]
-    if missing:
+    stated = [completeness(rows)]
+    if stated[0].verdict != CONFIRMED:
         return stated
     for better, than in baselines(rows).items():
         sentence = f"{better} beats {than.rpartition(', ')[2]}"
@@ -139,20 +140,10 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
 def page(rows: pd.DataFrame) -> pd.DataFrame:
     """Means per setting, in the units of the metrics' names."""
     shown = [m for m in SHOWN if m in rows]
-    means = rows.groupby("setting", sort=False)[shown].mean()
-    return (means * [METRICS[m].factor for m in shown]).set_axis(
-        [METRICS[m].axis for m in shown], axis=1
-    )
+    return in_units(rows.groupby("setting", sort=False)[shown].mean())
 
 
 def strips(settings: Settings, n_columns: int = 6) -> Picture:
     """The first edit by every setting, beside source and true edit if known."""
-    case = settings.cases()[0]
-    material = case.material(settings.n_frames, settings.size)
-    pipe = quiet_pipeline(settings.model, settings.dtype)
-    edits = edited_frames(pipe, case, edit_settings(settings), settings.n_frames, settings.size)
-    rows = {"source": material.frames}
-    rows |= {name.replace(", ", ",\n"): frames.float() for name, frames in edits.items()}
-    if material.truth is not None:
-        rows["true edit"] = material.truth
-    return strip(rows, n_columns, f"{case.source_prompt}  ->  {case.prompt}", 96)
+    edits, title = edit_settings(settings), "{source_prompt}  ->  {prompt}"
+    return settings.strip_of(edits, n_columns=n_columns, title=title, line=",\n")

@@ -15,12 +15,9 @@ from matplotlib.figure import Figure
 
 from vala_research import InputError, miniature_path
 from vala_research.diffusion.inversion import METHODS
-from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.benchmark import edited_frames
 from vala_research.evaluation.comparison_tables import METRICS, gain_of
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import Picture, drawn
-from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.statistics import Gain
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import CLIP, POINT, PUBLISHED, LaterClipsPreset
@@ -139,16 +136,7 @@ def figure(rows: pd.DataFrame) -> Figure:
 
 def strips(settings: Settings, n_columns: int = 6) -> Picture:
     """The first edit under every condition, beside source, depth, and true edit if known."""
-    case = settings.cases()[0]
-    material = case.material(settings.n_frames, settings.size)
-    pipe = quiet_pipeline(settings.model, settings.dtype)
-    edits = edited_frames(pipe, case, edit_settings(settings), settings.n_frames, settings.size)
-    rows = {"source": material.frames}
-    rows |= {n: material.pictures[n] for n in settings.conditions if n in material.pictures}
-    rows |= {name.replace(", ", "\n"): frames.float() for name, frames in edits.items()}
-    if material.truth is not None:
-        rows["true edit"] = material.truth
-    return strip(rows, n_columns, cell=96)
+    return settings.strip_of(edit_settings(settings), settings.conditions, n_columns)
 
 
 def claims(rows: pd.DataFrame) -> list[Claim]:

@@ -13,12 +13,9 @@ from vala_research.diffusion.attending import needs_source
 from vala_research.diffusion.inversion import InversionSettings
 from vala_research.editing.extras import own_parts
 from vala_research.editing.hosts import HOSTS
-from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.benchmark import edited_frames
-from vala_research.evaluation.comparison_tables import METRICS
+from vala_research.evaluation.comparison_tables import in_units
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.flops import forward_flops, meta_policy, meta_unet
-from vala_research.evaluation.sheet import strip
 from vala_research.experiments.contract import CLIP, PUBLISHED, LaterClipsPreset
 from vala_research.experiments.ge import adapter_gains
 from vala_research.experiments.ge.adapter_variants import BESIDE
@@ -73,19 +70,9 @@ def costs(hosts: Sequence[str], n_frames: int = 16) -> pd.Series:
 def page(rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """Means of each host on both sides, in the units of the metrics' names."""
     means = adapter_gains.side_table(rows)
-    shown = [m for m in metrics if m in means]
-    scaled = means[shown] * [METRICS[m].factor for m in shown]
-    return scaled.set_axis([METRICS[m].axis for m in shown], axis=1).round(2)
+    return in_units(means[[m for m in metrics if m in means]])
 
 
 def strips(settings: HostPreset, edits: Mapping[str, EditSetting], n_columns: int = 6) -> Figure:
     """The first edit by every host, on both sides, beside source and true edit."""
-    case = settings.cases()[0]
-    material = case.material(settings.n_frames, settings.size)
-    pipe = quiet_pipeline(settings.model, settings.dtype)
-    made = edited_frames(pipe, case, dict(edits), settings.n_frames, settings.size)
-    rows = {"source": material.frames}
-    rows |= {name.replace(", ", "\n"): frames.float() for name, frames in made.items()}
-    if material.truth is not None:
-        rows["true edit"] = material.truth
-    return strip(rows, n_columns, cell=96)
+    return settings.strip_of(edits, n_columns=n_columns)
