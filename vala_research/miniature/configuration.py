@@ -28,6 +28,10 @@ VISION = dict(
     hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
     projection_dim=64, image_size=56, patch_size=8, hidden_act="gelu",
 )  # fmt: skip
+FLOW = dict(
+    patch_size=(1, 2, 2), num_attention_heads=6, attention_head_dim=32, in_channels=4,
+    out_channels=4, text_dim=128, freq_dim=128, ffn_dim=768, num_layers=6, rope_max_seq_len=64,
+)  # fmt: skip
 # A linear schedule ends at alpha_bar_T = 4e-5, where Stable Diffusion's .0047 would leak the mean
 # colour of so small a latent into the first step and tint every sample.
 SCHEDULE = dict(
@@ -147,3 +151,26 @@ def start_near_identity(unet: nn.Module, reference: float = 5.0) -> None:
         for channel in channels:
             resnet.conv_shortcut.weight[channel, n_above + channel] = 1.0
         norm.weight[channels] = scale
+
+
+@torch.no_grad()
+def build_transformer(reference: float = 1.0) -> nn.Module:
+    """Build a WanTransformer3DModel whose untrained output is zero and whose tokens can be copied.
+
+    A velocity is mostly a copy of the noisy latent, which the LayerNorm before the output divides
+    by the token's own spread. Here 32 channels hold (z, -z) and the others constants of both signs,
+    which pin that spread. All of it stays trainable.
+    """
+    from diffusers import WanTransformer3DModel
+
+    model = WanTransformer3DModel(**FLOW)
+    weight, bias = model.patch_embedding.weight, model.patch_embedding.bias
+    n, width = weight[0].numel(), len(weight)
+    copy = torch.eye(n).view(n, *weight.shape[1:])
+    weight.zero_()
+    weight[:n], weight[n : 2 * n] = copy, -copy
+    bias.zero_()
+    bias[2 * n :] = reference * torch.tensor([1.0, -1.0]).repeat((width - 2 * n) // 2)
+    nn.init.zeros_(model.proj_out.weight)
+    nn.init.zeros_(model.proj_out.bias)
+    return model

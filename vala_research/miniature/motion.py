@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
@@ -102,26 +103,29 @@ class MotionLoss(EpsilonLoss):
 
 
 @torch.no_grad()
-def clip_pool(run: Path, n_clips: int, vae: nn.Module, device: str) -> Float[Tensor, "n f c h w"]:
-    """Encode training scenes 0..n-1 as clips of N_FRAMES; the latents (modes, fp16) stay in `run`.
+def clip_pool(run: Path, n_clips: int, vae: nn.Module, device: str) -> dict[str, Tensor]:
+    """Encode training scenes 0..n-1 as clips of N_FRAMES, which stay in `run`.
 
-    Raises InputError when `run` holds another number of clips.
+    Returns latents (n f c h w, modes, fp16) and mask (n f 1 h w, uint8), the object's share of a
+    latent site. Raises InputError when `run` holds another number of clips.
     """
     path = run / "clips.safetensors"
     if not path.exists():
-        latents = []
+        latents, masks = [], []
         for i in tqdm(range(n_clips), "clips"):
-            x = render(training_scene(i), N_FRAMES, SIZE).frames
-            x = x.to(device).to(memory_format=torch.channels_last)
+            clip = render(training_scene(i), N_FRAMES, SIZE)
+            x = clip.frames.to(device).to(memory_format=torch.channels_last)
             mode = vae.encode(2 * x - 1).latent_dist.mode()
             latents.append((mode * vae.config.scaling_factor).half().cpu())
-        write_tensors(path, {"latents": torch.stack(latents)})
-    latents = load_file(path)["latents"]
-    if len(latents) != n_clips:
+            share = F.avg_pool2d(clip.mask, SIZE // mode.shape[-1])
+            masks.append(share.mul(255).round().byte())
+        write_tensors(path, {"latents": torch.stack(latents), "mask": torch.stack(masks)})
+    pool = load_file(path)
+    if len(pool["latents"]) != n_clips:
         raise InputError(
-            f"{path} holds {len(latents)} clips: ask for those, or name another folder."
+            f"{path} holds {len(pool['latents'])} clips: ask for those, or name another folder."
         )
-    return latents
+    return pool
 
 
 def clip_sampler(latents: Tensor, captions: Captions, device: str) -> Callable:
@@ -167,7 +171,7 @@ def build(run: Path, minutes: float, n_clips: int, device: str = "cpu", stage=ST
     folder = Path(miniature_path())
     vae = load_network(AutoencoderKL, folder / "vae", "The miniature's VAE")
     vae = vae.to(device, memory_format=torch.channels_last)
-    latents = clip_pool(run, n_clips, vae, device)
+    latents = clip_pool(run, n_clips, vae, device)["latents"]
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
     text_encoder = load_network(CLIPTextModel, folder / "text_encoder", "The miniature's words")
     adapter = build_adapter()
