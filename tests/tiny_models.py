@@ -23,6 +23,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from vala_research.diffusion.level import Level
 from vala_research.diffusion.pooled_text import with_pooled
 
 N_TOKENS, D_TEXT = 12, 16
@@ -182,8 +183,9 @@ def tiny_sdxl_checkpoint(folder: Path) -> Path:
 class GaussianMixture:
     """A denoiser whose score is known: x0 from a mixture of isotropic Gaussians, in closed form.
 
-    z_t is a mixture of N(sqrt(a) m_k, v_k I), v_k = a s^2 + 1 - a; its posterior mean of x0 is
-    sum_k w_k(z) (m_k + sqrt(a) s^2 / v (z - sqrt(a) m_k)).
+    z = a x0 + b n is a mixture of N(a m_k, v I), v = a^2 s^2 + b^2; its posterior mean of x0 is
+    sum_k w_k(z) (m_k + a s^2 / v (z - a m_k)). Without alpha_bar, timestep t is level t / 1000 of a
+    rectified flow.
     """
 
     def __init__(self, alpha_bar: tuple[float, ...], prediction_type: str = "epsilon"):
@@ -201,14 +203,15 @@ class GaussianMixture:
     def __call__(self, z: torch.Tensor, t: int) -> torch.Tensor:
         """The prediction at (z_t, t); z: n d."""
         self.n_calls += 1
-        a = self.alpha_bar[t]
-        v = a * self.deviation**2 + 1 - a
-        offset = z[:, None] - a**0.5 * self.means  # n k d
+        level = Level.preserving(self.alpha_bar[t]) if self.alpha_bar else Level.flow(t / 1000)
+        a, b = level.a, level.b
+        v = a**2 * self.deviation**2 + b**2
+        means = self.means.to(z)
+        offset = z[:, None] - a * means  # n k d
         w = torch.softmax(-offset.square().sum(-1) / (2 * v), dim=1)[..., None]
-        x0 = (w * (self.means + a**0.5 * self.deviation**2 / v * offset)).sum(1)
-        eps = (z - a**0.5 * x0) / (1 - a) ** 0.5
-        v_prediction = a**0.5 * eps - (1 - a) ** 0.5 * x0
-        return {"epsilon": eps, "sample": x0, "v_prediction": v_prediction}[self.kind]
+        x0 = (w * (means + a * self.deviation**2 / v * offset)).sum(1)
+        p, q = level.predicted(self.kind)
+        return p * x0 + q * (z - a * x0) / b
 
 
 def tiny_motion_adapter() -> MotionAdapter:

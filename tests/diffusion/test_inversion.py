@@ -6,12 +6,12 @@ from collections import deque
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tiny_models import SD_SCHEDULE, GaussianMixture
 
 from vala_research import InputError
 from vala_research.diffusion.fixed_point import QUICK, ExactSettings, fixed_point, rms
-from vala_research.diffusion.inversion import direction, extrapolated, invert, log_snr
+from vala_research.diffusion.inversion import direction, extrapolated, invert
 from vala_research.diffusion.schedule import Schedule, ddim_step, sample
 
 # The residual of one step is amplified on the way back by the steps' constants at most:
@@ -50,6 +50,46 @@ def test_exact_inverts_to_rounding_where_ddim_does_not(kind, n_steps):
     exact, plain = (round_trip_error(n_steps, method, kind) for method in ("exact", "ddim"))
     assert exact < 1e-10
     assert plain > 1e-4  # what a "solver" that stopped after one iteration would leave
+
+
+def flow(n_steps: int, shift: float = 1.0):
+    """The mixture's velocity, and Euler steps from noise to the data."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    return GaussianMixture((), "flow_prediction"), Schedule.from_scheduler(scheduler, n_steps)
+
+
+def flow_error(n_steps: int, settings) -> float:
+    predict, schedule = flow(n_steps)
+    x = predict.draw(12)
+    found = invert(predict, x, schedule, settings)
+    return (sample(predict, found.latents, schedule) - x).square().mean().sqrt().item()
+
+
+def test_plain_inversion_of_a_flow_is_of_first_order():
+    errors = [flow_error(n, "ddim") for n in (50, 100, 200, 400)]
+    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    assert all(0.85 < order < 1.15 for order in orders), orders
+
+
+@pytest.mark.parametrize("n_steps", [5, 10, 50])
+def test_exact_inverts_a_flow_to_rounding(n_steps):
+    # z_t = z_s + (s_t - s_s) v(z_t): all of the noise is reached, where no signal is left.
+    assert flow_error(n_steps, TIGHT) < 1e-10 < 1e-4 < flow_error(n_steps, "ddim")
+
+
+def test_a_flow_starts_on_the_line_through_the_steps_before():
+    """A velocity linear in the level s costs one evaluation a step."""
+    _, schedule = flow(12, shift=3.0)
+    x0 = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    past, z = deque(maxlen=3), x0
+    for step in list(schedule)[::-1]:
+        v = x0 * (1 + 0.5 * step.noisy.s)
+        z_t = z + (step.noisy.s - step.clean.s) * v
+        assert torch.allclose(direction(z, z_t, step, "flow_prediction"), v)
+        guess = extrapolated(z, step, past, "flow_prediction")
+        assert torch.allclose(guess, z_t) == (len(past) == 3)
+        past.append((step.noisy.s, v))
+        z = z_t
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
@@ -152,12 +192,12 @@ def test_starts_on_the_line_through_the_steps_before():
     x0 = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     steps, past, z = list(schedule)[::-1], deque(maxlen=3), x0
     for step in steps:
-        eps = x0 * (1 + 0.1 * log_snr(step.alpha_bar_t))
+        eps = x0 * (1 + 0.1 * step.noisy.log_snr)
         z_t = ddim_step(z, eps, step.alpha_bar_s, step.alpha_bar_t)
         assert torch.allclose(direction(z, z_t, step), eps)
         guess = extrapolated(z, step, past)
         assert torch.allclose(guess, z_t) == (len(past) == 3)
-        past.append((log_snr(step.alpha_bar_t), eps))
+        past.append((step.noisy.log_snr, eps))
         z = z_t
 
 

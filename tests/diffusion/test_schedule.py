@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     IPNDMScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
@@ -18,7 +20,8 @@ from diffusers import (
 from tiny_models import SD_SCHEDULE
 
 from vala_research import InputError
-from vala_research.diffusion.schedule import Schedule, Step, ddim_step, sample
+from vala_research.diffusion.level import Level
+from vala_research.diffusion.schedule import Schedule, Step, carried, ddim_step, sample
 
 BETAS = {k: v for k, v in SD_SCHEDULE.items() if k != "clip_sample"}
 KINDS = ("epsilon", "v_prediction", "sample")
@@ -94,14 +97,15 @@ def test_reads_the_schedulers_checkpoints_ship(scheduler, ends_on_data, tmp_path
 @pytest.mark.parametrize(
     "scheduler, message",
     [
-        (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler, of flow-matching"),
-        (DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
-         "flow-matching"),
+        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "from the data.*invert_sigmas"),
+        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "stochastic_sampling"),
+        (DPMSolverMultistepScheduler(use_flow_sigmas=True), "prediction type 'epsilon'"),
+        (FlowMatchHeunDiscreteScheduler(), "FlowMatchHeunDiscreteScheduler.*flow-matching"),
         (EDMEulerScheduler(), "EDMEulerScheduler, of EDM models"),
         (EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"), "EDM"),
         (IPNDMScheduler(), "IPNDMScheduler, which has no alphas_cumprod"),
     ],
-    ids=range(5),
+    ids=range(7),
 )  # fmt: skip
 def test_schedulers_of_other_models_are_refused_in_words(scheduler, message):
     with pytest.raises(InputError, match=message):
@@ -155,7 +159,7 @@ def test_split_recovers_signal_and_noise(kind):
     v = a**0.5 * eps - (1 - a) ** 0.5 * x0
     prediction = {"epsilon": eps, "sample": x0, "v_prediction": v}[kind]
     schedule = Schedule((1.0, a), 1.0, kind, (1,))
-    found_x0, found_eps = schedule.split(z, prediction, a)
+    found_x0, found_eps = schedule.split(z, prediction, Level.preserving(a))
     assert torch.allclose(found_x0, x0, atol=1e-14) and torch.allclose(found_eps, eps, atol=1e-14)
 
 
@@ -176,7 +180,8 @@ def test_renoise_holds_the_network_s_own_output(alpha_bar_t):
     z_s, z_t, output = torch.randn(
         3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4)
     )[:, None]
-    step, a_t, a_s = Step(9, 5, alpha_bar_t, 0.6), alpha_bar_t**0.5, 0.6**0.5
+    ends = Level.preserving(alpha_bar_t), Level.preserving(0.6)
+    step, a_t, a_s = Step(9, 5, *ends), alpha_bar_t**0.5, 0.6**0.5
     b_t, b_s = (1 - alpha_bar_t) ** 0.5, 0.4**0.5
     d = math.acos(a_t) - math.acos(a_s)
     held = {
@@ -207,5 +212,95 @@ def test_steps_out_of_range_are_refused(n_steps):
 
 
 def test_unknown_prediction_type_is_refused():
-    with pytest.raises(InputError, match="flow_prediction.*epsilon"):
-        Schedule((0.9,), 1.0, "flow_prediction", (0,))
+    with pytest.raises(InputError, match="raw_velocity.*epsilon"):
+        Schedule((0.9,), 1.0, "raw_velocity", (0,))
+
+
+FLOWS = {
+    "euler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "terminal": FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, shift_terminal=0.1, base_shift=0.95, max_shift=2.05
+    ),
+    "unipc": UniPCMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=5.0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_reads_the_levels_of_a_rectified_flow(name):
+    """The scheduler's own levels, among them its shifts; the scheduler stays as it is."""
+    scheduler = FLOWS[name]
+    before = scheduler.sigmas.clone()
+    schedule = Schedule.from_scheduler(scheduler, 8, n_tokens=1024)
+    assert scheduler.sigmas.equal(before)
+    assert schedule.prediction_type == "flow_prediction" and schedule.n_timesteps == 1000
+    assert len(schedule) == 8 and len(schedule.flow) == 9 and schedule.flow[-1] == 0
+    assert list(schedule.flow) == sorted(schedule.flow, reverse=True)
+    steps = list(schedule)
+    assert all(0 <= step.t - 1000 * step.noisy.s + 1 <= 2 for step in steps)  # UniPC truncates
+    assert schedule.last_part(0.5).flow == schedule.flow[4:]
+    if name == "terminal":
+        assert schedule.flow[-2] == pytest.approx(0.1)
+        with pytest.raises(InputError, match="n_tokens"):
+            Schedule.from_scheduler(scheduler, 8)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_flow_sampling_equals_diffusers_euler(name):
+    schedule = Schedule.from_scheduler(FLOWS[name], 6, n_tokens=256)
+    euler = FlowMatchEulerDiscreteScheduler()
+    euler.set_timesteps(sigmas=list(schedule.flow[:-1]))
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ours, theirs = sample(toy_network, z, schedule), z
+    for t, own in zip(euler.timesteps, schedule.timesteps, strict=True):
+        theirs = euler.step(toy_network(theirs, own), t, theirs).prev_sample
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_cogvideox_schedulers_are_read_as_diffusion_without_signal_at_the_end():
+    scheduler = CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0,
+        timestep_spacing="trailing", set_alpha_to_one=True,
+    )  # fmt: skip
+    schedule = Schedule.from_scheduler(scheduler, 5)
+    assert schedule.alpha_bar[schedule.timesteps[0]] == 0 and not schedule.flow
+    assert torch.isfinite(sample(toy_network, torch.ones(4, 4), schedule)).all()
+
+
+@pytest.mark.parametrize("kind", (*KINDS, "flow_prediction"))
+@pytest.mark.parametrize("ends", [
+    (Level.preserving(0.3), Level.preserving(0.6)), (Level.flow(0.7), Level.flow(0.4)),
+    (Level.flow(0.9), Level.flow(0.0)),
+], ids=["diffusion", "flow", "onto data"])  # fmt: skip
+def test_every_output_type_steps_on_every_path(kind, ends):
+    """A step keeps x0 and noise; splitting finds both; inverting with the output held undoes it."""
+    x0, noise = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    noisy, clean = ends
+    z = noisy.a * x0 + noisy.b * noise
+    p, q = noisy.predicted(kind)
+    schedule = Schedule((0.9,), 1.0, kind, (0,))
+    found = schedule.split(z, p * x0 + q * noise, noisy)
+    assert torch.allclose(found[0], x0, atol=1e-13) and torch.allclose(found[1], noise, atol=1e-13)
+    step = Step(9, 5, noisy, clean)
+    z_s = schedule.denoise(z, p * x0 + q * noise, step)
+    assert torch.allclose(z_s, clean.a * x0 + clean.b * noise, atol=1e-13)
+    assert torch.allclose(schedule.renoise(z_s, z, p * x0 + q * noise, step), z, atol=1e-13)
+    a, b = carried(kind, step)
+    assert torch.allclose(a * z + b * (p * x0 + q * noise), z_s, atol=1e-13)
+
+
+def test_the_velocity_of_a_flow_is_noise_minus_data_at_any_scale():
+    assert Level.flow(0.3).predicted("flow_prediction") == (-1.0, 1.0)
+    v = Level.preserving(0.36).predicted("v_prediction")
+    assert v == pytest.approx((-0.8, 0.6))
+    # Equal signal-to-noise ratio: a flow level is a diffusion level, divided by a + b.
+    level = Level.preserving(0.36)
+    same = Level.flow(level.s)
+    assert (same.a, same.b) == pytest.approx((level.a / 1.4, level.b / 1.4))
+    assert same.alpha_bar == pytest.approx(0.36) and same.angle == pytest.approx(level.angle)
+
+
+def test_a_flow_of_levels_outside_0_to_1_is_refused():
+    with pytest.raises(InputError, match="levels run from 1.2 to 0"):
+        Schedule((), 1.0, "flow_prediction", (1200.0,), (1.2, 0.0))

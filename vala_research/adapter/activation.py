@@ -123,7 +123,7 @@ def activate(
     interval = usual.interval if interval is None else checked_interval(interval)
     scale = usual.scale if scale is None else checked_scale(scale)
     activation = Activation(
-        adapter, interval, settings.token_interval or interval, scale, len(schedule.alpha_bar)
+        adapter, interval, settings.token_interval or interval, scale, schedule.n_timesteps
     )
 
     # Warn if nothing will happen; else make the image tokens that frame tokens need.

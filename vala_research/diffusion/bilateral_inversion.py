@@ -136,7 +136,7 @@ def bilateral_path(
         if level is None:
             z = schedule.denoise(z, prediction, step)
         else:
-            _, eps = schedule.split(z, prediction, step.alpha_bar_t)
+            _, eps = schedule.split(z, prediction, step.noisy)
             alpha, alpha_bar, noise_level = level
             z = ddpm_update(z, eps, alpha, alpha_bar, noise_level * has_noise, generator)
         yield z

@@ -48,6 +48,11 @@ def update_levels(schedule: Schedule) -> Iterator[tuple[float, float, float]]:
     Raises InputError where the first step has no signal at all, since Eq. (12) divides by it.
     """
     steps = list(schedule)
+    if schedule.flow:
+        raise InputError(
+            "The step rule 'paper_eq12' is that of a diffusion model, and this one is a rectified "
+            "flow: use 'ddim'."
+        )
     if steps[0].alpha_bar_t == 0:
         raise InputError(
             "The step rule 'paper_eq12' divides by the signal, but this schedule's noisiest level "

@@ -20,7 +20,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from math import acos, log, sqrt
 from typing import Any
 
 import torch
@@ -172,11 +171,12 @@ def ddim(
     predict: Predict, z_s: Tensor, schedule: Schedule, step: Step,
     settings: DdimSettings | NullTextSettings, past: Past,
 ) -> Solution:  # fmt: skip
-    """Plain DDIM inversion: along the eps that is predicted at z_s, for every prediction type."""
+    """Plain DDIM inversion: along the eps that is predicted at z_s; for a flow, the velocity."""
     prediction = predict(z_s, step.t)
-    if step.alpha_bar_t < NO_SIGNAL:  # eps is z_s itself there, and says nothing
+    is_flow = schedule.prediction_type == "flow_prediction"
+    if is_flow or step.alpha_bar_t < NO_SIGNAL:  # eps is z_s itself there, and says nothing
         return Solution(schedule.renoise(z_s, z_s, prediction, step), n_evaluations=1)
-    _, eps = schedule.split(z_s, prediction, step.alpha_bar_t)
+    _, eps = schedule.split(z_s, prediction, step.noisy)
     return Solution(ddim_step(z_s, eps, step.alpha_bar_s, step.alpha_bar_t), n_evaluations=1)
 
 
@@ -232,13 +232,9 @@ def direction(z_s: Tensor, z_t: Tensor, step: Step, prediction_type: str = "epsi
 def place(prediction_type: str, step: Step) -> float:
     """Where a step lies on the axis along which the network's output is nearly linear.
 
-    The log-SNR for eps. It has no end where no signal is left, so else the angle of the level.
+    The log-SNR for eps. It has no end where no signal is left, so else the angle of the level, or
+    the level itself for a flow.
     """
     if prediction_type == "epsilon":
-        return log_snr(step.alpha_bar_t)
-    return acos(sqrt(step.alpha_bar_t))
-
-
-def log_snr(alpha_bar: float) -> float:
-    """log(alpha_bar / (1 - alpha_bar)), finite even where no signal is left."""
-    return log(max(alpha_bar, 1e-8) / (1 - alpha_bar))
+        return step.noisy.log_snr
+    return step.noisy.s if prediction_type == "flow_prediction" else step.noisy.angle

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import number_in
+from vala_research.diffusion.level import Level
 from vala_research.methods.motion_field import global_motion, warp_noise
 
 
@@ -39,9 +40,11 @@ class NoiseStart:
 
 
 def noisy_again(
-    z_s: Float[Tensor, "*shape"], eps: Float[Tensor, "*shape"], alpha_bar_s: float,
-    alpha_bar_t: float,
-) -> Float[Tensor, "*shape"]:  # fmt: skip
-    """Latents of level s at the noisier level t, with fresh noise eps: Eq. (9) of the paper."""
-    signal = alpha_bar_t / alpha_bar_s
-    return math.sqrt(signal) * z_s + math.sqrt(1 - signal) * eps
+    z_s: Float[Tensor, "*shape"], eps: Float[Tensor, "*shape"], clean: Level, noisy: Level
+) -> Float[Tensor, "*shape"]:
+    """Latents of a cleaner level at a noisier one, with fresh noise eps: Eq. (9) of the paper.
+
+    The new noise adds what the level's noise lacks, which is 1 - (a_t / a_s)^2 for diffusion.
+    """
+    signal = noisy.a / clean.a
+    return signal * z_s + math.sqrt(noisy.b**2 - (signal * clean.b) ** 2) * eps

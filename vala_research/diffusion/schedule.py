@@ -1,7 +1,8 @@
-"""Deterministic DDIM: one affine map between two noise levels, written once, run both ways.
+"""Deterministic sampling: one affine map between two noise levels, written once, run both ways.
 
-Song et al. 2021, Denoising Diffusion Implicit Models, Eq. (12) with sigma = 0. `alpha_bar_t` is the
-cumulative product of the schedule, and z_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps.
+A step keeps the network's x0 and noise, and moves from z = a x0 + b n to a' x0 + b' n. On the path
+of diffusion that is DDIM (Song et al. 2021, Eq. (12) with sigma = 0), on that of a rectified flow
+Euler's method. `alpha_bar_t` is the cumulative product of a diffusion schedule.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,10 +15,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError, number_in
-from vala_research.diffusion.solvers import check_scheduler, final_is_data, spacing_of
+from vala_research.diffusion.level import PREDICTION_TYPES, Level
+from vala_research.diffusion.solvers import (
+    check_scheduler,
+    final_is_data,
+    flow_levels,
+    is_flow,
+    spacing_of,
+)
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-Predict = Callable[[Tensor, int], Tensor]  # (z_t, t) -> the prediction of the network
+Predict = Callable[[Tensor, float], Tensor]  # (z_t, t) -> the prediction of the network
 
 
 def ddim_step(
@@ -46,30 +53,42 @@ def is_within(t: int, interval: Sequence[float], n_timesteps: int) -> bool:
 class Step:
     """One sampling step t -> s, where s is the less noisy level; inversion takes it s -> t.
 
-    The network is evaluated at `t` in both directions, since the last level (s = -1) has no
-    timestep. Both directions therefore solve the same equation.
+    t, s: what the network is told of these levels. It is evaluated at `t` in both directions, since
+    the last level (s = -1) has no timestep. Both directions therefore solve the same equation.
     """
 
-    t: int
-    s: int
-    alpha_bar_t: float
-    alpha_bar_s: float
+    t: float
+    s: float
+    noisy: Level
+    clean: Level
+
+    @property
+    def alpha_bar_t(self) -> float:
+        """Share of signal power at t."""
+        return self.noisy.alpha_bar
+
+    @property
+    def alpha_bar_s(self) -> float:
+        """Share of signal power at s."""
+        return self.clean.alpha_bar
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The noise levels, and the timesteps that both sampling and inversion visit.
 
-    alpha_bar: the T training levels, decreasing.
+    alpha_bar: the T training levels of a diffusion model, decreasing; empty for a rectified flow.
     final_alpha_bar: level after the last step: 1, or alpha_bar[0] for a checkpoint with
         `set_alpha_to_one: false`.
     timesteps: decreasing, noisiest first.
+    flow: levels s of a rectified flow, one per timestep and the final one; empty for diffusion.
     """
 
     alpha_bar: tuple[float, ...]
     final_alpha_bar: float
     prediction_type: str
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
+    flow: tuple[float, ...] = ()
 
     def __post_init__(self):
         if self.prediction_type not in PREDICTION_TYPES:
@@ -77,19 +96,32 @@ class Schedule:
                 f"The scheduler's prediction type {self.prediction_type!r} is not supported: "
                 f"use a checkpoint that predicts one of {', '.join(PREDICTION_TYPES)}."
             )
+        if not all(0 <= s <= 1 for s in self.flow):
+            raise InputError(
+                f"The scheduler's levels run from {max(self.flow):g} to {min(self.flow):g}: a "
+                "rectified flow has levels from 1, noise, to 0, data."
+            )
 
     @classmethod
-    def from_scheduler(cls, scheduler: Any, num_inference_steps: int) -> "Schedule":
-        """Read any diffusers scheduler of Stable Diffusion (DDIM, PNDM, Euler, DPM-Solver, ...).
+    def from_scheduler(
+        cls, scheduler: Any, num_inference_steps: int, n_tokens: int | None = None
+    ) -> "Schedule":
+        """Read a diffusers scheduler of Stable Diffusion (DDIM, PNDM, Euler, DPM-Solver, ...), of
+        CogVideoX, or of a rectified flow (FlowMatchEuler, UniPC with flow sigmas).
 
         The levels, their spacing and the final level are the scheduler's own, also where it was
         made with defaults. x0 is not clipped, since no inversion could undo that.
+        n_tokens: that the network sees, by which a flow's dynamic shift goes.
         Differs from diffusers: a step always ends where the next step begins. diffusers steps by
         T // n, which misses that level for `linspace` spacing, and for `trailing` spacing when n
         does not divide T.
         """
         check_scheduler(scheduler)
         config = scheduler.config
+        if is_flow(scheduler):
+            whole_steps(num_inference_steps, config.num_train_timesteps)
+            levels, timesteps = flow_levels(scheduler, num_inference_steps, n_tokens)
+            return cls((), 1.0, "flow_prediction", timesteps, levels)
         alpha_bar = tuple(scheduler.alphas_cumprod.cpu().double().tolist())
         spacing, takes_one_more = spacing_of(config)
         timesteps = inference_timesteps(
@@ -119,38 +151,49 @@ class Schedule:
                 f"strength is {strength}: no one of {len(self)} steps is left, give at least "
                 f"{1 / len(self):g}."
             )
-        return replace(self, timesteps=self.timesteps[len(self) - n_kept :])
+        first = len(self) - n_kept
+        return replace(self, timesteps=self.timesteps[first:], flow=self.flow[first:])
+
+    @property
+    def n_timesteps(self) -> int:
+        """T: the timesteps of a diffusion model, or what a flow model calls its noisiest level."""
+        return len(self.alpha_bar) or 1000
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     def __iter__(self) -> Iterator[Step]:
         """Yield the steps in sampling order; `reversed(list(schedule))` is inversion's order."""
-        for t, s in zip(self.timesteps, (*self.timesteps[1:], -1), strict=True):
-            alpha_bar_s = self.alpha_bar[s] if s >= 0 else self.final_alpha_bar
-            yield Step(t, s, self.alpha_bar[t], alpha_bar_s)
+        if self.flow:
+            levels = [Level.flow(s) for s in self.flow]
+        else:
+            visited = [self.alpha_bar[t] for t in self.timesteps]
+            levels = [Level.preserving(x) for x in (*visited, self.final_alpha_bar)]
+        ends = (*self.timesteps[1:], -1)
+        for t, s, noisy, clean in zip(self.timesteps, ends, levels[:-1], levels[1:], strict=True):
+            yield Step(t, s, noisy, clean)
 
     def split(
-        self, z: Float[Tensor, "*shape"], prediction: Float[Tensor, "*shape"], alpha_bar: float
+        self, z: Float[Tensor, "*shape"], prediction: Float[Tensor, "*shape"], level: Level
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-        """Split a prediction at `z` into (x0, eps). No other place knows prediction types.
-
-        "epsilon" predicts eps; "sample" predicts x0; "v_prediction" (Salimans and Ho 2022) predicts
-        v = sqrt(alpha_bar) eps - sqrt(1-alpha_bar) x0.
-        """
-        a, b = sqrt(alpha_bar), sqrt(1 - alpha_bar)
+        """Split a prediction p x0 + q n at `z` = a x0 + b n into (x0, n)."""
         if self.prediction_type == "epsilon":
-            return (z - b * prediction) / a, prediction
+            return (z - level.b * prediction) / level.a, prediction
         if self.prediction_type == "sample":
-            return prediction, (z - a * prediction) / b
-        return a * z - b * prediction, a * prediction + b * z
+            return prediction, (z - level.a * prediction) / level.b
+        (a, b), (p, q) = (level.a, level.b), level.predicted(self.prediction_type)
+        scale = 1 / (a * q - b * p)
+        return scale * q * z - scale * b * prediction, scale * a * prediction - scale * p * z
 
     def denoise(
         self, z: Float[Tensor, "*shape"], prediction: Float[Tensor, "*shape"], step: Step
     ) -> Float[Tensor, "*shape"]:
-        """Take one sampling step t -> s. alpha_bar_t = 0 (zero SNR) is allowed."""
-        x0, eps = self.split(z, prediction, step.alpha_bar_t)
-        return sqrt(step.alpha_bar_s) * x0 + sqrt(1 - step.alpha_bar_s) * eps
+        """Take one sampling step t -> s. A level without signal (zero SNR, flows) is allowed."""
+        if self.prediction_type == "flow_prediction":
+            a, b = carried(self.prediction_type, step)
+            return a * z + b * prediction
+        x0, noise = self.split(z, prediction, step.noisy)
+        return step.clean.a * x0 + step.clean.b * noise
 
     def renoise(
         self,
@@ -167,7 +210,8 @@ class Schedule:
         z_s under `denoise`.
         """
         if self.prediction_type == "epsilon":
-            return ddim_step(z_s, prediction, step.alpha_bar_s, step.alpha_bar_t)
+            scale = step.noisy.a / step.clean.a
+            return scale * z_s + (step.noisy.b - scale * step.clean.b) * prediction
         a, b = carried(self.prediction_type, step)
 
         # A step onto the data forgets z_t (A is small), and dividing by A would amplify errors of
@@ -181,16 +225,14 @@ class Schedule:
 def carried(prediction_type: str, step: Step) -> tuple[float, float]:
     """A and B of the sampling step z_s = A z_t + B prediction.
 
-    The angle phi of a level has cos(phi) = sqrt(alpha_bar). For "v_prediction" A = cos(d) and
-    B = -sin(d), d the angle between the levels.
+    With z_t = a x0 + b n, z_s = a' x0 + b' n and the prediction p x0 + q n, Cramer's rule gives
+    A = (a' q - b' p) / (a q - b p) and B = (a b' - b a') / (a q - b p). For a flow A = 1 and
+    B = s' - s; for "v_prediction" A = cos(d), B = -sin(d), d the angle between the levels.
     """
-    a_t, a_s = sqrt(step.alpha_bar_t), sqrt(step.alpha_bar_s)
-    b_t, b_s = sqrt(1 - step.alpha_bar_t), sqrt(1 - step.alpha_bar_s)
-    if prediction_type == "epsilon":
-        return a_s / a_t, b_s - b_t * a_s / a_t
-    if prediction_type == "sample":
-        return b_s / b_t, a_s - a_t * b_s / b_t
-    return a_t * a_s + b_t * b_s, a_t * b_s - b_t * a_s
+    (a, b), (a_s, b_s) = (step.noisy.a, step.noisy.b), (step.clean.a, step.clean.b)
+    p, q = step.noisy.predicted(prediction_type)
+    determinant = a * q - b * p
+    return (a_s * q - b_s * p) / determinant, (a * b_s - b * a_s) / determinant
 
 
 def sample(
@@ -215,11 +257,7 @@ def inference_timesteps(
 
     takes_one_more: space one more, and leave out the least noisy one.
     """
-    if not isinstance(n_steps, int) or isinstance(n_steps, bool) or not 1 <= n_steps <= n_train:
-        raise InputError(
-            f"num_inference_steps is {n_steps!r}: choose a whole number from 1 to {n_train}, "
-            "the number of steps this model was trained with."
-        )
+    whole_steps(n_steps, n_train)
 
     # Spacing as the scheduler says.
     if takes_one_more and n_steps < n_train and spacing in ("leading", "linspace"):
@@ -244,3 +282,12 @@ def inference_timesteps(
             f"first step lies outside the {n_train} trained steps; choose {n_train // 2} or fewer."
         )
     return tuple(timesteps)
+
+
+def whole_steps(n_steps: int, n_train: int) -> None:
+    """Refuse a number of steps that is none, or more than the model was trained with."""
+    if not isinstance(n_steps, int) or isinstance(n_steps, bool) or not 1 <= n_steps <= n_train:
+        raise InputError(
+            f"num_inference_steps is {n_steps!r}: choose a whole number from 1 to {n_train}, "
+            "the number of steps this model was trained with."
+        )

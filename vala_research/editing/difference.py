@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from math import sqrt
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.schedule import Step
 from vala_research.editing.stream import Stream
 from vala_research.editing.stretches import predicted
-from vala_research.methods.flow_edit import flow_level, moved_difference, paired_states
+from vala_research.methods.flow_edit import moved_difference, paired_states
 
 NEGATIVE, PROMPT, SOURCE = 0, 1, 2  # rows of a stream's text
 
@@ -60,7 +59,7 @@ class DifferenceStream(Stream):
                 self.z = self._states(i, 0, step)[1]
             self.z, _ = self._steps(i, step)
         elif i >= begin:
-            levels = flow_level(*_level(step.alpha_bar_t)), flow_level(*_level(step.alpha_bar_s))
+            levels = step.noisy.s, step.clean.s
             clean = sum(self._clean_difference(i, k, step) for k in range(self._n_draws))
             clip = self.inverted.latents
             moved = moved_difference(
@@ -76,7 +75,7 @@ class DifferenceStream(Stream):
         """The noisy clip and the noisy edit of step i, by draw k."""
         clip = self.inverted.latents
         noise = self.draws.noise(i, k, clip)
-        return paired_states(clip, self.z - clip, noise, *_level(step.alpha_bar_t))
+        return paired_states(clip, self.z - clip, noise, step.noisy.a, step.noisy.b)
 
     def _clean_difference(self, i: int, k: int, step: Step) -> Float[Tensor, "f c h w"]:
         """x0 of the noisy edit minus x0 of the noisy clip, under one noise."""
@@ -91,7 +90,7 @@ class DifferenceStream(Stream):
             of_clip = self._guided(step, states, 0, SOURCE, scale)
             of_edit = self._guided(step, states, 1, PROMPT, self.guidance_scale)
         x0 = [
-            self.schedule.split(z, prediction, step.alpha_bar_t)[0]
+            self.schedule.split(z, prediction, step.noisy)[0]
             for z, prediction in zip(states, (of_clip, of_edit), strict=True)
         ]
         return x0[1] - x0[0]
@@ -153,6 +152,3 @@ def differences(
         moved[-1].start(Inversion(z_0, attention=stream.attention))
     return moved
 
-
-def _level(alpha_bar: float) -> tuple[float, float]:
-    return sqrt(alpha_bar), sqrt(1 - alpha_bar)

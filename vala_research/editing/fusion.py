@@ -119,8 +119,9 @@ def started_from_noise(
     for i, step in enumerate(steps):
         ahead.step(i, step)
     eps = randn_tensor(z_0.shape, generator, z_0.device, z_0.dtype)
-    levels = steps[-1].alpha_bar_s, steps[0].alpha_bar_t
-    moved = noisy_again(start.moved(ahead.z, len(z_0)), eps, *levels)
+    moved = noisy_again(
+        start.moved(ahead.z, len(z_0)), eps, steps[-1].clean, steps[0].noisy
+    )
     return Inversion(moved, attention=stream.attention)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import hypot
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from vala_research.diffusion.controlnet import Control, control_residuals
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.patching import chunks, scaled_lora
 from vala_research.diffusion.schedule import Schedule
+from vala_research.diffusion.solvers import check_scheduler, is_flow
 
 WORDS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 Frames = slice | list[int]  # which frames of a clip
@@ -77,15 +79,33 @@ class Source:
 def own_schedule(schedule: Schedule, scheduler: Any) -> Schedule:
     """The levels and prediction type of a source, at the timesteps nearest to the edit's levels.
 
-    Nearest in sqrt(alpha_bar), the share of the signal. The edit's own levels map to themselves.
+    The level of equal signal-to-noise ratio. A flow network knows each; a diffusion network knows
+    T, of which the nearest in sqrt(alpha_bar), the share of the signal, is taken. The edit's own
+    levels map to themselves.
     """
+    if is_flow(scheduler):
+        check_scheduler(scheduler)
+        levels = schedule.flow or tuple(step.noisy.s for step in schedule)
+        times = schedule.timesteps if schedule.flow else tuple(1000 * s for s in levels)
+        return Schedule((), 1.0, "flow_prediction", times, levels)
     own = Schedule.from_scheduler(scheduler, 1)
     if own.alpha_bar == schedule.alpha_bar:
         return replace(own, timesteps=schedule.timesteps)
     levels = torch.tensor(own.alpha_bar, dtype=torch.float64).sqrt()
-    asked = torch.tensor([schedule.alpha_bar[t] for t in schedule.timesteps]).double().sqrt()
+    asked = torch.tensor([step.alpha_bar_t for step in schedule]).double().sqrt()
     nearest = (asked[:, None] - levels).abs().argmin(1)
     return replace(own, timesteps=tuple(nearest.tolist()))
+
+
+def own_scales(schedule: Schedule, own: Schedule) -> dict[float, float]:
+    """Timestep of the edit -> factor that takes its latent to the path of a source.
+
+    A latent a x0 + b n of diffusion has a^2 + b^2 = 1, one of a flow a + b = 1.
+    """
+    if bool(schedule.flow) == bool(own.flow):
+        return {}
+    ends = {step.t: (step.noisy.a, step.noisy.b) for step in schedule}
+    return {t: 1 / (a + b if own.flow else hypot(a, b)) for t, (a, b) in ends.items()}
 
 
 def windows_of(n_frames: int, window: int | None, overlap: int) -> tuple[slice, ...]:
@@ -119,12 +139,14 @@ class SourceBackbone(Backbone):
 
     On a device other than the CPU, the question whether predictions are finite is put off until
     `confirm_finite`, so that the CPU waits for the device once per step.
-    timesteps: timestep of the edit -> timestep of this network. activation: where an adapter acts;
+    timesteps: timestep of the edit -> timestep of this network. scales: timestep of the edit ->
+    factor of the latents, where this network is of another path. activation: where an adapter acts;
     it is off at all other timesteps. controls: with their pictures; n_timesteps: T of this network.
     pictures: what IP-Adapters read, without and with a picture.
     """
 
-    timesteps: dict[int, int] = field(default_factory=dict)
+    timesteps: dict[float, float] = field(default_factory=dict)
+    scales: dict[float, float] = field(default_factory=dict)
     windows: tuple[slice, ...] = ()
     device: torch.device | None = None
     activation: Activation | None = None
@@ -152,8 +174,9 @@ class SourceBackbone(Backbone):
         shown: for each branch, 1 where it sees the pictures; () is nowhere. frames: which frames of
         the clip z holds; all, where there are windows.
         """
-        t, device = self.timesteps.get(t, t), self.device or z.device
-        x, text = z.to(device), text.to(device)
+        device, scale = self.device or z.device, self.scales.get(t, 1.0)
+        t, text = self.timesteps.get(t, t), text.to(device)
+        x = z.to(device) if scale == 1 else scale * z.to(device)
         if not self.windows:
             out = self._adapted(x, t, text, patches, frames, shown)
         else:

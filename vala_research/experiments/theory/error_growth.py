@@ -20,6 +20,7 @@ from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.bilateral_inversion import BilateralInversion, bilateral_path
 from vala_research.diffusion.ddpm_update import error_factor, update_levels
 from vala_research.diffusion.inversion import invert
+from vala_research.diffusion.level import Level
 from vala_research.diffusion.schedule import Predict, Schedule, ddim_step
 from vala_research.methods.bilateral import bias_bound, neighbour_mass
 
@@ -121,7 +122,8 @@ def local_constants(
     """`jacobian_norm` of eps where a path asked for it, one per step."""
 
     def eps_at(t: int) -> Callable[[Tensor], Tensor]:
-        return lambda z: schedule.split(z, predict(z, t), schedule.alpha_bar[t])[1]
+        level = Level.preserving(schedule.alpha_bar[t])
+        return lambda z: schedule.split(z, predict(z, t), level)[1]
 
     return [jacobian_norm(eps_at(t), z, generator, n_iterations)[0] for z, t in path.asked]
 
