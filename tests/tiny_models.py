@@ -9,12 +9,15 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    LTXVideoTransformer3DModel,
     MotionAdapter,
+    SD3Transformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet3DConditionModel,
     UNetMotionModel,
+    WanTransformer3DModel,
 )
 from transformers import (
     CLIPTextConfig,
@@ -243,3 +246,34 @@ def tiny_unet3d() -> UNet3DConditionModel:
         if name.endswith(("conv4.3", "proj_out")):
             torch.nn.init.normal_(module.weight, std=0.1)
     return unet.eval().requires_grad_(False)
+
+
+def tiny_wan(**changes) -> WanTransformer3DModel:
+    """A video transformer of Wan's class, with random weights; its latents are `tiny_vae`'s."""
+    torch.manual_seed(0)
+    config = dict(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4,
+        out_channels=4, text_dim=16, freq_dim=16, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+    )  # fmt: skip
+    return WanTransformer3DModel(**config | changes).eval().requires_grad_(False)
+
+
+def tiny_ltx(**changes) -> LTXVideoTransformer3DModel:
+    """A video transformer of LTX's class, with random weights."""
+    torch.manual_seed(0)
+    config = dict(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8,
+        cross_attention_dim=16, num_layers=2, caption_channels=16,
+    )  # fmt: skip
+    return LTXVideoTransformer3DModel(**config | changes).eval().requires_grad_(False)
+
+
+def tiny_sd3(**changes) -> SD3Transformer2DModel:
+    """An image transformer of Stable Diffusion 3's class, with random weights."""
+    torch.manual_seed(0)
+    config = dict(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16,
+        pooled_projection_dim=8, out_channels=4, pos_embed_max_size=8,
+    )  # fmt: skip
+    return SD3Transformer2DModel(**config | changes).eval().requires_grad_(False)

@@ -205,8 +205,8 @@ def test_injected_attention_takes_layout_from_the_source_and_values_from_the_edi
 
 
 def test_injection_fractions():
-    assert Injection.of(0.5).n_steps(10) == (5, 5, 0)
-    assert Injection().n_steps(50) == (25, 40, 0)
+    assert Injection.of(0.5).n_steps(10) == (5, 5, 0, 0)
+    assert Injection().n_steps(50) == (25, 40, 0, 0)
     for bad in (-0.1, 1.5, float("nan")):
         with pytest.raises(InputError, match="injection.*from 0 to 1"):
             Injection.of(bad)

@@ -39,11 +39,11 @@ class Activation:
     n_timesteps: int
     vision: Float[Tensor, "f n d"] | None = None
 
-    def holds(self, t: int, interval: Interval) -> bool:
+    def holds(self, t: float, interval: Interval) -> bool:
         """Whether the adapter acts at timestep t, by this interval."""
         return self.scale != 0 and is_within(t, interval, self.n_timesteps)
 
-    def acts_on(self, t: int) -> bool:
+    def acts_on(self, t: float) -> bool:
         """Whether the LoRA or the tokens act at timestep t."""
         return self.holds(t, self.interval) or self.holds(t, self.token_interval)
 

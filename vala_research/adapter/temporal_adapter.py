@@ -18,7 +18,8 @@ from vala_research.adapter.lora import NAME, ProjectionLora, home_of
 from vala_research.adapter.settings import AdapterSettings, signature
 from vala_research.adapter.storage import StoredAdapter, read_adapter, write_adapter
 from vala_research.diffusion.backbone import UNet
-from vala_research.diffusion.patching import Patch, decoder_self_attentions, patched
+from vala_research.diffusion.patching import Patch, patched
+from vala_research.diffusion.records import decoder_self_attentions
 from vala_research.methods.prompt_tokens import PromptTokens
 
 

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from vala_research import InputError
 from vala_research.methods.anchors import Anchors, AnchorSettings, covering_frames
-from vala_research.methods.compression import compression_weights
+from vala_research.methods.compression import compression_weights, counts_of
 
-Lookup = Callable[[slice], tuple[Tensor, Tensor]]
+# -> keys, values, and perhaps what is added to the logits of these keys
+Lookup = Callable[[slice], tuple[Tensor, ...]]
 Policy = Callable[[Tensor, Tensor, str], Lookup]  # (keys, values, layer name) -> lookup
 
 # A clip of more frames is edited in stretches. Its anchors are then pooled over CONTEXT frames,
@@ -69,12 +70,14 @@ class AnchorAttention:
     alike, once a layer: K pseudo-frames that all frames share, or K tokens. A single frame has
     nothing to share.
     places: where the frames of `context` are among the frames that are called. None: the frames
-    are those of the clip.
+    are those of the clip. counts_frames: the logits of an anchor at a site get the logarithm of the
+    frames that it stands for there, so that it weighs as much as these frames would.
     """
 
     anchors: Anchors
     grid: tuple[int, int]
     places: tuple[int, ...] | None = None
+    counts_frames: bool = False
     _weights: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -113,7 +116,12 @@ class AnchorAttention:
         places = self.context if self.places is None else self.places
         pooled = (keys, values) if places is None else (keys[list(places)], values[list(places)])
         sums = "kfn,fnd->knd" if self.anchors.granularity == "site" else "kfn,fnd->kd"
-        return own_and(keys, values, *(torch.einsum(sums, weights, x) for x in pooled))
+        lookup = own_and(keys, values, *(torch.einsum(sums, weights, x) for x in pooled))
+        if not self.counts_frames:
+            return lookup
+        counts = counts_of(self.anchors, self.grid, n).to(keys)
+        bias = torch.cat([counts.new_zeros(n), counts.flatten().log()])
+        return lambda frames: (*lookup(frames), bias)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""One contract for every UNet: `(z, t, text) -> prediction`, with frames and branches as axes.
+"""One contract for every network: `(z, t, text) -> prediction`, frames and branches as axes.
 
-Frames `f` and guidance branches `g` are explicit axes everywhere else. They are flattened here and
-nowhere else. Heavy per-frame modules are looped over chunks of frames, which bounds the peak memory
-and changes nothing in the result.
+Frames `f` and guidance branches `g` are explicit axes everywhere. What a class of networks makes of
+them is in its record alone, see `records`. Heavy per-frame modules are looped over chunks of
+frames, which bounds the peak memory and changes nothing in the result.
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
-    UNet2DConditionModel,
-    UNet3DConditionModel,
-    UNetMotionModel,
-)
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vala_research import InputError
 from vala_research.diffusion.patching import Patch, chunking, patched
-from vala_research.diffusion.pooled_text import conditions
+from vala_research.diffusion.records import Record, record_of
 
-UNet = UNet2DConditionModel | UNetMotionModel | UNet3DConditionModel | nn.Module  # compiled
-VIDEO_UNETS = (UNetMotionModel, UNet3DConditionModel)
+UNet = nn.Module  # a denoiser of one of the classes in RECORDS, perhaps compiled
 
 # Latent sites (images x height x width) that one call of a per-frame module may see. The
 # feed-forward layers of Stable Diffusion 1.5 then work in about 0.7 GB (fp16), for any clip.
@@ -36,7 +27,7 @@ SITES_PER_CHUNK = 2**16
 
 @dataclass
 class Backbone:
-    """A UNet as `(z, t, text) -> prediction`, with frames and guidance branches as axes.
+    """A denoiser as `(z, t, text) -> prediction`, with frames and guidance branches as axes.
 
     frames_per_chunk: how many frames the heavy modules see at once; None chooses from the
         resolution.
@@ -52,7 +43,7 @@ class Backbone:
     def __call__(
         self,
         z: Float[Tensor, "g f c h w"],
-        t: int,
+        t: float,
         text: Float[Tensor, "g n d"] | Float[Tensor, "g rows n d"],
         patches: Sequence[Patch] = (),
         residuals: dict[str, Any] | None = None,
@@ -64,53 +55,46 @@ class Backbone:
         residuals: of a ControlNet, (g f) rows each, by the UNet's argument names.
         Raises FloatingPointError when the network returns NaN or infinity.
         """
-        # Lay out frames and branches as this class of UNet wants them.
-        (g, f), dtype = z.shape[:2], self.dtype
-        has_time_axis = is_video_model(self.unet)
-        x = rearrange(z, "g f c h w -> g c f h w" if has_time_axis else "g f c h w -> (g f) c h w")
-        rows = (text[:, None] if text.ndim == 3 else text).to(dtype)
+        (g, f), record = z.shape[:2], self.record
+        rows = (text[:, None] if text.ndim == 3 else text).to(self.dtype)
         if rows.shape[1] not in (1, f):
             raise InputError(
                 f"There are {rows.shape[1]} rows of text for {f} frames: give one per frame or one."
             )
-        if is_video_model(self.unet, UNet3DConditionModel):  # it repeats the prompt for every frame
-            if rows.shape[1] > 1:
-                raise InputError(
-                    "A UNet3DConditionModel reads one prompt for all frames: leave tokens of "
-                    "single frames out."
-                )
-            kwargs = {"encoder_hidden_states": rows[:, 0]}
-        else:
-            size = (self.vae_factor * z.shape[-2], self.vae_factor * z.shape[-1])
-            kwargs = conditions(self.unet, rows.expand(-1, f, -1, -1).flatten(0, 1), size)
-        added = kwargs.get("added_cond_kwargs", {})
-        kwargs |= residuals or {}
-        if added:  # beside the pictures of an IP-Adapter
-            kwargs["added_cond_kwargs"] = added | kwargs["added_cond_kwargs"]
+        if record.reads_one_prompt and rows.shape[1] > 1:
+            raise InputError(
+                f"A {type(self.unet).__name__} reads one prompt for all frames: leave tokens of "
+                "single frames out."
+            )
 
-        # Call it, with the heavy modules looped over chunks of frames.
+        # Call it, with the heavy modules of a UNet looped over chunks of frames.
         size = self.chunk_size(f, g, *z.shape[-2:])
-        if size < f:
+        if size < f and record.is_unet:
             patches = [*patches, chunking(g, size)]
+        pixels = (self.vae_factor * z.shape[-2], self.vae_factor * z.shape[-1])
         with patched(self.unet, *patches):
-            out = self.unet(x.to(dtype), t, return_dict=False, **kwargs)[0].to(z.dtype)
+            out = record.call(self.unet, z.to(self.dtype), t, rows, pixels, residuals or {})
         self.n_frame_forwards += g * f
+        out = out.to(z.dtype)
         self.check_overflow(out, t)
-        if has_time_axis:
-            return rearrange(out, "g c f h w -> g f c h w")
-        return rearrange(out, "(g f) c h w -> g f c h w", f=f)
+        return out
 
-    def check_overflow(self, out: Tensor, t: int) -> None:
+    def check_overflow(self, out: Tensor, t: float) -> None:
         """Refuse a prediction at timestep t that is not finite."""
         if not torch.isfinite(out).all():
             self.refuse_overflow(t)
 
-    def refuse_overflow(self, t: int) -> None:
+    def refuse_overflow(self, t: float) -> None:
         """Say that the network overflowed at timestep t."""
         raise FloatingPointError(
             f"The network returned NaN or infinity at diffusion step t={t} in {self.dtype}: "
             "run it in torch.float32 or torch.bfloat16, or check the checkpoint's weights."
         )
+
+    @cached_property
+    def record(self) -> Record:
+        """What is particular to the network's class."""
+        return record_of(self.unet)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -128,11 +112,6 @@ class Backbone:
         return min(n_frames, max(1, SITES_PER_CHUNK // (n_branches * height * width)))
 
 
-def vae_factor(vae: AutoencoderKL | AutoencoderTiny | nn.Module) -> int:
-    """Side of a latent site in pixels: 8 for Stable Diffusion."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
 def device_of(network: Any) -> torch.device:
     """Where a network computes: under offload its weights lie elsewhere, or nowhere ("meta")."""
     for module in network.modules():
@@ -140,8 +119,3 @@ def device_of(network: Any) -> torch.device:
         if device is not None:
             return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     return network.device
-
-
-def is_video_model(unet: nn.Module, kinds: type | tuple[type, ...] = VIDEO_UNETS) -> bool:
-    """Whether a UNet sees frames as an axis, also one that torch.compile wraps."""
-    return isinstance(getattr(unet, "_orig_mod", unet), kinds)

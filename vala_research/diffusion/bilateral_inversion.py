@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from vala_research import InputError, chosen_from
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.ddpm_update import ddpm_update, update_levels
-from vala_research.diffusion.patching import Patch, decoder_self_attentions
+from vala_research.diffusion.patching import Patch
+from vala_research.diffusion.records import decoder_self_attentions, n_tokens, record_of
 from vala_research.diffusion.schedule import Predict, Schedule
 from vala_research.methods.bilateral import BilateralSettings, check_reflection
 
@@ -71,19 +72,35 @@ class BilateralInversion(BilateralSettings):
 RELEASED = BilateralInversion(unit="absolute", place="frames")
 
 
-def fractions(schedule: Schedule) -> dict[int, float]:
+def fractions(schedule: Schedule) -> dict[float, float]:
     """Timestep -> fraction of the steps of an inversion, 0 at its first and 1 at its last one."""
     last = max(1, len(schedule) - 1)
     return {t: i / last for i, t in enumerate(reversed(schedule.timesteps))}
 
 
-def frame_filter(unet: UNet, settings: BilateralInversion, fraction: float = 0.0) -> Patch:
+def frame_filter(
+    unet: UNet, settings: BilateralInversion, fraction: float = 0.0,
+    size: tuple[int, int] | None = None,
+) -> Patch:  # fmt: skip
     """The patch that filters along frames: outputs f n c of self-attention, in one branch.
 
     It changes the first two transformers of the last decoder block with attention: in Stable
     Diffusion 1.5 up_blocks[3].attentions {0, 1}. Raises InputError where a UNet has none.
+    In a transformer of videos it changes the first two of the second half of the blocks, along the
+    latent frames. size: height and width of the latents, which such a transformer needs.
     """
     decoder = decoder_self_attentions(unet)
+    if record_of(unet).joins_frames:
+        tokens = n_tokens(unet, *size)
+
+        def in_rows(_name: str, _module: nn.Module, forward: Callable) -> Callable:
+            def filtered(*args: Any, **kwargs: Any) -> Tensor:
+                out = forward(*args, **kwargs)[0].unflatten(0, (-1, tokens))
+                return settings.along_frames(out, fraction).flatten(0, 1)[None]
+
+            return filtered
+
+        return Patch(lambda name, _: name in decoder[:2], forward=in_rows)
     if not decoder:
         raise InputError(
             f"{type(unet).__name__} has no self-attention in its decoder: filter the 'latent'."
@@ -104,12 +121,15 @@ def frame_filter(unet: UNet, settings: BilateralInversion, fraction: float = 0.0
 
 
 def inversion_patches(
-    unet: UNet, settings: object, schedule: Schedule, t: int
+    unet: UNet, settings: object, schedule: Schedule, size: tuple[int, int], t: float
 ) -> tuple[Patch, ...]:
-    """The patches by which an inversion with these settings changes its step at t."""
+    """The patches by which an inversion with these settings changes its step at t.
+
+    size: height and width of the latents.
+    """
     if not isinstance(settings, BilateralInversion) or settings.place != "frames":
         return ()
-    return (frame_filter(unet, settings, fractions(schedule)[t]),)
+    return (frame_filter(unet, settings, fractions(schedule)[t], size),)
 
 
 def bilateral_path(

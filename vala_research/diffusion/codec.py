@@ -17,9 +17,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError, number_in
-from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.patching import chunks
 from vala_research.diffusion.pooled_text import with_pooled
+from vala_research.diffusion.vae import (
+    completed,
+    decoded_clip,
+    encoded_clip,
+    is_temporal,
+    moments,
+    vae_factor,
+)
 
 # Pixels per call of the VAE: its decoder then needs about 1 GB (fp32), for any length of clip.
 PIXELS_PER_CHUNK = 2**19
@@ -51,14 +58,23 @@ def encode_frames(
     frames_per_chunk: int | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
-) -> Float[Tensor, "f c y x"]:
+    complete: bool = True,
+) -> Float[Tensor, "g c y x"]:
     """Encode frames to scaled latents. The posterior's mode is taken.
 
-    An AutoencoderTiny has no posterior.
+    An AutoencoderTiny has no posterior. A temporal VAE makes fewer latent frames than there are
+    pixel frames, g <= f, of the completed clip, see `vae`.
     device, dtype: of the latents; None is that of the frames. Frames of another device are moved
     chunk by chunk, so that no whole clip lies there.
     Raises FloatingPointError where the VAE returns NaN or infinity.
     """
+    if is_temporal(vae):
+        dtype = dtype or frames.dtype
+        pixels = 2 * completed(vae, frames, complete).to(device or frames.device, dtype) - 1
+        own = encoded_clip(vae, pixels.to(vae.dtype)).to(dtype)
+        check_finite([torch.isfinite(own).all()], "encoding", vae.dtype)
+        mean, scale = moments(vae, own)
+        return (own - mean) / scale
     shift, dtype = getattr(vae.config, "shift_factor", None) or 0.0, dtype or frames.dtype
     z = []
     for part in chunks_of(len(frames), *frames.shape[-2:], frames_per_chunk):
@@ -92,8 +108,14 @@ def decode_latents(
 ) -> Float[Tensor, "f 3 h w"]:
     """Decode latents to frames in [0, 1], in the latents' precision.
 
+    Of a temporal VAE come all frames of the completed clip.
     Raises FloatingPointError where the VAE returns NaN or infinity.
     """
+    if is_temporal(vae):
+        mean, scale = moments(vae, z)
+        decoded = decoded_clip(vae, (z * scale + mean).to(vae.dtype)).to(z.dtype)
+        check_finite([torch.isfinite(decoded).all()], "decoding", vae.dtype)
+        return (decoded / 2 + 0.5).clamp(0, 1)
     z = z / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
     k, dtype = vae_factor(vae), vae.dtype
     height, width = k * z.shape[-2], k * z.shape[-1]
@@ -124,8 +146,13 @@ def encode_prompts(
     device: torch.device,
     clip_skip: int | None = None,
     second: tuple[Any, Any] | None = None,
+    n_words: int | None = None,
+    zeroes_padding: bool = False,
 ) -> Float[Tensor, "g n d"]:
     """Encode prompts to one text embedding each; equal prompts are encoded once.
+
+    n_words: most tokens that are read where the text encoder has no limit, as T5.
+    zeroes_padding: of the embeddings behind a prompt's end, as transformers of videos read text.
 
     A word of a textual inversion is read with all of its vectors. second: tokenizer and text
     encoder that Stable Diffusion XL has beside the first; both outputs are joined in width, and the
@@ -142,7 +169,7 @@ def encode_prompts(
     distinct = list(dict.fromkeys(prompts))
 
     # One batch of all different prompts, padded to the limit.
-    inputs = tokens_of(tokenizer, text_encoder, distinct)
+    inputs = tokens_of(tokenizer, text_encoder, distinct, n_words)
     for prompt in distinct:
         _warn_of_losses(tokenizer, prompt, inputs.input_ids.shape[1])
     if inputs.input_ids.max() >= text_encoder.config.vocab_size:
@@ -151,13 +178,17 @@ def encode_prompts(
             "that it was trained with."
         )
     if second is None:
-        uses_mask = getattr(text_encoder.config, "use_attention_mask", False)  # as diffusers does
+        # As diffusers does: of CLIP where it says so, and of UMT5.
+        uses_mask = getattr(text_encoder.config, "use_attention_mask", False)
+        uses_mask |= text_encoder.config.model_type == "umt5"
         mask = inputs.attention_mask.to(device) if uses_mask else None
         hidden = hidden_text(text_encoder, inputs.input_ids.to(device), mask, clip_skip)
     else:
         ids = inputs.input_ids, tokens_of(*second, distinct).input_ids
         encoders = text_encoder, second[1]
         hidden = joined_text(encoders, [x.to(device) for x in ids], clip_skip or 0)
+    if zeroes_padding:
+        hidden = hidden * inputs.attention_mask.to(hidden)[..., None]
     return hidden[[distinct.index(prompt) for prompt in prompts]]
 
 
@@ -166,9 +197,12 @@ def with_all_vectors(tokenizer: Any, prompts: list[str]) -> list[str]:
     return TextualInversionLoaderMixin().maybe_convert_prompt(prompts, tokenizer)
 
 
-def tokens_of(tokenizer: Any, text_encoder: Any, prompts: list[str]) -> Any:
+def tokens_of(
+    tokenizer: Any, text_encoder: Any, prompts: list[str], n_words: int | None = None
+) -> Any:
     """The tokenizer's output for prompts: each cut or padded to the limit, `input_ids` g n."""
-    limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+    limit = getattr(text_encoder.config, "max_position_embeddings", None) or n_words
+    limit = min(tokenizer.model_max_length, limit)
     return tokenizer(
         prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
     )

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError, chosen_from, miniature_path, number_in
-from vala_research.diffusion.backbone import UNet, device_of, vae_factor
+from vala_research.diffusion.backbone import UNet, device_of
 from vala_research.diffusion.control_pictures import PICTURES
 from vala_research.diffusion.loading import load_network
 from vala_research.diffusion.pooled_text import conditions
 from vala_research.diffusion.schedule import is_within
+from vala_research.diffusion.vae import vae_factor
 
 GIVEN = "given"
 
@@ -85,7 +86,7 @@ class Control:
         """This control for the first n frames."""
         return self if self.pictures is None else replace(self, pictures=self.pictures[:n])
 
-    def acts(self, t: int, n_timesteps: int) -> bool:
+    def acts(self, t: float, n_timesteps: int) -> bool:
         """Whether it acts at timestep t of n_timesteps."""
         return is_within(t, self.settings.interval, n_timesteps)
 
@@ -128,7 +129,7 @@ def check_factor(controlnet: ControlNetModel, vae: Any) -> None:
 
 
 def control_residuals(
-    controls: Sequence[Control], x: Float[Tensor, "g f c h w"], t: int,
+    controls: Sequence[Control], x: Float[Tensor, "g f c h w"], t: float,
     text: Float[Tensor, "g n d"], frames: slice | list[int], n_timesteps: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The residuals of the ControlNets that act at t, by the names of the UNet's arguments.

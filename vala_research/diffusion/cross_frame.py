@@ -60,9 +60,12 @@ class UnderPolicy(Meeting):
     policy: Policy = own
 
     def processor(
-        self, layer: str, n_branches: int, frames_per_chunk: int, is_injected: bool
-    ) -> SelfAttention:
-        return SelfAttention(self.policy, layer, n_branches, frames_per_chunk, is_injected)
+        self, layer: str, n_branches: int, frames_per_chunk: int, is_injected: bool,
+        injects_values: bool = False,
+    ) -> SelfAttention:  # fmt: skip
+        return SelfAttention(
+            self.policy, layer, n_branches, frames_per_chunk, is_injected, injects_values
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from vala_research.diffusion.attention import Policy
 from vala_research.diffusion.attention_processor import FrameAttention
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.cross_frame import Meeting, UnderPolicy
-from vala_research.diffusion.patching import Patch, decoder_self_attentions, is_self_attention
+from vala_research.diffusion.patching import Patch, is_self_attention
+from vala_research.diffusion.records import decoder_self_attentions, n_tokens, record_of
+from vala_research.diffusion.transformer_attention import TransformerAttention
 from vala_research.diffusion.word_maps import SharedWords, word_patch
 
 # Injection of the source's features.
@@ -30,6 +32,7 @@ class Injection:
 
     attention: queries and keys of the decoder's self-attention, which hold the layout.
     feature: the residual of one decoder resnet, which holds the shape; the paper uses 0.5 and 0.8.
+    values: values of the same self-attention, which hold what is there (Wang et al. 2024, RF-Edit).
     words: cross-attention maps of all layers, for the words that both prompts share, which hold
         where each word acts: prompt-to-prompt. Only the branch of the edit prompt gets them.
     weights: factors of the maps of words of the edit prompt in these steps, such as
@@ -40,9 +43,10 @@ class Injection:
     feature: float = 0.8
     words: float = 0.0
     weights: Any = ()
+    values: float = 0.0
 
     def __post_init__(self):
-        for name in ("attention", "feature", "words"):
+        for name in ("attention", "feature", "words", "values"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(
                     f"The injection ({name}) is {getattr(self, name)!r}: give a fraction of the "
@@ -63,11 +67,11 @@ class Injection:
         """One number sets attention and feature."""
         return injection if isinstance(injection, Injection) else cls(injection, injection)
 
-    def n_steps(self, n_steps: int) -> tuple[int, int, int]:
-        """How many first steps inject attention, the feature, and words."""
-        shares = (self.attention, self.feature, self.words)
-        attention, feature, words = (round(share * n_steps) for share in shares)
-        return attention, feature, words
+    def n_steps(self, n_steps: int) -> tuple[int, int, int, int]:
+        """How many first steps inject attention, the feature, words, and values."""
+        shares = (self.attention, self.feature, self.words, self.values)
+        attention, feature, words, values = (round(share * n_steps) for share in shares)
+        return attention, feature, words, values
 
 
 def n_source_steps(attention: Attending, injection: Injection, n_steps: int) -> int:
@@ -78,10 +82,12 @@ def n_source_steps(attention: Attending, injection: Injection, n_steps: int) -> 
 def injected_attention_layers(unet: UNet) -> frozenset[str]:
     """All decoder self-attentions but the coarsest (Stable Diffusion 1.5: layers 4 to 11).
 
-    A decoder with one or two such layers gives them all.
+    A decoder with one or two such layers gives them all, and a transformer those of its second half
+    of blocks.
     """
     names = decoder_self_attentions(unet)
-    return frozenset(names if len(names) <= 2 else names[1:])
+    all_of_them = len(names) <= 2 or not record_of(unet).is_unet
+    return frozenset(names if all_of_them else names[1:])
 
 
 def injected_feature_layer(unet: UNet) -> str:
@@ -94,6 +100,28 @@ def injected_feature_layer(unet: UNet) -> str:
     return f"up_blocks.{block}.resnets.{resnet}.conv2"
 
 
+def check_transformer(
+    network: UNet, injects_feature: bool, words: SharedWords | None, meeting: Meeting
+) -> None:
+    """Refuse what only a UNet can do. Raises InputError."""
+    name = type(network).__name__
+    if injects_feature:
+        raise InputError(
+            f"The injection (feature) needs a UNet's decoder, and this is a {name}: give "
+            "Injection(attention=..., feature=0), or values."
+        )
+    if words is not None:
+        raise InputError(
+            f"The injection (words) reads a UNet's cross-attention, and this is a {name}: set "
+            "words to 0."
+        )
+    if not isinstance(meeting, UnderPolicy):
+        raise InputError(
+            f"The attention of an editor lays out the frames of a UNet, and this is a {name}: "
+            "give a policy, such as 'extended', 'own' or 'anchors'."
+        )
+
+
 def attention_patches(
     unet: UNet,
     attention: str | Policy | Meeting,
@@ -102,17 +130,36 @@ def attention_patches(
     injects_attention: bool = False,
     injects_feature: bool = False,
     words: SharedWords | None = None,
+    injects_values: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> list[Patch]:
     """The patches of one network call. When injecting, the last branch is the source.
 
-    words: those whose cross-attention maps are injected into the last branch but one.
+    words: those whose cross-attention maps are injected into the last branch but one. size: height
+    and width of the latents, which tell a transformer's frames apart.
+    Raises InputError for what a transformer does not have.
     """
     is_meeting = isinstance(attention, Meeting)
     meeting = attention if is_meeting else UnderPolicy(policy=get_policy(attention))
-    layers = injected_attention_layers(unet) if injects_attention else frozenset()
+    injects = injects_attention or injects_values
+    layers = injected_attention_layers(unet) if injects else frozenset()
+    record = record_of(unet)
+    if injects_values and not isinstance(meeting, UnderPolicy):
+        raise InputError(
+            "The injection (values) goes with a policy, and this attention is an editor's: set "
+            "values to 0."
+        )
+    if not record.is_unet:
+        check_transformer(unet, injects_feature, words, meeting)
 
-    def processor(name: str, attn: Attention) -> FrameAttention:
-        return meeting.processor(name, n_branches, frames_per_chunk, name in layers)
+    def processor(name: str, attn: Attention) -> FrameAttention | TransformerAttention:
+        is_late = name in layers
+        given = [is_late and injects_attention] + [is_late] * injects_values
+        if record.is_unet:
+            return meeting.processor(name, n_branches, frames_per_chunk, *given)
+        return record.attention(
+            meeting.policy, name, n_branches, n_tokens(unet, *size), frames_per_chunk, *given
+        )
 
     patches = [Patch(is_self_attention, processor=processor), *meeting.patches(n_branches)]
     if injects_feature:

@@ -12,9 +12,10 @@ from diffusers.utils import logging
 from torch import nn
 
 from vala_research import InputError, miniature_path
-from vala_research.diffusion.backbone import UNet, is_video_model
+from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.loading import load_network, reason_of, silenced
 from vala_research.diffusion.patching import is_temporal, lora_layers
+from vala_research.diffusion.records import is_video_model
 from vala_research.diffusion.variants import half_first
 
 MOTION = "give the folder or hub id of an AnimateDiff MotionAdapter with safetensors weights."

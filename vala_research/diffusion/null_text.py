@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vala_research import InputError
 from vala_research.diffusion.schedule import Schedule
 
-PredictText = Callable[[Tensor, int, Tensor], Tensor]  # (z: f c h w, t, text: n d) -> prediction
+PredictText = Callable[[Tensor, float, Tensor], Tensor]  # (z: f c h w, t, text: n d) -> prediction
 
 
 @dataclass(frozen=True)

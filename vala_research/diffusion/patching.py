@@ -12,6 +12,8 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_ltx import LTXAttention
+from diffusers.models.transformers.transformer_wan import WanAttention
 from diffusers.models.upsampling import Upsample2D
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -131,13 +133,19 @@ def is_temporal(name: str) -> bool:
 
 
 def is_self_attention(name: str, module: nn.Module) -> bool:
-    """Whether a module is spatial self-attention: not cross-attention, not attention in time."""
-    return (
-        isinstance(module, Attention)
-        and name.rpartition(".")[2] == "attn1"
-        and not is_temporal(name)
-        and not module.is_cross_attention
-    )
+    """Whether a module is spatial self-attention: not cross-attention, not attention in time.
+
+    In transformers `attn1`; in that of Stable Diffusion 3 `attn`, which sees the text too, and
+    `attn2`, which does not.
+    """
+    own = name.rpartition(".")[2]
+    if isinstance(module, WanAttention | LTXAttention):
+        return own == "attn1"
+    if not isinstance(module, Attention) or is_temporal(name):
+        return False
+    if name.startswith("transformer_blocks."):
+        return own == "attn" or own == "attn2" and not module.is_cross_attention
+    return own == "attn1" and not module.is_cross_attention
 
 
 def is_cross_attention(name: str, module: nn.Module) -> bool:
@@ -148,14 +156,6 @@ def is_cross_attention(name: str, module: nn.Module) -> bool:
         and not is_temporal(name)
         and module.is_cross_attention
     )
-
-
-def decoder_self_attentions(unet: nn.Module) -> list[str]:
-    """Names of the decoder's spatial self-attentions, coarse to fine."""
-    return [
-        name for name, module in named_modules(unet)
-        if name.startswith("up_blocks.") and is_self_attention(name, module)
-    ]  # fmt: skip
 
 
 def is_heavy_per_frame(name: str, module: nn.Module) -> bool:

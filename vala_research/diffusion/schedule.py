@@ -43,7 +43,7 @@ def ddim_step(
     return scale * z + (sqrt(1 - b) - scale * sqrt(1 - a)) * eps
 
 
-def is_within(t: int, interval: Sequence[float], n_timesteps: int) -> bool:
+def is_within(t: float, interval: Sequence[float], n_timesteps: int) -> bool:
     """Whether timestep t lies in an interval of fractions of T, both ends included."""
     low, high = interval
     return low * n_timesteps <= t <= high * n_timesteps

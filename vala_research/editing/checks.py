@@ -9,7 +9,6 @@ from torch import Tensor
 
 from vala_research import InputError, chosen_from
 from vala_research.diffusion.attending import depends_on_clip, get_policy
-from vala_research.diffusion.backbone import is_video_model, vae_factor
 from vala_research.diffusion.codec import OUTPUT_TYPES
 from vala_research.diffusion.compatible import check_text, check_unet
 from vala_research.diffusion.controlnet import check_controlnet, check_factor
@@ -17,7 +16,9 @@ from vala_research.diffusion.cross_frame import CrossFrame
 from vala_research.diffusion.guidance import check_guidance
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.motion import max_frames
+from vala_research.diffusion.records import is_video_model
 from vala_research.diffusion.schedule import Schedule
+from vala_research.diffusion.vae import vae_factor
 from vala_research.editing.source import Source
 
 

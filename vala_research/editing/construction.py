@@ -24,12 +24,12 @@ from transformers import (
     ImageProcessingMixin,
 )
 
-from vala_research.diffusion.backbone import vae_factor
 from vala_research.diffusion.checkpoint import SECOND
 from vala_research.diffusion.compatible import check_networks
 from vala_research.diffusion.options import load_options
 from vala_research.diffusion.parts import load_parts
 from vala_research.diffusion.patching import named_modules
+from vala_research.diffusion.vae import vae_factor
 from vala_research.editing.defaults import EditDefaults
 from vala_research.editing.extras import EXTRAS, find_checkpoint, load_extras, save_extras
 from vala_research.files import write_text

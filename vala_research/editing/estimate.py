@@ -7,7 +7,7 @@ from torch import nn
 
 from vala_research.diffusion import codec
 from vala_research.diffusion.attending import Attending
-from vala_research.diffusion.backbone import Backbone, vae_factor
+from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.difference import WITHOUT, DifferenceEdit
 from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.diffusion.injection import Injection, n_source_steps
@@ -15,6 +15,7 @@ from vala_research.diffusion.inversion import InversionSettings, get_inversion
 from vala_research.diffusion.motion import max_frames
 from vala_research.diffusion.null_text import NullTextSettings
 from vala_research.diffusion.schedule import Schedule
+from vala_research.diffusion.vae import vae_factor
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.hosts import defaults_of
 from vala_research.editing.source import Source, windows_of

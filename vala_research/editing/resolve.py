@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from vala_research import InputError
-from vala_research.diffusion.backbone import is_video_model
 from vala_research.diffusion.motion import max_frames
+from vala_research.diffusion.records import is_video_model
 from vala_research.editing.source import WORDS, Source
 
 OF_CALL = ("guidance_scale", "guidance_rescale", "clip_skip")

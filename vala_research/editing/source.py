@@ -154,7 +154,7 @@ class SourceBackbone(Backbone):
     n_timesteps: int = 1000
     cross_attention_kwargs: dict[str, Any] | None = None
     pictures: list[Float[Tensor, "2 f ..."]] | None = None
-    unread: list[tuple[int, Tensor]] = field(default_factory=list)  # timestep, whether all finite
+    unread: list[tuple[float, Tensor]] = field(default_factory=list)  # timestep, whether all finite
 
     @cached_property
     def shares(self) -> Float[Tensor, "windows f"]:
@@ -192,7 +192,7 @@ class SourceBackbone(Backbone):
             super().check_overflow(fetched, t)
         return fetched
 
-    def check_overflow(self, out: Tensor, t: int) -> None:
+    def check_overflow(self, out: Tensor, t: float) -> None:
         if out.is_cpu:
             super().check_overflow(out, t)
         else:

@@ -83,8 +83,8 @@ class Stream:
     def _steps(self, i: int, step: Step) -> tuple[Tensor, Tensor]:
         """Branches g: negative (at guidance above 1) and prompt, then the source."""
         z, source, schedule = self.z, self.source, self.schedule
-        layout, shape, words = (i < n for n in self.injection.n_steps(len(schedule)))
-        sees_source = layout or shape or words or needs_source(self.attention)
+        layout, shape, words, values = (i < n for n in self.injection.n_steps(len(schedule)))
+        sees_source = layout or shape or words or values or needs_source(self.attention)
         edits = [0, 1] if self.guidance_scale > 1 else [1]
         branches = [*edits, 2] if sees_source else edits
         x = torch.stack([source if g == 2 else z for g in branches])  # g f c h w
@@ -92,6 +92,7 @@ class Stream:
             self.backbone, self.attention, x, step.t, self.text[branches],
             shown=[int(g == 1) for g in branches],
             injects_attention=layout, injects_feature=shape, words=self.words if words else None,
+            injects_values=values,
         )  # fmt: skip
         guided = prediction[0]
         if len(edits) == 2:
@@ -102,7 +103,7 @@ class Stream:
         return schedule.denoise(z, guided, step), source
 
     def predict(
-        self, z: Float[Tensor, "f c h w"], t: int, text: Float[Tensor, "n d"],
+        self, z: Float[Tensor, "f c h w"], t: float, text: Float[Tensor, "n d"],
         more: tuple[Patch, ...] = (),
     ) -> Float[Tensor, "f c h w"]:  # fmt: skip
         """The network's prediction of one branch."""
@@ -136,7 +137,7 @@ class Stream:
 
         # The exact solve runs on the CPU: then each prediction is fetched, and nothing else.
         start = z_0.cpu() if isinstance(inversion, ExactSettings) else z_0
-        patches = partial(inversion_patches, unet, inversion, schedule)
+        patches = partial(inversion_patches, unet, inversion, schedule, tuple(z_0.shape[-2:]))
         inverted = invert(
             lambda z, t: alone.predict(z, t, self.text[2], patches(t)), start, schedule,
             inversion, keep_trajectory or mends_guidance, confirmed,

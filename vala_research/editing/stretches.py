@@ -30,10 +30,10 @@ from vala_research.diffusion.attention import (
     first,
     own,
 )
-from vala_research.diffusion.backbone import is_video_model
 from vala_research.diffusion.cross_frame import CrossFrame, Meeting
 from vala_research.diffusion.injection import attention_patches
 from vala_research.diffusion.patching import Patch
+from vala_research.diffusion.records import is_video_model
 from vala_research.diffusion.word_maps import SharedWords
 from vala_research.editing.source import SourceBackbone
 from vala_research.methods.anchors import Anchors, AnchorSettings
@@ -43,7 +43,7 @@ def predicted(
     backbone: SourceBackbone,
     attention: Attending,
     x: Float[Tensor, "g f c h w"],
-    t: int,
+    t: float,
     text: Float[Tensor, "g n d"],
     more: tuple[Patch, ...] = (),
     shown: Sequence[int] = (),
@@ -71,7 +71,8 @@ def predicted(
     for part, group in product(parts, groups):
         seen = x[group, part.seen]
         patches = attention_patches(
-            backbone.unet, part.policy, len(seen), backbone.frames_seen(seen), **injects
+            backbone.unet, part.policy, len(seen), backbone.frames_seen(seen),
+            size=tuple(x.shape[-2:]), **injects,
         )
         answer = backbone(
             seen, t, text[group], [*patches, *more], shown=shown[group], frames=part.seen
@@ -81,7 +82,7 @@ def predicted(
 
 
 def met(
-    backbone: SourceBackbone, meeting: Meeting, x: Float[Tensor, "g f c h w"], t: int,
+    backbone: SourceBackbone, meeting: Meeting, x: Float[Tensor, "g f c h w"], t: float,
     text: Float[Tensor, "g n d"], more: Sequence[Patch], shown: Sequence[int], **injects: Any,
 ) -> Float[Tensor, "g f c h w"]:  # fmt: skip
     """The prediction for a clip whose frames meet as an editor says, all of them in one call."""
@@ -91,7 +92,8 @@ def met(
     elif meeting.norms_frames:
         backbone = replace(backbone, frames_per_chunk=seen.shape[1])
     patches = attention_patches(
-        backbone.unet, meeting, len(seen), backbone.frames_seen(seen), **injects
+        backbone.unet, meeting, len(seen), backbone.frames_seen(seen),
+        size=tuple(x.shape[-2:]), **injects,
     )
     frames = slice(None) if meeting.is_arranged else meeting.seen
     answer = backbone(seen, t, text, [*patches, *more], shown=shown, frames=frames)

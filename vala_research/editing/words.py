@@ -12,6 +12,7 @@ from vala_research import InputError
 from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.codec import encode_prompts, tokens_of, with_all_vectors
 from vala_research.diffusion.patching import one_call_at_a_time, scaled_lora
+from vala_research.diffusion.records import record_of, text_width
 from vala_research.diffusion.word_maps import SharedWords, places_of
 
 Words = dict[str, Any]  # fields of a `Source`: prompts, or embeddings in their place
@@ -91,14 +92,14 @@ def encoded_words(source: Any, pipe: Any) -> Float[Tensor, "g n d"]:
         with scaled_lora(source.text_encoder, scale):
             rows = encode_prompts(
                 source.tokenizer, source.text_encoder, list(texts.values()), device,
-                source.clip_skip, second,
+                source.clip_skip, second, *reading(source.unet),
             )  # fmt: skip
         known |= dict(zip(texts, rows, strict=True))
         if is_zero and "negative_prompt" in texts:
             known["negative_prompt"] = torch.zeros_like(known["negative_prompt"])
 
     shapes = {n: tuple(row.shape) for n, row in known.items()}
-    width = source.unet.config.cross_attention_dim
+    width = text_width(source.unet)
     if len(set(shapes.values())) > 1 or known["prompt"].shape[1] != width:
         raise InputError(
             f"The embeddings have shapes {shapes}: give tokens x {width}, as many tokens in all."
@@ -133,6 +134,14 @@ def shared_words(source: Any, weights: Sequence[tuple[str, float]] = ()) -> Shar
             )
         places += [(place, factor) for place in found]
     return SharedWords.of(*ids, tuple(places))
+
+
+def reading(network: Any) -> tuple[int | None, bool]:
+    """How a network reads its text: `n_words` and `zeroes_padding` of `encode_prompts`."""
+    if network is None:
+        return None, False
+    record = record_of(network)
+    return record.n_words, record.zeroes_padding
 
 
 def second_reader(owner: Any) -> tuple[Any, Any] | None:
@@ -205,4 +214,6 @@ def _embedded(
         raise InputError(f"There is no text encoder for {name}: give the pipeline one.")
     readers = pipe.tokenizer, pipe.text_encoder
     with scaled_lora(pipe.text_encoder, lora_scale):
-        return encode_prompts(*readers, rows, device, clip_skip, second_reader(pipe))
+        return encode_prompts(
+            *readers, rows, device, clip_skip, second_reader(pipe), *reading(pipe.unet)
+        )

@@ -26,6 +26,32 @@ def compression_weights(
     n_tokens: sites of the layer; the responsibilities are averaged down to them.
     Raises InputError when the layer's grid is no reduction of `grid`.
     """
+    r = reduced(anchors, grid, n_tokens)
+
+    # Normalise. A little mass per frame keeps empty sites defined.
+    if anchors.granularity == "token":
+        return r / r.sum((1, 2), keepdim=True).clamp_min(1e-12)
+    r = r + 1e-3 * anchors.mass.T[:, :, None] / anchors.mass.sum(0)[:, None, None].clamp_min(1e-12)
+    return r / r.sum(1, keepdim=True).clamp_min(1e-12)
+
+
+def counts_of(
+    anchors: Anchors, grid: tuple[int, int], n_tokens: int
+) -> Float[Tensor, "k n"] | Float[Tensor, " k"]:
+    """Count the frames that each anchor stands for at each site of a layer, at least 0.01.
+
+    Granularity "token": the tokens of all frames that it stands for. The counts of all anchors sum
+    to the number of frames, or of tokens. Arguments: as `compression_weights`.
+    """
+    r = reduced(anchors, grid, n_tokens)
+    return r.sum(1 if anchors.granularity == "site" else (1, 2)).clamp_min(1e-2)
+
+
+def reduced(anchors: Anchors, grid: tuple[int, int], n_tokens: int) -> Float[Tensor, "k f n"]:
+    """Average the responsibilities down to the sites of a layer.
+
+    Raises InputError when the layer's grid is no reduction of `grid`.
+    """
     # The layer's grid has the shape of the latents' grid.
     n = anchors.responsibilities.shape[1]
     h, w = grid
@@ -37,10 +63,5 @@ def compression_weights(
             "on the latents of the same clip."
         )
 
-    # Average down to the layer, then normalise. A little mass per frame keeps empty sites defined.
     r = anchors.responsibilities.permute(2, 0, 1).unflatten(-1, grid)
-    r = F.adaptive_avg_pool2d(r, size).flatten(2)  # k f n
-    if anchors.granularity == "token":
-        return r / r.sum((1, 2), keepdim=True).clamp_min(1e-12)
-    r = r + 1e-3 * anchors.mass.T[:, :, None] / anchors.mass.sum(0)[:, None, None].clamp_min(1e-12)
-    return r / r.sum(1, keepdim=True).clamp_min(1e-12)
+    return F.adaptive_avg_pool2d(r, size).flatten(2)  # k f n

@@ -27,7 +27,7 @@ from vala_research import miniature_path
 from vala_research.diffusion.loading import load_network
 from vala_research.files import write_json
 from vala_research.miniature.batches import Captions
-from vala_research.miniature.configuration import FLOW, build_transformer, training_scene
+from vala_research.miniature.configuration import build_transformer, training_scene
 from vala_research.miniature.motion import N_FRAMES, clip_pool
 from vala_research.miniature.objectives import EpsilonLoss, focus_of
 from vala_research.miniature.training import Stage, named_device, part_of, train
