@@ -75,7 +75,7 @@ def policy_of_clip(
     attention: Attending,
     z_0: Float[Tensor, "f c h w"],
     generator: torch.Generator | None = None,
-    frames: Float[Tensor, "f 3 y x"] | None = None,
+    frames: Float[Tensor, "g 3 y x"] | None = None,
 ) -> Attending:
     """The policy of one clip, whose anchors or key frames are found on its clean latents z_0.
 

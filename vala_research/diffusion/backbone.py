@@ -32,13 +32,15 @@ class Backbone:
     frames_per_chunk: how many frames the heavy modules see at once; None chooses from the
         resolution.
     n_frame_forwards: counts single frames through the network, in all branches.
-    vae_factor: side of a latent site in pixels, for Stable Diffusion XL, which reads sizes.
+    vae_factor: side of a latent site in pixels, for Stable Diffusion XL and LTX, which read sizes.
+    time_factor: frames of a latent frame, for LTX.
     """
 
     unet: UNet
     frames_per_chunk: int | None = None
     n_frame_forwards: int = 0
     vae_factor: int = 8
+    time_factor: int = 1
 
     def __call__(
         self,
@@ -71,7 +73,7 @@ class Backbone:
         size = self.chunk_size(f, g, *z.shape[-2:])
         if size < f and record.is_unet:
             patches = [*patches, chunking(g, size)]
-        pixels = (self.vae_factor * z.shape[-2], self.vae_factor * z.shape[-1])
+        pixels = (self.vae_factor * z.shape[-2], self.vae_factor * z.shape[-1], self.time_factor)
         with patched(self.unet, *patches):
             out = record.call(self.unet, z.to(self.dtype), t, rows, pixels, residuals or {})
         self.n_frame_forwards += g * f

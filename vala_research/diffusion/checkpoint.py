@@ -14,7 +14,10 @@ from vala_research.diffusion.loading import read_json
 from vala_research.diffusion.variants import PICKLES, check_safetensors
 
 # The only classes that are loaded, whatever model_index.json says: part -> library, classes.
-SCHEDULERS = (*(kind.name for kind in KarrasDiffusionSchedulers), "LCMScheduler", "TCDScheduler")
+SCHEDULERS = (
+    *(kind.name for kind in KarrasDiffusionSchedulers), "LCMScheduler", "TCDScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+)  # fmt: skip
 PARTS = {
     "vae": ("diffusers", ("AutoencoderKL", "AutoencoderTiny")),
     "text_encoder": ("transformers", ("CLIPTextModel",)),
@@ -27,11 +30,32 @@ SECOND = {
     "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
     "tokenizer_2": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
 }
+# Parts of checkpoints with a transformer, by its class; `transformer_2` of Wan 2.2 beside them.
+_T5 = ("transformers", ("T5Tokenizer", "T5TokenizerFast"))
+TRANSFORMERS = {
+    "WanTransformer3DModel": {
+        "vae": ("diffusers", ("AutoencoderKLWan", "AutoencoderKL", "AutoencoderTiny")),
+        "text_encoder": ("transformers", ("UMT5EncoderModel", "CLIPTextModel")),
+        "tokenizer": ("transformers", (*_T5[1], *PARTS["tokenizer"][1])),
+    },
+    "LTXVideoTransformer3DModel": {
+        "vae": ("diffusers", ("AutoencoderKLLTXVideo",)),
+        "text_encoder": ("transformers", ("T5EncoderModel",)), "tokenizer": _T5,
+    },
+}  # fmt: skip
+FAMILIES = (
+    "Stable Diffusion 1.x, 2.x or XL (StableDiffusionPipeline, StableDiffusionXLPipeline), or of "
+    "Wan or LTX (WanPipeline, LTXPipeline)"
+)
 # Libraries that an index may name for its other parts, which are not loaded.
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
-WITH_WEIGHTS = ("vae", "text_encoder", "text_encoder_2", "unet")
+WITH_WEIGHTS = (
+    "vae", "text_encoder", "text_encoder_2", "unet", "transformer", "transformer_2",
+)  # fmt: skip
 IMAGE_PARTS = ("image_encoder", "feature_extractor")  # of an IP-Adapter, where there is one
 INDEX = "model_index.json"
+# Checkpoints of ours, by their names, and the part of `miniature_path`.
+OWN = {"miniature": "pipeline", "miniature_flow": "flow"}
 
 
 def resolve_checkpoint(
@@ -42,25 +66,24 @@ def resolve_checkpoint(
     given: parts that come from elsewhere, which the checkpoint need not hold.
     extras: what to download beside the parts of Stable Diffusion, where the repository has it.
     hub: `revision`, `cache_dir`, `token`, `variant`, `local_files_only`, as in diffusers.
-    Raises InputError when it is no complete checkpoint of Stable Diffusion 1.x, 2.x or XL in
-    safetensors.
+    Raises InputError when it is no complete checkpoint of a known family in safetensors.
     """
     name = str(name_or_path)
-    folder = Path(miniature_path() if name == "miniature" else name)
+    folder = Path(miniature_path(OWN[name]) if name in OWN else name)
     if folder.is_file():
         raise InputError(
             f"The model {name!r} is a file: give the folder that holds model_index.json."
         )
     if not folder.is_dir():
-        if name == "miniature":
+        if name in OWN:
             raise InputError(
                 "The miniature's weights are missing from this installation: install it again, "
                 "or train them with python -m vala_research.miniature."
             )
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise InputError(
-                f"Unknown model {name!r}: give 'miniature', an existing folder that holds "
-                "model_index.json, or a hub id such as "
+                f"Unknown model {name!r}: give {' or '.join(map(repr, OWN))}, an existing folder "
+                "that holds model_index.json, or a hub id such as "
                 "'stable-diffusion-v1-5/stable-diffusion-v1-5'."
             )
         folder = _download(name, given, extras, **hub)
@@ -105,7 +128,7 @@ def check_index(index: Path, name: str, given: Collection[str] = ()) -> dict[str
     if (parts.get("text_encoder_3") or [None, None])[1] is not None:
         raise InputError(
             f"The checkpoint {name!r} is a {found} and has a third text encoder (text_encoder_3), "
-            "as Stable Diffusion 3 has: give one of Stable Diffusion 1.x, 2.x or XL."
+            f"as Stable Diffusion 3 has: give one of {FAMILIES}."
         )
     for part, (library, classes) in parts_of(parts).items():
         entry = parts.get(part)
@@ -113,14 +136,20 @@ def check_index(index: Path, name: str, given: Collection[str] = ()) -> dict[str
         if part not in given and cls not in classes:
             raise InputError(
                 f"The checkpoint {name!r} is a {found}, whose {part} is {cls or 'missing'}: "
-                "give one of Stable Diffusion 1.x, 2.x or XL (StableDiffusionPipeline, "
-                "StableDiffusionXLPipeline)."
+                f"give one of {FAMILIES}."
             )
     return parts
 
 
 def parts_of(index: dict[str, Any]) -> dict[str, tuple[str, tuple[str, ...]]]:
     """The parts that a checkpoint with this index has: library and classes of each."""
+    known = TRANSFORMERS.get((index.get("transformer") or [None, None])[1])
+    if known is not None:
+        kinds = "diffusers", tuple(TRANSFORMERS)
+        has_two = (index.get("transformer_2") or [None, None])[1] is not None
+        networks = ("transformer", "transformer_2") if has_two else ("transformer",)
+        others = {"scheduler": PARTS["scheduler"]} | dict.fromkeys(networks, kinds)
+        return known | others
     has_second = (index.get("text_encoder_2") or [None, None])[1] is not None
     return PARTS | SECOND if has_second else PARTS
 

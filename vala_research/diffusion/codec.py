@@ -104,7 +104,7 @@ def check_finite(flags: list[Tensor], doing: str, dtype: torch.dtype) -> None:
 
 
 def decode_latents(
-    vae: Any, z: Float[Tensor, "f c y x"], frames_per_chunk: int | None = None
+    vae: Any, z: Float[Tensor, "g c y x"], frames_per_chunk: int | None = None
 ) -> Float[Tensor, "f 3 h w"]:
     """Decode latents to frames in [0, 1], in the latents' precision.
 

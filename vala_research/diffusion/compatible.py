@@ -4,13 +4,15 @@ from typing import Any
 
 from vala_research import InputError
 from vala_research.diffusion.pooled_text import reads_pooled
+from vala_research.diffusion.records import RECORDS, record_of, text_width
 from vala_research.diffusion.solvers import check_scheduler
+from vala_research.diffusion.vae import latent_channels
 
 STABLE_DIFFUSION = "give one of Stable Diffusion 1.x, 2.x or XL."
-# What the configuration of each network must hold.
+# What the configuration of each network must hold one of.
 NEEDED = {
-    "vae": "latent_channels", "text_encoder": "max_position_embeddings",
-    "unet": "cross_attention_dim",
+    "vae": ("latent_channels", "z_dim"), "text_encoder": ("hidden_size", "d_model"),
+    "unet": tuple({record.text_width for record in RECORDS.values()}),
 }  # fmt: skip
 
 
@@ -23,10 +25,11 @@ def check_networks(
     Raises InputError.
     """
     for name, part in (("vae", vae), ("text_encoder", text_encoder), ("unet", unet)):
-        if part is not None and not hasattr(getattr(part, "config", None), NEEDED[name]):
+        config = getattr(part, "config", None)
+        if part is not None and not any(hasattr(config, key) for key in NEEDED[name]):
             raise InputError(
                 f"The {name} is a {type(part).__name__}: give the network itself, of the class "
-                "that Stable Diffusion 1.x, 2.x or XL has."
+                "that a checkpoint of a known family has."
             )
     if (text_encoder_2 is None) != (tokenizer_2 is None):
         raise InputError("One of text_encoder_2 and tokenizer_2 is given: give both, or none.")
@@ -41,6 +44,8 @@ def check_networks(
 
 def check_unet(unet: Any) -> None:
     """Refuse UNets that read more than latents, a timestep and text. Raises InputError."""
+    if not record_of(unet).is_unet:
+        return
     config = unet.config
     added, hidden = config.get("addition_embed_type"), config.get("encoder_hid_dim_type")
     reason = None
@@ -61,11 +66,11 @@ def check_unet(unet: Any) -> None:
 
 def _check_pair(vae: Any, text_encoder: Any, unet: Any, text_encoder_2: Any = None) -> None:
     """Check the widths in which a UNet meets the VAE and the text encoders."""
-    if vae is not None and unet.config.in_channels != vae.config.latent_channels:
+    if vae is not None and unet.config.in_channels != latent_channels(vae):
         raise InputError(
             f"The UNet reads {unet.config.in_channels} channels and the VAE makes "
-            f"{vae.config.latent_channels}: inpainting and depth checkpoints are not "
-            "supported, give a text-to-image one."
+            f"{latent_channels(vae)}: checkpoints of inpainting, depth, or image to video are not "
+            "supported, give a text-to-image or text-to-video one."
         )
     check_text(text_encoder, unet, "The UNet", text_encoder_2)
 
@@ -81,7 +86,7 @@ def check_text(text_encoder: Any, unet: Any, name: str, text_encoder_2: Any = No
             f"{name} has {has} and needs {needs}: give the tokenizers and text encoders of its own "
             "checkpoint."
         )
-    width = unet.config.get("encoder_hid_dim") or unet.config.cross_attention_dim
+    width = unet.config.get("encoder_hid_dim") or text_width(unet)
     encoders = [x for x in (text_encoder, text_encoder_2) if x is not None]
     sizes = [getattr(encoder.config, "hidden_size", None) for encoder in encoders]
     made = sum(sizes) if sizes and None not in sizes else None

@@ -17,6 +17,7 @@ from vala_research.diffusion.backbone import UNet, device_of
 from vala_research.diffusion.control_pictures import PICTURES
 from vala_research.diffusion.loading import load_network
 from vala_research.diffusion.pooled_text import conditions
+from vala_research.diffusion.records import refuse_transformer
 from vala_research.diffusion.schedule import is_within
 from vala_research.diffusion.vae import vae_factor
 
@@ -108,6 +109,7 @@ def load_controlnet(where: str | PathLike, unet: UNet) -> ControlNetModel:
 
 def check_controlnet(controlnet: ControlNetModel, unet: UNet, what: str) -> None:
     """Check that a ControlNet was made for a UNet of these widths. Raises InputError."""
+    refuse_transformer(unet, "A ControlNet")
     for key in ("in_channels", "cross_attention_dim", "block_out_channels"):
         theirs, ours = controlnet.config[key], unet.config[key]
         theirs, ours = (list(x) if isinstance(x, tuple) else x for x in (theirs, ours))

@@ -17,7 +17,7 @@ from vala_research.diffusion.attending import Attending, get_policy, needs_sourc
 from vala_research.diffusion.attention import Policy
 from vala_research.diffusion.attention_processor import FrameAttention
 from vala_research.diffusion.backbone import UNet
-from vala_research.diffusion.cross_frame import Meeting, UnderPolicy
+from vala_research.diffusion.cross_frame import CrossFrame, Meeting, UnderPolicy
 from vala_research.diffusion.patching import Patch, is_self_attention
 from vala_research.diffusion.records import decoder_self_attentions, n_tokens, record_of
 from vala_research.diffusion.transformer_attention import TransformerAttention
@@ -101,9 +101,12 @@ def injected_feature_layer(unet: UNet) -> str:
 
 
 def check_transformer(
-    network: UNet, injects_feature: bool, words: SharedWords | None, meeting: Meeting
+    network: UNet, injects_feature: bool, words: Any, meeting: Any
 ) -> None:
-    """Refuse what only a UNet can do. Raises InputError."""
+    """Refuse what only a UNet can do. Raises InputError.
+
+    words: None where none are injected. meeting: an attention, or how frames meet by it.
+    """
     name = type(network).__name__
     if injects_feature:
         raise InputError(
@@ -115,7 +118,9 @@ def check_transformer(
             f"The injection (words) reads a UNet's cross-attention, and this is a {name}: set "
             "words to 0."
         )
-    if not isinstance(meeting, UnderPolicy):
+    if isinstance(meeting, CrossFrame) or (
+        isinstance(meeting, Meeting) and not isinstance(meeting, UnderPolicy)
+    ):
         raise InputError(
             f"The attention of an editor lays out the frames of a UNet, and this is a {name}: "
             "give a policy, such as 'extended', 'own' or 'anchors'."

@@ -69,7 +69,8 @@ class Inversion:
         inversion only).
     attention: the policy of the inversion. anchors: those of the policy, if it has any.
     null_text: the unconditional embeddings, where they were optimised.
-    activation: where an adapter acted.
+    activation: where an adapter acted. n_pixel_frames: of the clip, where a temporal VAE made fewer
+    latent frames of them.
     """
 
     latents: Float[Tensor, "*shape"]
@@ -81,6 +82,7 @@ class Inversion:
     null_text: NullText | None = None
     n_backward: int = 0
     activation: Any = None
+    n_pixel_frames: int | None = None
 
     def to(self, device: torch.device) -> "Inversion":
         """The inversion with its latents on this device."""

@@ -15,7 +15,7 @@ from vala_research import InputError, miniature_path
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.loading import load_network, reason_of, silenced
 from vala_research.diffusion.patching import is_temporal, lora_layers
-from vala_research.diffusion.records import is_video_model
+from vala_research.diffusion.records import is_video_model, refuse_transformer
 from vala_research.diffusion.variants import half_first
 
 MOTION = "give the folder or hub id of an AnimateDiff MotionAdapter with safetensors weights."
@@ -32,6 +32,7 @@ def load_motion_unet(
     Raises InputError when the motion modules cannot be read or belong to another UNet, and when the
     UNet carries a LoRA or a temporal adapter. Those may come later: they act in `unet` alone.
     """
+    refuse_transformer(unet, "A MotionAdapter")
     if is_video_model(unet):
         raise InputError(
             "The UNet has motion modules already: give the image UNet, which is pipe.image_unet "

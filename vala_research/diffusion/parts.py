@@ -1,12 +1,13 @@
 """Load the parts of a checkpoint, each by its own class, and check that they can work."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.utils import logging
 
-from vala_research import InputError, number_in
+from vala_research import InputError, miniature_path, number_in
 from vala_research.diffusion.checkpoint import PARTS, WITH_WEIGHTS, check_index, parts_of
 from vala_research.diffusion.compatible import check_networks
 from vala_research.diffusion.controlnet import check_controlnet
@@ -19,26 +20,37 @@ from vala_research.diffusion.loading import (
     reason_of,
 )
 from vala_research.diffusion.options import LoadOptions
-from vala_research.diffusion.pooled_text import conditions
+from vala_research.diffusion.records import record_of, text_width
 from vala_research.diffusion.schedule import Schedule
-from vala_research.diffusion.solvers import check_scheduler
+from vala_research.diffusion.solvers import check_scheduler, is_flow
+from vala_research.diffusion.vae import is_temporal
 from vala_research.diffusion.variants import variant_of
 
 MOST_TIMESTEPS = 100_000
 LOG = logging.get_logger("diffusers.pipelines.pipeline_utils")  # where diffusers tells of its parts
 # Calls that each network must understand; on the meta device nothing is computed.
+def probe_vae(vae: Any) -> None:
+    """Encode a frame of 32 pixels, and decode it where that is cheap."""
+    pixels = torch.empty(1, 3, 32, 32, device="meta")
+    vae.encode(pixels[:, :, None]) if is_temporal(vae) else vae(pixels)
+
+
+def probe_text(text_encoder: Any) -> None:
+    """Read one token."""
+    text_encoder(torch.zeros(1, 1, dtype=torch.long, device="meta"))
+
+
+def probe_denoiser(network: Any) -> None:
+    """Denoise one frame."""
+    z = torch.empty(1, 1, network.config.in_channels, 8, 8, device="meta")
+    text = torch.empty(1, 1, 3, text_width(network), device="meta")
+    record_of(network).call(network, z, 1, text, (64, 64, 1), {})
+
+
 PROBES = {
-    "vae": lambda vae: vae(torch.empty(1, 3, 32, 32, device="meta")),
-    "text_encoder": lambda text: text(torch.zeros(1, 1, dtype=torch.long, device="meta")),
-    "unet": lambda unet: unet(
-        torch.empty(1, unet.config.in_channels, 8, 8, device="meta"),
-        torch.ones(1, dtype=torch.long, device="meta"),
-        **conditions(
-            unet, torch.empty(1, 3, unet.config.cross_attention_dim, device="meta"), (64, 64)
-        ),
-    ),
-}
-PROBES["text_encoder_2"] = PROBES["text_encoder"]
+    "vae": probe_vae, "text_encoder": probe_text, "text_encoder_2": probe_text,
+    "unet": probe_denoiser, "transformer": probe_denoiser, "transformer_2": probe_denoiser,
+}  # fmt: skip
 
 
 def load_parts(name: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
@@ -77,12 +89,31 @@ def load_parts(name: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
             raise
         except Exception as error:
             raise InputError(f"{what} cannot be loaded ({reason_of(error)}): {FETCH}") from error
+    if "transformer" in own:
+        networks = {part: parts[part] for part in own if part != "transformer_2"}
+        networks["unet"] = networks.pop("transformer")
+        check_networks(**networks)
+        check_parts(name, **networks)
+        if "transformer_2" in own and "boundary_ratio" not in parts:
+            parts["boundary_ratio"] = index.get("boundary_ratio")
+        return {"unet": None, **parts}
     check_networks(**{part: parts[part] for part in own})
     check_parts(name, **{part: parts[part] for part in PARTS})
     zeros = "force_zeros_for_empty_prompt"
     if own != PARTS and zeros not in parts:
         parts[zeros] = index.get(zeros) is not False
     return {**image_parts(name, folder, index, options), **parts}
+
+
+def with_the_miniature(options: LoadOptions) -> LoadOptions:
+    """The options, with the miniature's VAE and words where they name none.
+
+    Its flow model works in the latent space of its UNet, and has no such parts in its own folder.
+    """
+    given = {"scheduler": None, "unet": None, **options.parts}
+    shared = load_parts("miniature", Path(miniature_path()), replace(options, parts=given))
+    names = ("vae", "text_encoder", "tokenizer")
+    return replace(options, parts={name: shared[name] for name in names} | options.parts)
 
 
 def image_parts(
@@ -139,12 +170,12 @@ def _network(
 def check_parts(name: str, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any):
     """Check the numbers by which the parts work. Raises InputError."""
     of = f"of {name!r}"
-    if vae is not None:
+    if vae is not None and not is_temporal(vae):
         number_in(f"The VAE's scaling_factor {of}", vae.config.scaling_factor, 1e-3, 1e3)
         number_in(f"The VAE's shift_factor {of}", vae.config.shift_factor or 0, -1e3, 1e3)
     if tokenizer is not None:
         number_in(f"The tokenizer's length {of}", tokenizer.model_max_length, 3, float("inf"))
-    size = None if unet is None else unet.config.sample_size
+    size = None if unet is None else unet.config.get("sample_size")
     if size is not None:
         sides = size if isinstance(size, list | tuple) else (size,)
         for side in sides:
@@ -155,6 +186,10 @@ def check_parts(name: str, vae: Any, text_encoder: Any, tokenizer: Any, unet: An
         return
     check_scheduler(scheduler)
     try:
+        if is_flow(scheduler):
+            levels = torch.tensor(Schedule.from_scheduler(scheduler, 4, n_tokens=1024).flow)
+            is_right = bool((levels[1:] < levels[:-1]).all() and levels[-1] < 1e-3)
+            return _check_levels(is_right, of)
         levels = scheduler.alphas_cumprod
         is_right = bool(1 > levels[0] > 0 <= levels[-1] and (levels[1:] < levels[:-1]).all())
         Schedule.from_scheduler(scheduler, 1)
@@ -162,5 +197,9 @@ def check_parts(name: str, vae: Any, text_encoder: Any, tokenizer: Any, unet: An
         raise
     except (AttributeError, TypeError, ValueError, IndexError, RuntimeError):
         is_right = False
+    _check_levels(is_right, of)
+
+
+def _check_levels(is_right: bool, of: str) -> None:
     if not is_right:
         raise InputError(f"The scheduler {of} makes no noise levels that fall from 1 to 0: {FETCH}")

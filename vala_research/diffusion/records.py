@@ -6,7 +6,7 @@ frames meet in it, and what text it reads. Frames `f` and guidance branches `g` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ from vala_research.diffusion.transformer_attention import (
 )
 
 Rows = Float[Tensor, "g rows n d"]  # text of each branch: one row, or one per frame
-Size = tuple[int, int]  # height and width of the frames, in pixels
+Size = tuple[int, int, int]  # of frames: height and width in pixels; frames per latent frame
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Record:
 
 def _image_unet(network: nn.Module, z: Tensor, t: float, rows: Rows, size: Size, more: dict):
     f = z.shape[1]
-    kwargs = conditions(network, rows.expand(-1, f, -1, -1).flatten(0, 1), size)
+    kwargs = conditions(network, rows.expand(-1, f, -1, -1).flatten(0, 1), size[:2])
     x = rearrange(z, "g f c h w -> (g f) c h w")
     out = network(x, t, return_dict=False, **_merged(kwargs, more))[0]
     return rearrange(out, "(g f) c h w -> g f c h w", f=f)
@@ -76,7 +76,7 @@ def _image_unet(network: nn.Module, z: Tensor, t: float, rows: Rows, size: Size,
 
 def _motion_unet(network: nn.Module, z: Tensor, t: float, rows: Rows, size: Size, more: dict):
     text = rows.expand(-1, z.shape[1], -1, -1).flatten(0, 1)
-    kwargs = _merged(conditions(network, text, size), more)
+    kwargs = _merged(conditions(network, text, size[:2]), more)
     return network(z.transpose(1, 2), t, return_dict=False, **kwargs)[0].transpose(1, 2)
 
 
@@ -114,7 +114,8 @@ def _ltx(network: nn.Module, z: Tensor, t: float, rows: Rows, size: Size, more: 
         rearrange(z, "g f c h w -> g (f h w) c"), encoder_hidden_states=text,
         timestep=_times(z, t), encoder_attention_mask=text.ne(0).any(-1).to(z.dtype),
         num_frames=f, height=h, width=w,
-        rope_interpolation_scale=(8 / 25, size[0] / h, size[1] / w), return_dict=False, **more,
+        rope_interpolation_scale=(size[2] / 25, size[0] / h, size[1] / w), return_dict=False,
+        **more,
     )[0]  # fmt: skip
     return rearrange(out, "g (f h w) c -> g f c h w", f=f, h=h)
 
@@ -157,6 +158,20 @@ def record_of(network: nn.Module) -> Record:
     raise InputError(f"The denoiser is a {type(network).__name__}: give one of {known}.")
 
 
+def is_transformer(network: nn.Module | None) -> bool:
+    """Whether a network is there and no UNet."""
+    return network is not None and not record_of(network).is_unet
+
+
+def refuse_transformer(network: nn.Module, what: str) -> None:
+    """Refuse what is made for a UNet. Raises InputError."""
+    if is_transformer(network):
+        raise InputError(
+            f"{what} is made for a UNet, and this model has a {type(network).__name__}: leave it "
+            "out, or take a checkpoint of Stable Diffusion."
+        )
+
+
 def is_video_model(network: nn.Module) -> bool:
     """Whether a network sees frames as an axis."""
     return record_of(network).sees_time
@@ -180,6 +195,14 @@ def n_tokens(network: nn.Module, height: int, width: int) -> int:
             "with a patch of one frame."
         )
     return (height // sides[0]) * (width // sides[1])
+
+
+def n_tokens_of(network: nn.Module, shape: Sequence[int]) -> int | None:
+    """Tokens that a transformer sees at once of latents f c h w; None for a UNet."""
+    record, (f, _, height, width) = record_of(network), shape
+    if record.is_unet:
+        return None
+    return n_tokens(network, height, width) * (f if record.joins_frames else 1)
 
 
 def self_attentions(network: nn.Module) -> list[str]:

@@ -93,12 +93,18 @@ def call_back(
 
 def as_batch(
     pipe: Any, edited: Sequence[Float[Tensor, "f c h w"]], output_type: str,
-    frames_per_chunk: int | None,
+    frames_per_chunk: int | None, n_pixel_frames: int | None = None,
 ) -> Any:  # fmt: skip
-    """The edited clips as a batch: decoded, unless the latents are asked for."""
+    """The edited clips as a batch: decoded, unless the latents are asked for.
+
+    n_pixel_frames: of each clip, see `KnownClip`.
+    """
     if output_type == "latent":
         return torch.stack(list(edited))
-    clips = [codec.as_output(pipe.decode(z, frames_per_chunk), output_type) for z in edited]
+    clips = [
+        codec.as_output(pipe.decode(z, frames_per_chunk, n_pixel_frames), output_type)
+        for z in edited
+    ]
     if output_type == "pil":
         return [clip for batch in clips for clip in batch]
     if len(clips) == 1:

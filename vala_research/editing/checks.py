@@ -14,11 +14,12 @@ from vala_research.diffusion.compatible import check_text, check_unet
 from vala_research.diffusion.controlnet import check_controlnet, check_factor
 from vala_research.diffusion.cross_frame import CrossFrame
 from vala_research.diffusion.guidance import check_guidance
+from vala_research.diffusion.injection import check_transformer
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.motion import max_frames
-from vala_research.diffusion.records import is_video_model
+from vala_research.diffusion.records import is_transformer, is_video_model
 from vala_research.diffusion.schedule import Schedule
-from vala_research.diffusion.vae import vae_factor
+from vala_research.diffusion.vae import group_of, latent_channels, vae_factor
 from vala_research.editing.source import Source
 
 
@@ -90,6 +91,8 @@ def check_source(source: Source, name: str, vae: Any, shape: Sequence[int]) -> N
         _check_vae(source.vae, vae, name)
     check_text(source.text_encoder, unet, name, source.text_encoder_2)
     editor = get_policy(source.attention)
+    if isinstance(editor, CrossFrame) and is_transformer(unet):
+        check_transformer(unet, False, None, editor)
     if is_video_model(unet) and isinstance(editor, CrossFrame) and not editor.fits_video_models:
         raise InputError(
             f"{name} is a video model, and {type(editor).__name__} lays out frames for an image "
@@ -131,13 +134,19 @@ def _check_vae(vae: Any, own: Any, name: str) -> None:
             f"{name} has latents {vae_factor(vae)} times smaller than the frames and the "
             f"pipeline's are {vae_factor(own)} times: fuse models of one spatial size."
         )
-    for key in ("scaling_factor", "shift_factor", "latent_channels"):
+    for key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
         theirs, ours = (getattr(v.config, key, None) or 0 for v in (vae, own))
         if theirs != ours:
             raise InputError(
                 f"{name} has a VAE of {key} {theirs} and the pipeline's is {ours}: fuse models of "
                 "one latent space."
             )
+    theirs, ours = (latent_channels(v) for v in (vae, own))
+    if theirs != ours or group_of(vae) != group_of(own):
+        raise InputError(
+            f"{name} has a VAE of {theirs} channels for {group_of(vae)} frames and the pipeline's "
+            f"is of {ours} for {group_of(own)}: fuse models of one latent space."
+        )
 
 
 def _check_windows(source: Source, name: str, n_frames: int) -> None:

@@ -15,12 +15,14 @@ class KnownClip:
     """What a call knows of its clip, converted and checked once.
 
     frames: f 3 y x in [0, 1], if a video is given. latents: an inversion, if one is given. shape:
-    of the latents, f c h w.
+    of the latents, f c h w. n_pixel_frames: of the clip, which a temporal VAE makes fewer latent
+    frames of; None: all that the latents decode to.
     """
 
     frames: Float[Tensor, "f 3 y x"] | None
     latents: Inversion | None
     shape: tuple[int, ...]
+    n_pixel_frames: int | None = None
 
 
 def clip_attention(

@@ -22,15 +22,18 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
     ImageProcessingMixin,
+    T5Tokenizer,
 )
 
+from vala_research import number_in
 from vala_research.diffusion.checkpoint import SECOND
 from vala_research.diffusion.compatible import check_networks
+from vala_research.diffusion.experts import Experts
 from vala_research.diffusion.options import load_options
-from vala_research.diffusion.parts import load_parts
+from vala_research.diffusion.parts import load_parts, with_the_miniature
 from vala_research.diffusion.patching import named_modules
 from vala_research.diffusion.vae import vae_factor
-from vala_research.editing.defaults import EditDefaults
+from vala_research.editing.defaults import VIDEO_DEFAULTS, EditDefaults
 from vala_research.editing.extras import EXTRAS, find_checkpoint, load_extras, save_extras
 from vala_research.files import write_text
 
@@ -43,21 +46,28 @@ from vala_research import VideoEditPipeline  # noqa: F401
 '''
 
 
+RARE = ("transformer", "transformer_2")
 OFFLOADING = {"_hf_hook", "_diffusers_hook"}  # attributes of modules under offload
 
 
 class StableDiffusionParts(DiffusionPipeline):
-    """A pipeline of the parts of Stable Diffusion 1.x, 2.x or XL; None is a part that is left out.
+    """A pipeline of the parts of Stable Diffusion 1.x, 2.x or XL, or of a video transformer.
 
+    None is a part that is left out. transformer: of Wan or LTX, in place of the UNet; it is then
+    `pipe.unet` too. transformer_2, boundary_ratio: of Wan 2.2, whose `transformer` denoises the
+    levels above this fraction of T.
     text_encoder_2, tokenizer_2: of Stable Diffusion XL. force_zeros_for_empty_prompt: its empty
     negative prompt is read as zeros.
     nn.Module: a network compiled by torch. feature_extractor, image_encoder: of an IP-Adapter.
     safety_checker: is kept, and never called.
     """
 
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"
+    model_cpu_offload_seq = (
+        "text_encoder->text_encoder_2->image_encoder->unet->transformer->transformer_2->vae"
+    )
     _optional_components = [
         "safety_checker", "feature_extractor", "image_encoder", "text_encoder_2", "tokenizer_2",
+        "unet", "transformer", "transformer_2",
     ]  # fmt: skip
     _exclude_from_cpu_offload = ["safety_checker"]
 
@@ -83,7 +93,7 @@ class StableDiffusionParts(DiffusionPipeline):
         self,
         vae: AutoencoderKL | AutoencoderTiny | nn.Module | None,
         text_encoder: CLIPTextModel | nn.Module | None,
-        tokenizer: CLIPTokenizer | None,
+        tokenizer: CLIPTokenizer | T5Tokenizer | None,
         unet: UNet2DConditionModel | nn.Module | None,
         scheduler: SchedulerMixin | None,
         safety_checker: StableDiffusionSafetyChecker | None = None,
@@ -92,28 +102,53 @@ class StableDiffusionParts(DiffusionPipeline):
         text_encoder_2: CLIPTextModelWithProjection | nn.Module | None = None,
         tokenizer_2: CLIPTokenizer | None = None,
         force_zeros_for_empty_prompt: bool = True,
+        transformer: nn.Module | None = None,
+        transformer_2: nn.Module | None = None,
+        boundary_ratio: float | None = None,
     ):
         super().__init__()
-        check_networks(vae, text_encoder, tokenizer, unet, scheduler, text_encoder_2, tokenizer_2)
+        denoiser = unet if transformer is None else transformer
+        check_networks(
+            vae, text_encoder, tokenizer, denoiser, scheduler, text_encoder_2, tokenizer_2
+        )
         self.register_modules(
-            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-            safety_checker=safety_checker, feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-        )  # fmt: skip
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
+        )
+        if transformer is None:
+            self.register_modules(
+                unet=unet, safety_checker=safety_checker, feature_extractor=feature_extractor,
+                image_encoder=image_encoder,
+            )  # fmt: skip
+        else:
+            self.register_modules(transformer=transformer)
+            if transformer_2 is not None:
+                number_in("boundary_ratio", boundary_ratio, 0, 1)
+                self.register_to_config(boundary_ratio=boundary_ratio)
+                self.register_modules(transformer_2=transformer_2)
+            self.edit_defaults = VIDEO_DEFAULTS
         if text_encoder_2 is not None:  # else the folder of Stable Diffusion 1.x does not name it
             self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
             self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
         self.vae_scale_factor = 8 if vae is None else vae_factor(vae)
         self._first_scheduler = scheduler
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; `unet` follows `transformer` and `transformer_2`."""
+        super().__setattr__(name, value)
+        if name == "transformer" and value is not None:
+            self.unet = value
+        if name == "transformer_2" and value is not None:
+            self.unet = Experts(self.transformer, value, self.config.boundary_ratio)
+
     @property
     def components(self) -> dict[str, Any]:
-        """The parts by name, as in diffusers: those of Stable Diffusion XL only where it has them.
+        """The parts by name, as in diffusers: only those that checkpoints of this family have.
 
         So `StableDiffusionPipeline(**pipe.components)` works, and the reverse.
         """
         parts = self._get_signature_keys(self)[0]
-        return {k: getattr(self, k) for k in parts if k not in SECOND or k in self.config}
+        rare = (*SECOND, *RARE) if "transformer" not in self.config else parts
+        return {k: getattr(self, k) for k in parts if k not in rare or k in self.config}
 
     @property
     def zeros_are_empty(self) -> bool:
@@ -122,7 +157,9 @@ class StableDiffusionParts(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, name_or_path, dtype=None, **options):
-        """Load "miniature", a local folder, or a hub id of Stable Diffusion 1.x, 2.x or XL.
+        """Load "miniature", "miniature_flow", a local folder or a hub id.
+
+        Of Stable Diffusion 1.x, 2.x or XL, or of Wan or LTX, in the layout of diffusers.
 
         dtype, torch_dtype: of the networks (default float32), or a dictionary by their names; the
             solver works in float32 whatever it is.
@@ -135,6 +172,8 @@ class StableDiffusionParts(DiffusionPipeline):
         """
         name, parts = str(name_or_path), (*cls._get_signature_types(), *EXTRAS)
         asked = load_options(dtype, options, parts)
+        if name == "miniature_flow":
+            asked = with_the_miniature(asked)
         folder, *brought = find_checkpoint(name, asked)
         parts = load_parts(name, folder, asked)
         pipe = cls(**{part: value for part, value in parts.items() if part not in EXTRAS})

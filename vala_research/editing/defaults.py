@@ -50,6 +50,11 @@ class EditDefaults:
         write_json(Path(folder) / FILE, asdict(self) | ({"brings": [*brings]} if brings else {}))
 
 
+# Of a checkpoint with a video transformer: all frames meet natively. Steps and guidance of Wan-Edit
+# (Li et al. 2025, FiVE), which edits without an inversion.
+VIDEO_DEFAULTS = EditDefaults(guidance_scale=12.0, inversion="flow_edit", attention="extended")
+
+
 def read_defaults(folder: str | Path) -> tuple[EditDefaults, tuple[str, ...]]:
     """Read the values of a checkpoint's folder, and what it brings; the field's, where it has none.
 

@@ -14,8 +14,9 @@ from vala_research.diffusion.injection import Injection, n_source_steps
 from vala_research.diffusion.inversion import InversionSettings, get_inversion
 from vala_research.diffusion.motion import max_frames
 from vala_research.diffusion.null_text import NullTextSettings
+from vala_research.diffusion.records import is_video_model, n_tokens, n_tokens_of, record_of
 from vala_research.diffusion.schedule import Schedule
-from vala_research.diffusion.vae import vae_factor
+from vala_research.diffusion.vae import group_of, is_temporal, n_latent_frames, vae_factor
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.hosts import defaults_of
 from vala_research.editing.source import Source, windows_of
@@ -33,40 +34,71 @@ def peak_bytes(
     unet_frames: int,
     n_seen: int,
 ) -> int:
-    """Peak memory: all weights, the trajectory, and the larger of the maps of UNet and VAE.
+    """Peak memory: all weights, the trajectory, and the larger of the maps of network and VAE.
 
     height, width: of the frames. unet_frames: frames per chunk of the UNet's inner work. n_seen:
-    frames that the UNet sees at once, see `stretches`. The UNet
-    is widest in the last decoder block. There each branch of each frame holds the upsampled input,
-    one skip per layer and one more, and six maps inside the transformer; a chunk holds its
-    feed-forward layer, 16 maps. This is an estimate, not a bound: the cache of the allocator and
-    the framework itself come on top.
+    frames that the network sees at once, see `stretches`. This is an estimate, not a bound: the
+    cache of the allocator and the framework itself come on top.
     """
-    # Maps of the UNet and of the VAE, in elements.
     vae, unet = networks["vae"], networks["unet"]
     h, w = height // vae_factor(vae), width // vae_factor(vae)
-    channels, layers = unet.config.block_out_channels, unet.config.layers_per_block
-    wide = channels[0] * h * w  # one feature map of one frame at full latent resolution
-    held = channels[min(1, len(channels) - 1)] / channels[0] + layers + 1 + 6
-    in_unet = n_branches * wide * (held * n_seen + 16 * unet_frames)
-    part = codec.chunks_of(n_frames, height, width, frames_per_chunk)[0].stop
-    in_vae = 5 * vae.config.block_out_channels[0] * height * width * part
+    if record_of(unet).is_unet:
+        in_network = _in_unet(unet, n_branches * h * w, n_seen, unet_frames)
+    else:
+        in_network = _in_transformer(unet, n_branches * n_seen * n_tokens(unet, h, w))
     # Models that share their weights hold them once.
     parameters = {id(p): p for m in networks.values() for p in m.parameters()}
     weights = sum(p.numel() * p.element_size() for p in parameters.values())
-    solver = 4 * n_frames * (unet.config.in_channels * h * w * (n_steps + 10) + 6 * height * width)
-    activations = max(in_unet * unet.dtype.itemsize, in_vae * vae.dtype.itemsize)
-    return int(weights + solver + activations)
+    in_latents = unet.config.in_channels * h * w * (n_steps + 10) * n_latent_frames(vae, n_frames)
+    solver = 4 * (in_latents + n_frames * 6 * height * width)
+    in_vae = _in_vae(vae, n_frames, height, width, frames_per_chunk)
+    return int(weights + solver + max(in_network, in_vae))
+
+
+def _in_unet(unet: nn.Module, n_sites: int, n_seen: int, unet_frames: int) -> float:
+    """Bytes of a UNet's maps; n_sites: of one frame of latents, in all branches.
+
+    It is widest in the last decoder block. There each branch of each frame holds the upsampled
+    input, one skip per layer and one more, and six maps inside the transformer; a chunk of
+    `unet_frames` holds its feed-forward layer, 16 maps.
+    """
+    channels, layers = unet.config.block_out_channels, unet.config.layers_per_block
+    wide = channels[0] * n_sites  # one feature map of one frame at full latent resolution
+    held = channels[min(1, len(channels) - 1)] / channels[0] + layers + 1 + 6
+    return wide * (held * n_seen + 16 * unet_frames) * unet.dtype.itemsize
+
+
+def _in_transformer(network: nn.Module, tokens: int) -> float:
+    """Bytes of a transformer's maps for so many tokens, in all branches.
+
+    Six maps of its width, and the larger of the feed-forward layer, twice, and of one map that
+    Wan's rotations hold in float64, twice.
+    """
+    config, size = network.config, network.dtype.itemsize
+    width = config.num_attention_heads * config.attention_head_dim
+    inner = config.get("ffn_dim") or 4 * width
+    return tokens * (6 * width * size + max(2 * inner * size, 16 * width))
+
+
+def _in_vae(vae: Any, n_frames: int, height: int, width: int, per_chunk: int | None) -> float:
+    """Bytes of five maps of the VAE's decoder at full size: of a chunk, or a group of frames."""
+    if is_temporal(vae):
+        frames = group_of(vae)
+        channels = vae.config.get("base_dim") or vae.config.decoder_block_out_channels[0]
+    else:
+        frames = codec.chunks_of(n_frames, height, width, per_chunk)[0].stop
+        channels = vae.config.block_out_channels[0]
+    return 5 * channels * height * width * frames * vae.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What an edit will cost.
 
-    n_evaluations: single frames through the UNet, in all guidance branches. It is exact, except for
-        the inversions "exact" and "null_text", where it is an upper bound. It counts forward
-        passes: the backward passes of "null_text" (at most its iterations per step) and their
-        memory come on top.
+    n_evaluations: single frames of latents through the network, in all guidance branches. It is
+        exact, except for the inversions "exact" and "null_text", where it is an upper bound. It
+        counts forward passes: the backward passes of "null_text" (at most its iterations per step)
+        and their memory come on top.
     peak_bytes: see `peak_bytes`.
     """
 
@@ -102,21 +134,23 @@ def estimate_edit(
             inversion=inversion, injection=injection, attention=attention, strength=strength,
         )
     )  # fmt: skip
-    schedule = Schedule.from_scheduler(pipe.scheduler, num_inference_steps)
+    h, w = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
+    n_latent = n_latent_frames(pipe.vae, n_frames)
+    tokens = n_tokens_of(pipe.unet, (n_latent, 0, h, w))
+    schedule = Schedule.from_scheduler(pipe.scheduler, num_inference_steps, tokens)
     n_steps = len(schedule.last_part(strength))
     n_branches = 2 if guidance_scale > 1 else 1
     n_injected = n_source_steps(attention, Injection.of(injection), n_steps)
     n_inverted = 0 if has_latents else n_steps * evaluations_per_step(inversion, guidance_scale)
-    n_seen, n_at_once = frames_seen(pipe, attention, n_frames)
+    n_seen, n_at_once = frames_seen(pipe, attention, n_latent)
     n_sampled = n_steps * n_branches
     if isinstance(edit := get_inversion(inversion), DifferenceEdit):
         n_sampled = edit.n_calls(n_steps, guidance_scale)
         n_branches = 3 if edit.zeta is not None else 2
     n_evaluations = n_seen * (n_inverted + n_sampled + n_injected)
 
-    h, w = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
     n_branches += n_injected > 0
-    if n_at_once < n_frames and not n_injected and pipe.image_unet is None:
+    if n_at_once < n_latent and not n_injected and pipe.image_unet is None:
         n_branches = 1  # those of a long clip go one by one
     size = Backbone(pipe.unet, frames_per_chunk).chunk_size(n_at_once, n_branches, h, w)
     networks = dict(vae=pipe.vae, text_encoder=pipe.text_encoder, unet=pipe.unet)
@@ -137,6 +171,8 @@ def estimate_edit(
 
 def frames_seen(pipe: Any, attention: Attending, n_frames: int) -> tuple[int, int]:
     """Frames that the pipeline's UNet sees in one prediction of a clip: in all, and at once."""
+    if pipe.image_unet is None and is_video_model(pipe.unet):
+        return n_frames, n_frames
     if pipe.image_unet is None:
         return count_frames(attention, n_frames)
     windows = windows_of(n_frames, max_frames(pipe.unet), Source.overlap)

@@ -16,7 +16,8 @@ from vala_research.diffusion.checkpoint import resolve_checkpoint
 from vala_research.diffusion.hub import Extras
 from vala_research.diffusion.options import LoadOptions
 from vala_research.diffusion.parts import control_part, motion_part
-from vala_research.editing.defaults import FILE, EditDefaults, read_defaults
+from vala_research.diffusion.records import is_transformer
+from vala_research.editing.defaults import FILE, VIDEO_DEFAULTS, EditDefaults, read_defaults
 
 MOTION, ADAPTER = "motion_adapter", "temporal_adapter"
 # Options of `from_pretrained`: another one, or None to leave it out; and the checkpoint's folders.
@@ -68,6 +69,7 @@ def load_extras(
     given = {extra: asked.parts[extra] for extra in EXTRAS if extra in asked.parts}
     if "controlnet" in brought:
         given = control_part(name, folder, asked, pipe.unet) | given
+    own = pipe.edit_defaults if own == EditDefaults() else own  # those of its family
     pipe.controlnet, pipe.edit_defaults = given.get("controlnet"), own
 
     # The adapter was trained for the UNet with or without motion modules, and fits both.
@@ -97,7 +99,8 @@ def save_extras(pipe: Any, folder: Path) -> None:
         pipe.adapter.save_pretrained(folder / ADAPTER)
         brought.append(ADAPTER)
     defaults = replace(pipe.edit_defaults, control=control)
-    if brought or defaults != EditDefaults():
+    usual = VIDEO_DEFAULTS if is_transformer(pipe.unet) else EditDefaults()
+    if brought or defaults != usual:
         defaults.save(folder, brought)
 
 

@@ -18,6 +18,7 @@ from transformers import CLIPVisionModelWithProjection
 from vala_research import InputError
 from vala_research.diffusion.loading import load_network
 from vala_research.diffusion.patching import one_call_at_a_time
+from vala_research.diffusion.records import refuse_transformer
 from vala_research.diffusion.video import as_frames
 from vala_research.editing.loaders import checked_source, explained
 
@@ -42,6 +43,7 @@ class PictureMixin(IPAdapterMixin):
             None where the calls give embeddings.
         Raises InputError; then the IP-Adapters that were there stay in place.
         """
+        refuse_transformer(self.unet, "An IP-Adapter")
         given, names = pretrained_model_name_or_path_or_dict, weight_name
         names = names if isinstance(names, list) else [names]
         many = given if isinstance(given, list) else [given] * len(names)

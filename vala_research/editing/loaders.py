@@ -17,6 +17,7 @@ from vala_research import InputError
 from vala_research.diffusion.checkpoint import PICKLES, read_weights
 from vala_research.diffusion.loading import reason_of, silenced
 from vala_research.diffusion.patching import lora_layers, one_call_at_a_time
+from vala_research.diffusion.records import refuse_transformer
 
 LORA = "give a LoRA of Stable Diffusion 1.x, 2.x or XL that fits this model."
 USUAL = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
@@ -38,6 +39,7 @@ class LoraMixin(StableDiffusionLoraLoaderMixin):
         kwargs: those of diffusers, such as `weight_name`.
         Raises InputError; then the LoRAs that were there stay as they are.
         """
+        refuse_transformer(self.unet, "A LoRA of load_lora_weights")
         given, what = checked_source(pretrained_model_name_or_path_or_dict, "LoRA", kwargs)
         known = self._lora_names()
         active = [(layer, layer.active_adapters) for layer in self._lora_layers()]

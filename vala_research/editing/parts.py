@@ -17,8 +17,10 @@ from vala_research.diffusion.bilateral_inversion import BilateralInversion
 from vala_research.diffusion.guidance import check_guidance
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
 from vala_research.diffusion.patching import one_call_at_a_time
+from vala_research.diffusion.records import n_tokens_of
 from vala_research.diffusion.schedule import Schedule, Step
 from vala_research.diffusion.solvers import warn_of_solver
+from vala_research.diffusion.vae import n_latent_frames
 from vala_research.diffusion.video import as_frames
 from vala_research.editing import checks
 from vala_research.editing.clip import KnownClip, clip_attention
@@ -67,8 +69,8 @@ class EditParts:
             inversion=inversion, strength=strength,
         )  # fmt: skip
         check_guidance(guidance_scale)
-        schedule = self._schedule(num_inference_steps, Source(), inversion, strength)
         clip = self._known_clip(video, None)
+        schedule = self._schedule(num_inference_steps, Source(), inversion, strength, clip.shape)
         call = Source(
             prompt=source_prompt, source_prompt=source_prompt, negative_prompt=negative_prompt,
             guidance_scale=guidance_scale, attention=attention, adapter_interval=adapter_interval,
@@ -84,6 +86,7 @@ class EditParts:
         inverted = stream.invert(
             z_0, get_inversion(inversion), return_inversion, self.progress_bar
         )
+        inverted = replace(inverted, n_pixel_frames=clip.n_pixel_frames)
         self.maybe_free_model_hooks()
         return inverted if return_inversion else inverted.latents
 
@@ -112,7 +115,7 @@ class EditParts:
         )
         clip = self._known_clip(None, latents)
         inverted = clip.latents
-        schedule = self._schedule(num_inference_steps, Source(), "ddim", strength)
+        schedule = self._schedule(num_inference_steps, Source(), "ddim", strength, clip.shape)
         checks.check_steps(inverted, schedule)
         scale = 1.0 if inverted.null_text is None else inverted.null_text.guidance_scale
         call = Source(
@@ -128,32 +131,40 @@ class EditParts:
         stream.attention = clip_attention(stream.attention, clip, None)
         stream.start(inverted)
         self._sample(streams, schedule, [None] * len(schedule), scale)
-        frames = self.decode(stream.z, frames_per_chunk)
+        frames = self.decode(stream.z, frames_per_chunk, clip.n_pixel_frames)
         self.maybe_free_model_hooks()
         return frames
 
     # Parts of an edit, for notebooks and measurements.
 
     @torch.no_grad()
-    def encode(self, video: Any, frames_per_chunk: int | None = None) -> Float[Tensor, "f c h w"]:
-        """Scaled latents of a clip: the mode of the VAE's posterior, float32 or more."""
+    def encode(
+        self, video: Any, frames_per_chunk: int | None = None, complete: bool = True
+    ) -> Float[Tensor, "g c h w"]:
+        """Scaled latents of a clip: the mode of the VAE's posterior, float32 or more.
+
+        complete: let a temporal VAE see the last frame again, until its groups of frames are full.
+            False refuses clips that would need it, see `vae.completed`.
+        """
         frames = as_frames(video)
         codec.check_size(frames, self.vae)
-        return self._encode(frames, frames_per_chunk)
+        return self._encode(frames, frames_per_chunk, complete)
 
     def _encode(
-        self, frames: Float[Tensor, "f 3 y x"], frames_per_chunk: int | None
-    ) -> Float[Tensor, "f c h w"]:
+        self, frames: Float[Tensor, "f 3 y x"], frames_per_chunk: int | None, complete: bool = True
+    ) -> Float[Tensor, "g c h w"]:
         return codec.encode_frames(
-            self.vae, frames, frames_per_chunk, self._execution_device, self._solver_dtype
+            self.vae, frames, frames_per_chunk, self._execution_device, self._solver_dtype, complete
         )
 
     @torch.no_grad()
     def decode(
-        self, latents: Float[Tensor, "f c h w"], frames_per_chunk: int | None = None
-    ) -> Float[Tensor, "f 3 y x"]:
-        """Frames in [0, 1] of scaled latents."""
-        return codec.decode_latents(self.vae, self._check_latents(latents), frames_per_chunk)
+        self, latents: Float[Tensor, "g c h w"], frames_per_chunk: int | None = None,
+        n_pixel_frames: int | None = None,
+    ) -> Float[Tensor, "f 3 y x"]:  # fmt: skip
+        """Frames in [0, 1] of scaled latents; n_pixel_frames: the first so many, None is all."""
+        z = self._check_latents(latents)
+        return codec.decode_latents(self.vae, z, frames_per_chunk)[:n_pixel_frames]
 
     encode_prompt = encode_prompt
 
@@ -203,11 +214,12 @@ class EditParts:
         if latents is not None:
             known = latents if isinstance(latents, Inversion) else Inversion(latents)
             known = replace(known, latents=self._check_latents(known.latents))
-            return KnownClip(frames, known, tuple(known.latents.shape))
+            return KnownClip(frames, known, tuple(known.latents.shape), known.n_pixel_frames)
         codec.check_size(frames, self.vae)
         n_frames, _, height, width = frames.shape
         k, n_channels = self.vae_scale_factor, self.unet.config.in_channels
-        return KnownClip(frames, None, (n_frames, n_channels, height // k, width // k))
+        shape = n_latent_frames(self.vae, n_frames), n_channels, height // k, width // k
+        return KnownClip(frames, None, shape, n_frames)
 
     def _clean_latents(
         self, clip: KnownClip, streams: Sequence[Stream], frames_per_chunk: int | None
@@ -220,11 +232,16 @@ class EditParts:
 
     def _schedule(
         self, num_inference_steps: int, source: Source, inversion: str | InversionSettings,
-        strength: float = 1.0,
+        strength: float, shape: Sequence[int],
     ) -> Schedule:  # fmt: skip
-        """The levels of an edit, which are those of source 0; checked against the inversion."""
+        """The levels of an edit, which are those of source 0; checked against the inversion.
+
+        shape: of the latents, f c h w.
+        """
         scheduler = first_known(source.scheduler, self.scheduler)
-        schedule = Schedule.from_scheduler(scheduler, num_inference_steps).last_part(strength)
+        tokens = n_tokens_of(first_known(source.unet, self.unet), shape)
+        schedule = Schedule.from_scheduler(scheduler, num_inference_steps, tokens)
+        schedule = schedule.last_part(strength)
         warn_of_solver(scheduler, self._first_scheduler)
         settings = get_inversion(inversion)
         if isinstance(settings, BilateralInversion):

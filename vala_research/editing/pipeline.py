@@ -53,9 +53,10 @@ class VideoEditPipeline(
     EditParts, CallState, AdapterMixin, LoraMixin, TextualInversionMixin, PictureMixin,
     ControlMixin, MotionMixin, SingleFileMixin, StableDiffusionMixin, StableDiffusionParts,
 ):  # fmt: skip
-    """Edits a clip with an image diffusion model of the Stable Diffusion 1.x, 2.x or XL class.
+    """Edits a clip with a model of Stable Diffusion 1.x, 2.x or XL, or a video transformer.
 
-    The scheduler gives its noise schedule and timesteps; the steps are deterministic DDIM.
+    The scheduler gives its noise levels and timesteps; the steps are deterministic: DDIM, or
+    Euler's method for a rectified flow.
     """
 
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
@@ -148,7 +149,9 @@ class VideoEditPipeline(
         Returns `.frames`, a batch of one clip per prompt. Raises InputError, and
             FloatingPointError for NaN.
         """
-        # Refuse bad arguments before any network runs.
+        # Refuse bad arguments before any network runs. Latents were inverted already.
+        if latents is not None and inversion is None:
+            inversion = "ddim"
         num_inference_steps, guidance_scale, inversion, attention, injection, strength = (
             defaults_of(self.edit_defaults, host).filled(
                 num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
@@ -168,13 +171,15 @@ class VideoEditPipeline(
         )  # fmt: skip
         check_guiding(guidance_rescale, cross_attention_kwargs)
         sources = [Source()] if fusion is None else fusion.sources
-        schedule = self._schedule(num_inference_steps, sources[0], inversion, strength)
+        clip = self._known_clip(once(video, len(words)), latents)
+        schedule = self._schedule(
+            num_inference_steps, sources[0], inversion, strength, clip.shape
+        )
         weights = [None] * len(schedule) if fusion is None else fusion.weights(len(schedule))
         if all(w is None for w in weights):
             sources = sources[:1]  # nothing is ever fused
         get_policy(attention)
         warn_without_control(host, self.controls)
-        clip = self._known_clip(once(video, len(words)), latents)
         if clip.latents is not None:
             checks.check_steps(clip.latents, schedule)
 
@@ -210,7 +215,7 @@ class VideoEditPipeline(
             running = restarted(streams, sources, call if i else None, self)
             self._sample(running, schedule, weights, guidance_scale, fusion, on_step_end)
             edited.append(running[0].z)
-        frames = as_batch(self, edited, output_type, frames_per_chunk)
+        frames = as_batch(self, edited, output_type, frames_per_chunk, clip.n_pixel_frames)
         self.maybe_free_model_hooks()
         return VideoEditOutput(frames=frames) if return_dict else (frames,)
 

@@ -15,11 +15,13 @@ from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.bilateral_inversion import inversion_patches
 from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.diffusion.guidance import check_guidance, rescaled_guidance
-from vala_research.diffusion.injection import Injection, n_source_steps
+from vala_research.diffusion.injection import Injection, check_transformer, n_source_steps
 from vala_research.diffusion.inversion import Inversion, InversionSettings, invert
 from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
 from vala_research.diffusion.patching import Patch
+from vala_research.diffusion.records import is_transformer
 from vala_research.diffusion.schedule import Schedule, Step
+from vala_research.diffusion.vae import group_of, per_group
 from vala_research.diffusion.word_maps import SharedWords
 from vala_research.editing import checks
 from vala_research.editing.clip import KnownClip
@@ -186,7 +188,9 @@ def streams_of(
     for index, given in enumerate(sources):
         source = resolved(given, call, pipe)
         check_guidance(source.guidance_scale)
-        get_policy(source.attention)
+        editor = get_policy(source.attention)
+        if is_transformer(source.unet):
+            check_transformer(source.unet, injection.feature > 0, injection.words or None, editor)
         is_own = source.unet is pipe.unet
         name = "The pipeline's UNet" if is_own else f"Source {index} ({type(source.unet).__name__})"
         checks.check_source(source, name, pipe.vae, clip.shape)
@@ -211,6 +215,7 @@ def streams_of(
             controls=controls_of(source, pipe, clip, device),
             n_timesteps=own.n_timesteps,
             vae_factor=pipe.vae_scale_factor,
+            time_factor=group_of(pipe.vae) // per_group(pipe.vae),
             cross_attention_kwargs=source.cross_attention_kwargs,
             pictures=source.pictures,
         )
