@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vala_research import InputError
-from vala_research.diffusion.schedule import Schedule, inference_timesteps
+from vala_research.diffusion.schedule import Schedule
+from vala_research.diffusion.spacing import inference_timesteps
 
 
 def check_levels(levels: Float[Tensor, "*b n"], lipschitz: float = 0.0) -> None:

@@ -17,7 +17,7 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-from tiny_models import SD_SCHEDULE
+from tiny_models import SD_SCHEDULE, GaussianMixture
 
 from vala_research import InputError
 from vala_research.diffusion.level import Level
@@ -304,3 +304,22 @@ def test_the_velocity_of_a_flow_is_noise_minus_data_at_any_scale():
 def test_a_flow_of_levels_outside_0_to_1_is_refused():
     with pytest.raises(InputError, match="levels run from 1.2 to 0"):
         Schedule((), 1.0, "flow_prediction", (1200.0,), (1.2, 0.0))
+
+
+def test_two_analytic_denoisers_of_one_distribution_agree_on_each_other_s_path():
+    """A velocity at s = b / (a + b), z / (a + b) says the x0 and the noise that eps says at z."""
+    scheduler = DDIMScheduler(set_alpha_to_one=False, **SD_SCHEDULE)
+    schedule = Schedule.from_scheduler(scheduler, 20)
+    noise, velocity = GaussianMixture(schedule.alpha_bar), GaussianMixture((), "flow_prediction")
+    of_flow = Schedule(schedule.alpha_bar, 1.0, "flow_prediction", schedule.timesteps)
+    z = alone = torch.randn(12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    for step in schedule:
+        size = step.noisy.a + step.noisy.b
+        v = velocity(z / size, 1000 * step.noisy.s)
+        eps = noise(z, step.t)
+        for one, other in zip(schedule.split(z, eps, step.noisy), of_flow.split(z, v, step.noisy),
+                              strict=True):  # fmt: skip
+            assert (one - other).abs().max() < 1e-9
+        z = (schedule.denoise(z, eps, step) + of_flow.denoise(z, v, step)) / 2
+        alone = schedule.denoise(alone, noise(alone, step.t), step)
+    assert (z - alone).abs().max() < 1e-9

@@ -26,7 +26,7 @@ from vala_research.diffusion.schedule import Schedule
 from vala_research.diffusion.token_flow import TokenFlow
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.source import Source
-from vala_research.editing.stream import activation_of
+from vala_research.editing.adapting import activation_of
 from vala_research.methods.anchors import AnchorSettings, select_keyframes
 from vala_research.methods.contrastive import refined
 from vala_research.methods.fusion import FusionSchedule

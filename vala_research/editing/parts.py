@@ -143,8 +143,7 @@ class EditParts:
     ) -> Float[Tensor, "g c h w"]:
         """Scaled latents of a clip: the mode of the VAE's posterior, float32 or more.
 
-        complete: let a temporal VAE see the last frame again, until its groups of frames are full.
-            False refuses clips that would need it, see `vae.completed`.
+        complete: let a temporal VAE see the last frame again, see `vae.completed`, or refuse.
         """
         frames = as_frames(video)
         codec.check_size(frames, self.vae)
@@ -234,14 +233,11 @@ class EditParts:
         self, num_inference_steps: int, source: Source, inversion: str | InversionSettings,
         strength: float, shape: Sequence[int],
     ) -> Schedule:  # fmt: skip
-        """The levels of an edit, which are those of source 0; checked against the inversion.
-
-        shape: of the latents, f c h w.
-        """
+        """The levels of an edit of latents f c h w, those of source 0, checked for the inversion."""
         scheduler = first_known(source.scheduler, self.scheduler)
         tokens = n_tokens_of(first_known(source.unet, self.unet), shape)
-        schedule = Schedule.from_scheduler(scheduler, num_inference_steps, tokens)
-        schedule = schedule.last_part(strength)
+        levels = Schedule.from_scheduler(scheduler, num_inference_steps, tokens)
+        schedule = levels.last_part(strength)
         warn_of_solver(scheduler, self._first_scheduler)
         settings = get_inversion(inversion)
         if isinstance(settings, BilateralInversion):

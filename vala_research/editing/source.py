@@ -16,6 +16,7 @@ from vala_research.diffusion.attending import Attending
 from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.controlnet import Control, control_residuals
 from vala_research.diffusion.inversion import Inversion
+from vala_research.diffusion.level import Level
 from vala_research.diffusion.patching import chunks, scaled_lora
 from vala_research.diffusion.schedule import Schedule
 from vala_research.diffusion.solvers import check_scheduler, is_flow
@@ -140,13 +141,15 @@ class SourceBackbone(Backbone):
     On a device other than the CPU, the question whether predictions are finite is put off until
     `confirm_finite`, so that the CPU waits for the device once per step.
     timesteps: timestep of the edit -> timestep of this network. scales: timestep of the edit ->
-    factor of the latents, where this network is of another path. activation: where an adapter acts;
-    it is off at all other timesteps. controls: with their pictures; n_timesteps: T of this network.
-    pictures: what IP-Adapters read, without and with a picture.
+    factor of the latents, where this network is of another path. as_flow: the schedule of a
+    diffusion network in the edit of a flow, whose predictions become velocities. activation: where
+    an adapter acts; it is off at all other timesteps. controls: with their pictures; n_timesteps: T
+    of this network. pictures: what IP-Adapters read, without and with a picture.
     """
 
     timesteps: dict[float, float] = field(default_factory=dict)
     scales: dict[float, float] = field(default_factory=dict)
+    as_flow: Schedule | None = None
     windows: tuple[slice, ...] = ()
     device: torch.device | None = None
     activation: Activation | None = None
@@ -184,6 +187,10 @@ class SourceBackbone(Backbone):
             for window, share in zip(self.windows, self.shares.to(x), strict=True):
                 seen = self._adapted(x[:, window], t, text, patches, window, shown)
                 out[:, window] += share[window, None, None, None] * seen
+        if self.as_flow is not None:
+            level = Level.preserving(self.as_flow.alpha_bar[t])
+            x0, noise = self.as_flow.split(x, out, level)
+            out = noise - x0
 
         # A fetched prediction answers for itself.
         fetched = out.to(z.device)

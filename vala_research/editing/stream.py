@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vala_research.adapter.activation import Activation, activate
 from vala_research.diffusion.attending import Attending, get_policy, inverting, needs_source
 from vala_research.diffusion.backbone import device_of
 from vala_research.diffusion.bilateral_inversion import inversion_patches
@@ -24,6 +23,7 @@ from vala_research.diffusion.schedule import Schedule, Step
 from vala_research.diffusion.vae import group_of, per_group
 from vala_research.diffusion.word_maps import SharedWords
 from vala_research.editing import checks
+from vala_research.editing.adapting import activation_of
 from vala_research.editing.clip import KnownClip
 from vala_research.editing.control import controls_of
 from vala_research.editing.resolve import resolved
@@ -37,7 +37,6 @@ from vala_research.editing.source import (
 )
 from vala_research.editing.stretches import predicted
 from vala_research.editing.words import encoded_words, shared_words
-from vala_research.methods.prompt_tokens import refuse_nan
 
 
 @dataclass
@@ -209,6 +208,7 @@ def streams_of(
             frames_per_chunk,
             timesteps=dict(zip(schedule.timesteps, own.timesteps, strict=True)),
             scales=own_scales(schedule, own),
+            as_flow=own if schedule.flow and not own.flow else None,
             windows=windows_of(clip.shape[0], source.window, source.overlap),
             device=device,
             activation=activation_of(source, pipe, own, clip.frames, inverted),
@@ -219,7 +219,8 @@ def streams_of(
             cross_attention_kwargs=source.cross_attention_kwargs,
             pictures=source.pictures,
         )
-        levels = replace(schedule, prediction_type=own.prediction_type)
+        kind = schedule.prediction_type if backbone.as_flow else own.prediction_type
+        levels = replace(schedule, prediction_type=kind)
         streams.append(
             Stream(
                 backbone, levels, text, source.guidance_scale, source.attention, injection,
@@ -229,28 +230,3 @@ def streams_of(
             )
         )  # fmt: skip
     return streams
-
-
-def activation_of(
-    source: Source,
-    pipe: Any,
-    own: Schedule,
-    frames: Float[Tensor, "f 3 y x"] | None,
-    inverted: Inversion | None,
-) -> Activation | None:
-    """Where the source's adapter acts; own: its levels; inverted: where sampling starts."""
-
-    def image_tokens() -> Tensor:
-        # Under offload the encoder goes back to where it was, as other networks do.
-        encoder, device = pipe.vision_encoder, pipe._execution_device
-        home = encoder.model.device if hasattr(pipe.unet, "_hf_hook") else device
-        tokens = encoder.tokens(frames, device)
-        encoder.model.to(home)
-        refuse_nan(tokens, "image")
-        return tokens
-
-    has_pictures = frames is not None and pipe.vision_encoder is not None
-    return activate(
-        source.adapter, own, source.adapter_interval, source.adapter_scale,
-        image_tokens if has_pictures else None, None if inverted is None else inverted.activation,
-    )  # fmt: skip

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vala_research import InputError
 from vala_research.diffusion.backbone import device_of
-from vala_research.diffusion.codec import encode_prompts, tokens_of, with_all_vectors
 from vala_research.diffusion.patching import one_call_at_a_time, scaled_lora
+from vala_research.diffusion.prompts import encode_prompts, tokens_of, with_all_vectors
 from vala_research.diffusion.records import record_of, text_width
 from vala_research.diffusion.word_maps import SharedWords, places_of
 
