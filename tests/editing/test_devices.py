@@ -24,9 +24,9 @@ from vala_research.diffusion.inversion import invert
 from vala_research.diffusion.null_text import NullTextSettings
 from vala_research.diffusion.schedule import Schedule
 from vala_research.diffusion.token_flow import TokenFlow
+from vala_research.editing.adapting import activation_of
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.source import Source
-from vala_research.editing.adapting import activation_of
 from vala_research.methods.anchors import AnchorSettings, select_keyframes
 from vala_research.methods.contrastive import refined
 from vala_research.methods.fusion import FusionSchedule

@@ -17,6 +17,8 @@ from vala_research.adapter.loss import Batch, LossSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.diffusion.codec import check_size
 from vala_research.diffusion.controlnet import check_factor
+from vala_research.diffusion.records import record_of, refuse_transformer, text_width
+from vala_research.diffusion.vae import n_latent_frames
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,18 @@ def numbered_batches(
     raise InputError("The stream of samples ended before the training: let it repeat its clips.")
 
 
+def check_video(settings: LossSettings, encoders: "Encoders") -> None:
+    """Refuse what a video transformer cannot be trained with. Raises InputError."""
+    network = encoders.pipe.unet
+    if encoders.control is not None:
+        refuse_transformer(network, "A ControlNet")
+    if settings.variant == "released" or settings.attention == "own":
+        raise InputError(
+            f"All frames meet in a {type(network).__name__}, at one timestep: train with the loss "
+            "over triples, and with attention='extended'."
+        )
+
+
 def check_training(
     adapter: TemporalAdapter, encoders: Encoders, dataset: Any, settings: LossSettings
 ) -> None:
@@ -115,15 +129,19 @@ def check_training(
     if first is None:
         raise InputError("The data set is empty: give at least one clip.")
     frames, least = first["frames"], settings.n_frames
-    if len(frames) < least:
+    n_seen = n_latent_frames(pipe.vae, len(frames))
+    if n_seen < least:
+        latent = f", which are {n_seen} of latents" if n_seen != len(frames) else ""
         raise InputError(
-            f"The samples have {len(frames)} frames: the {settings.variant} temporal loss "
+            f"The samples have {len(frames)} frames{latent}: the {settings.variant} temporal loss "
             f"needs at least {least}, so draw longer groups."
         )
+    if record_of(pipe.unet).joins_frames:
+        check_video(settings, encoders)
     check_size(frames, pipe.vae)
 
     # Text encoder, image encoder and ControlNet are those of this model.
-    d_unet, d_text = pipe.unet.config.cross_attention_dim, pipe.text_encoder.config.hidden_size
+    d_unet, d_text = text_width(pipe.unet), pipe.text_encoder.config.hidden_size
     if d_text != d_unet:
         raise InputError(
             f"The text encoder's tokens are {d_text} wide and the UNet reads {d_unet}: give the "

@@ -11,6 +11,7 @@ from vala_research.adapter.batches import Encoders
 from vala_research.adapter.loss import Noising, adapter_loss
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.adapter.training import TrainingSettings
+from vala_research.diffusion.solvers import n_timesteps_of
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _one_batch(
     batch = encoders.batch([next(iter(dataset))] * n, [True] * n)
     if settings.loss.variant == "released":
         batch = batch.frames([0, 1, 0, 1])
-    t = torch.full(batch.z_0.shape[:2], len(encoders.pipe.scheduler.alphas_cumprod) - 1)
+    t = torch.full(batch.z_0.shape[:2], n_timesteps_of(encoders.pipe.scheduler) - 1)
     noising = Noising(t, torch.randn(batch.z_0.shape, generator=torch.Generator()), True)
     controlnet = encoders.control.controlnet if encoders.control else None
     kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(settings.mixed_precision)

@@ -21,6 +21,8 @@ from vala_research.diffusion.attention import POLICIES
 from vala_research.diffusion.injection import attention_patches
 from vala_research.diffusion.patching import patched
 from vala_research.diffusion.pooled_text import conditions
+from vala_research.diffusion.records import first_layer, is_transformer, record_of
+from vala_research.diffusion.solvers import is_flow, n_timesteps_of
 from vala_research.methods.temporal import VARIANTS, frame_similarity, temporal_consistency_loss
 
 WEIGHTINGS = ("target", "velocity")
@@ -143,13 +145,20 @@ def adapter_loss(
     z_0, device = batch.z_0, batch.z_0.device
     t = noising.t.to(device)
     eps = (noising.eps if batch.noise is None else batch.noise).to(z_0)
-    a = scheduler.alphas_cumprod.to(device, torch.float32)[t][..., None, None, None]
-    z_t = a.sqrt() * z_0 + (1 - a).sqrt() * eps
+    if is_flow(scheduler):
+        kind, a = "flow_prediction", None
+        z_t = torch.lerp(z_0, eps, t[..., None, None, None] / n_timesteps_of(scheduler))
+    else:
+        kind = scheduler.config.get("prediction_type", "epsilon")
+        a = scheduler.alphas_cumprod.to(device, torch.float32)[t][..., None, None, None]
+        z_t = a.sqrt() * z_0 + (1 - a).sqrt() * eps
 
     # Predict under the adapter, keeping the features that the temporal loss reads.
     rows = _rows(adapter, batch)
     n_clips, n_frames = z_0.shape[:2]
-    patches = attention_patches(adapter.unet, settings.attention, n_clips, n_frames)
+    patches = attention_patches(
+        adapter.unet, settings.attention, n_clips, n_frames, size=tuple(z_0.shape[-2:])
+    )
     with (
         adapter.active(noising.is_temporal),
         patched(adapter.unet, *patches),
@@ -157,14 +166,14 @@ def adapter_loss(
     ):
         prediction = _predict(adapter.unet, z_t, t, rows, batch.condition, controlnet)
 
-    kind = scheduler.config.get("prediction_type", "epsilon")
     error = (prediction - target_of(kind, z_0, eps, a)).square()
-    if settings.weighting == "velocity":
+    if settings.weighting == "velocity" and a is not None:  # a flow predicts the velocity
         error = error * _velocity_weight(kind, a)
     diffusion = error.mean()
     losses = {"loss": settings.lambda_diffusion * diffusion, "diffusion": diffusion}
     if noising.is_temporal:
-        parts = [_temporal(x, n_clips, settings) for x in features.values()]
+        by_frame = [x.reshape(n_clips * n_frames, -1, x.shape[-1]) for x in features.values()]
+        parts = [_temporal(x, n_clips, settings) for x in by_frame]
         temporal, similarity = (torch.stack(x).mean() for x in zip(*parts, strict=True))
         losses["loss"] = losses["loss"] + settings.lambda_temporal * temporal
         losses |= {"temporal": temporal, "similarity": similarity}
@@ -181,7 +190,11 @@ def _rows(adapter: TemporalAdapter, batch: Batch) -> Float[Tensor, "b l d"]:
 
 
 def _predict(unet, z_t, t, rows, condition, controlnet) -> Float[Tensor, "g f c h w"]:
-    n_frames, dtype = z_t.shape[1], unet.conv_in.weight.dtype
+    n_frames, dtype = z_t.shape[1], first_layer(unet).weight.dtype
+    if is_transformer(unet):
+        words = rows.unflatten(0, (-1, n_frames))[:, :1].to(dtype)
+        given = z_t.to(dtype), t[:, 0], words, (8 * z_t.shape[-2], 8 * z_t.shape[-1], 1), {}
+        return record_of(unet).call(unet, *given).float()
     z, rows, times = z_t.flatten(0, 1).to(dtype), rows.to(dtype), t.flatten()
     size, added = (8 * z.shape[2], 8 * z.shape[3]), {}
     if controlnet is not None:
@@ -192,8 +205,10 @@ def _predict(unet, z_t, t, rows, condition, controlnet) -> Float[Tensor, "g f c 
     return out.float().unflatten(0, (-1, n_frames))
 
 
-def target_of(kind: str, z_0: Tensor, eps: Tensor, a: Tensor) -> Tensor:
+def target_of(kind: str, z_0: Tensor, eps: Tensor, a: Tensor | None) -> Tensor:
     """The right output of a network of this prediction type; a = alpha_bar_t."""
+    if kind == "flow_prediction":
+        return eps - z_0
     if kind == "v_prediction":
         return a.sqrt() * eps - (1 - a).sqrt() * z_0
     return z_0 if kind == "sample" else eps

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_ltx import LTXAttention
+from diffusers.models.transformers.transformer_wan import WanAttention
 from peft import LoraConfig
 
 from vala_research import InputError, chosen_from, number_in
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.patching import is_temporal
+from vala_research.diffusion.records import blocks_of, is_transformer, record_of, text_width
 from vala_research.methods.prompt_tokens import PromptTokenSettings
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -28,7 +31,8 @@ class AdapterSettings:
     """What an adapter consists of, and where an edit uses it.
 
     rank, alpha: of the LoRA; its output is scaled by alpha / rank.
-    blocks: the UNet blocks whose attention has a LoRA: "all", "down_up" or "down".
+    blocks: the UNet blocks whose attention has a LoRA: "all", "down_up" or "down". A transformer
+        has it in all of its blocks, or, "down", in the first half.
     n_shared, pooling: as in `PromptTokenSettings`.
     uses_frame_tokens: whether the picture of each frame gives tokens. Without them and with
         n_shared = 0, the adapter has no tokens.
@@ -90,15 +94,16 @@ def checked_scale(scale: float) -> float:
 
 def lora_config(unet: UNet, settings: AdapterSettings) -> LoraConfig:
     """peft's description: projections of spatial self- and cross-attention, none along time."""
-    targets = [
-        f"{name}.{projection}"
-        for name, module in unet.named_modules()
-        if isinstance(module, Attention)
-        and name.startswith(BLOCKS[settings.blocks])
-        and not is_temporal(name)
-        and name.rpartition(".")[2] in ("attn1", "attn2")
-        for projection in PROJECTIONS
-    ]
+    names = [
+        name for name, module in unet.named_modules()
+        if isinstance(module, Attention | WanAttention | LTXAttention) and not is_temporal(name)
+        and name.rpartition(".")[2] in ("attn", "attn1", "attn2")
+    ]  # fmt: skip
+    if record_of(unet).is_unet:
+        names = [name for name in names if name.startswith(BLOCKS[settings.blocks])]
+    elif names:
+        names = blocks_of(names, settings.blocks)
+    targets = [f"{name}.{projection}" for name in names for projection in PROJECTIONS]
     if not targets:
         raise InputError(
             f"The UNet has no attention in its blocks {settings.blocks!r}: choose others."
@@ -114,6 +119,9 @@ def lora_config(unet: UNet, settings: AdapterSettings) -> LoraConfig:
 def signature(unet: UNet) -> dict[str, Any]:
     """What two UNets must share for an adapter of one to fit the other."""
     config = unet.config
+    if is_transformer(unet):
+        sizes = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels")
+        return {size: config[size] for size in sizes} | {"text_width": text_width(unet)}
     return {
         "block_out_channels": list(config.block_out_channels),
         "cross_attention_dim": config.cross_attention_dim,

@@ -19,13 +19,14 @@ from vala_research.adapter.settings import AdapterSettings, lora_shapes, signatu
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.checkpoint import PICKLES
 from vala_research.diffusion.loading import read_json, reason_of
+from vala_research.diffusion.records import is_transformer, text_width
 from vala_research.files import written_together
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 TOKENS = "prompt_tokens.safetensors"
 DESCRIPTION = "adapter.json"
 FILES = (WEIGHTS, TOKENS, DESCRIPTION)  # the description last
-PREFIX = "unet."  # of every name in WEIGHTS
+PREFIXES = ("unet.", "transformer.")  # of every name in WEIGHTS, as diffusers has them
 
 Tensors = dict[str, Tensor]
 
@@ -36,21 +37,28 @@ def write_adapter(
     lora: Tensors,
     tokens: Tensors,
     lora_config: dict[str, Any],
+    prefix: str,
 ) -> None:
     """Write an adapter's files whole or not at all: a failure leaves what was there.
 
     The description goes first and comes last, so that no mixture of two adapters is ever read.
-    lora: by names in the UNet. lora_config: peft's, by which diffusers learns alpha.
+    lora: by names in the UNet. lora_config: peft's, by which diffusers learns alpha. prefix: one of
+    PREFIXES.
     Raises FloatingPointError for weights that are not finite.
     """
     check_finite(lora | tokens)
     folder = Path(folder)
-    config = json.dumps({PREFIX + k: v for k, v in lora_config.items()}, sort_keys=True)
+    config = json.dumps({prefix + k: v for k, v in lora_config.items()}, sort_keys=True)
     metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: config}
     with written_together(*(folder / name for name in FILES)) as (weights, prompts, text):
-        save_file(_plain(lora, PREFIX), weights, metadata)
+        save_file(_plain(lora, prefix), weights, metadata)
         save_file(_plain(tokens), prompts)
         text.write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+
+
+def prefix_of(unet: UNet) -> str:
+    """The prefix of a network's weights in a LoRA's file, as diffusers' pipelines read it."""
+    return PREFIXES[is_transformer(unet)]
 
 
 def check_finite(weights: Tensors) -> None:
@@ -112,9 +120,9 @@ def read_adapter(folder: str | os.PathLike, unet: UNet) -> StoredAdapter:
         raise InputError(f"The adapter in {str(path)!r} holds weights that are no finite numbers.")
     if not isinstance(vision, str | None) or not vision and vision is not None:
         raise InputError(f"The adapter in {str(path)!r} names no vision encoder: train it again.")
-    lora = {k.removeprefix(PREFIX): v for k, v in lora.items()}
+    lora = {k.removeprefix(prefix_of(unet)): v for k, v in lora.items()}
     _check_backbone(str(path), description.get("backbone"), settings, lora, unet)
-    _check_tokens(str(path), settings, tokens, unet.config.cross_attention_dim)
+    _check_tokens(str(path), settings, tokens, text_width(unet))
     return StoredAdapter(settings, lora, tokens, vision)
 
 

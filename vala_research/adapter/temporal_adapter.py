@@ -16,10 +16,17 @@ from torch import Tensor, nn
 from vala_research import InputError
 from vala_research.adapter.lora import NAME, ProjectionLora, home_of
 from vala_research.adapter.settings import AdapterSettings, signature
-from vala_research.adapter.storage import StoredAdapter, read_adapter, write_adapter
+from vala_research.adapter.storage import StoredAdapter, prefix_of, read_adapter, write_adapter
 from vala_research.diffusion.backbone import UNet
+from vala_research.diffusion.experts import Experts
 from vala_research.diffusion.patching import Patch, patched
-from vala_research.diffusion.records import decoder_self_attentions
+from vala_research.diffusion.records import (
+    decoder_self_attentions,
+    first_layer,
+    is_transformer,
+    is_video_model,
+    text_width,
+)
 from vala_research.methods.prompt_tokens import PromptTokens
 
 
@@ -63,12 +70,12 @@ class TemporalAdapter:
                 "uses_frame_tokens=False."
             )
 
+        check_backbone(unet, settings)
         tokens = None
         if settings.has_tokens:
-            width = d_vision if settings.uses_frame_tokens else None
-            d_text = unet.config.cross_attention_dim
+            width, d_text = d_vision if settings.uses_frame_tokens else None, text_width(unet)
             tokens = PromptTokens(settings.n_shared, width, d_text, settings.pooling, generator)
-            home = home_of(unet.conv_in)
+            home = home_of(first_layer(unet))
             if home.type != "meta":  # `condition` moves the tokens to the text
                 tokens.to(home)
 
@@ -155,7 +162,7 @@ class TemporalAdapter:
         }
         lora = {_stored_name(name): p for name, p in self.lora_parameters()}
         tokens = {} if self.tokens is None else self.tokens.state_dict()
-        write_adapter(folder, description, lora, tokens, peft)
+        write_adapter(folder, description, lora, tokens, peft, prefix_of(self.unet))
 
     @classmethod
     def load(
@@ -183,6 +190,20 @@ class TemporalAdapter:
         return adapter
 
 
+def check_backbone(network: UNet, settings: AdapterSettings) -> None:
+    """Refuse what a network cannot carry. Raises InputError."""
+    if isinstance(network, Experts):
+        raise InputError(
+            "This model has two transformers, and an adapter belongs to one: make a pipeline of "
+            "one of them."
+        )
+    if settings.uses_frame_tokens and is_transformer(network) and is_video_model(network):
+        raise InputError(
+            f"A {type(network).__name__} reads one prompt for all frames, so frames have no tokens "
+            "of their own: give AdapterSettings(uses_frame_tokens=False)."
+        )
+
+
 def _stored_name(name: str) -> str:
     """The name on disk, without the adapter's name: each pipeline gives it its own."""
     return name.replace(f".{NAME}.", ".")
@@ -192,15 +213,19 @@ def hook_sites(unet: UNet) -> list[str]:
     """Layers that the temporal loss reads: all decoder self-attentions but the first.
 
     In Stable Diffusion 1.5 these are the eight of the paper: up_blocks[1].attentions.{1,2},
-    [2].{0,1,2}, [3].{0,1,2}. A decoder with a single one gives that one.
+    [2].{0,1,2}, [3].{0,1,2}. A decoder with a single one gives that one. A transformer gives those
+    of the second half of its blocks.
     """
     names = decoder_self_attentions(unet)
-    return names[1:] or names
+    return names if is_transformer(unet) else names[1:] or names
 
 
 @contextmanager
 def temporal_features(unet: UNet) -> Iterator[dict[str, Tensor]]:
-    """Within the block, keep the last outputs of the hook sites: name -> (g f) n d."""
+    """Within the block, keep the last outputs of the hook sites: name -> (g f) n d.
+
+    Of a video transformer they are g (f n) d.
+    """
     sites, features = set(hook_sites(unet)), {}
 
     def keep(name: str, _module: nn.Module, forward):

@@ -40,6 +40,7 @@ from vala_research.adapter.state import (
     write_state,
 )
 from vala_research.adapter.temporal_adapter import TemporalAdapter
+from vala_research.diffusion.solvers import n_timesteps_of
 
 PRECISIONS = ("no", "fp16", "bf16")
 COLUMNS = ("step", "loss", "diffusion", "temporal", "similarity", "norm", "lr")
@@ -199,7 +200,7 @@ def _update(
     """
     # Gradients of this process's batches, each drawn from the generator of its number.
     parameters = optimizer.param_groups[0]["params"]
-    n_timesteps = len(encoders.pipe.scheduler.alphas_cumprod)
+    n_timesteps = n_timesteps_of(encoders.pipe.scheduler)
     sums, counts = dict.fromkeys(COLUMNS[1:5], 0.0), dict.fromkeys(COLUMNS[1:5], 0)
     for _ in range(settings.accumulation):
         number, samples = next(batches)

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from vala_research.adapter.batches import Encoders, generator_of
 from vala_research.adapter.loss import LossSettings, adapter_loss, draw_noising
 from vala_research.adapter.temporal_adapter import TemporalAdapter
+from vala_research.diffusion.solvers import n_timesteps_of
 
 
 @torch.no_grad()
@@ -18,7 +19,7 @@ def losses_of_checkpoints(
 
     Clips, timesteps and noise are the same for every checkpoint. Step 0 has the LoRA off.
     """
-    encoders, n_timesteps = Encoders(pipe, vision), len(pipe.scheduler.alphas_cumprod)
+    encoders, n_timesteps = Encoders(pipe, vision), n_timesteps_of(pipe.scheduler)
     drawn = []
     for i in range(n_samples):
         batch = encoders.batch([dataset[i]], [True])

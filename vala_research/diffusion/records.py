@@ -35,6 +35,7 @@ from vala_research.diffusion.transformer_attention import (
 )
 
 Rows = Float[Tensor, "g rows n d"]  # text of each branch: one row, or one per frame
+Time = float | Tensor  # the timestep of all branches, or one for each
 Size = tuple[int, int, int]  # of frames: height and width in pixels; frames per latent frame
 
 
@@ -66,7 +67,7 @@ class Record:
         return self.attention is None
 
 
-def _image_unet(network: nn.Module, z: Tensor, t: float, rows: Rows, size: Size, more: dict):
+def _image_unet(network: nn.Module, z: Tensor, t: Time, rows: Rows, size: Size, more: dict):
     f = z.shape[1]
     kwargs = conditions(network, rows.expand(-1, f, -1, -1).flatten(0, 1), size[:2])
     x = rearrange(z, "g f c h w -> (g f) c h w")
@@ -74,13 +75,13 @@ def _image_unet(network: nn.Module, z: Tensor, t: float, rows: Rows, size: Size,
     return rearrange(out, "(g f) c h w -> g f c h w", f=f)
 
 
-def _motion_unet(network: nn.Module, z: Tensor, t: float, rows: Rows, size: Size, more: dict):
+def _motion_unet(network: nn.Module, z: Tensor, t: Time, rows: Rows, size: Size, more: dict):
     text = rows.expand(-1, z.shape[1], -1, -1).flatten(0, 1)
     kwargs = _merged(conditions(network, text, size[:2]), more)
     return network(z.transpose(1, 2), t, return_dict=False, **kwargs)[0].transpose(1, 2)
 
 
-def _unet3d(network: nn.Module, z: Tensor, t: float, rows: Rows, size: Size, more: dict):
+def _unet3d(network: nn.Module, z: Tensor, t: Time, rows: Rows, size: Size, more: dict):
     kwargs = _merged({"encoder_hidden_states": rows[:, 0]}, more)  # it repeats it for every frame
     return network(z.transpose(1, 2), t, return_dict=False, **kwargs)[0].transpose(1, 2)
 
@@ -94,16 +95,17 @@ def _merged(kwargs: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _times(z: Tensor, t: float) -> Float[Tensor, " g"]:
-    return torch.full((len(z),), float(t), device=z.device)
+def _times(z: Tensor, t: Time) -> Float[Tensor, " g"]:
+    """One timestep per row; in training each branch may have its own."""
+    return t.float() if isinstance(t, Tensor) else torch.full((len(z),), float(t), device=z.device)
 
 
-def _wan(network: nn.Module, z: Tensor, t: float, rows: Rows, size: Size, more: dict):
+def _wan(network: nn.Module, z: Tensor, t: Time, rows: Rows, size: Size, more: dict):
     x = z.transpose(1, 2)
     return network(x, _times(z, t), rows[:, 0], return_dict=False, **more)[0].transpose(1, 2)
 
 
-def _ltx(network: nn.Module, z: Tensor, t: float, rows: Rows, size: Size, more: dict):
+def _ltx(network: nn.Module, z: Tensor, t: Time, rows: Rows, size: Size, more: dict):
     """Tokens go packed. Zero rows of the text are its padding, which attention does not see.
 
     Places are in pixels and seconds, at 25 frames per second: the network was trained on both.
@@ -120,7 +122,7 @@ def _ltx(network: nn.Module, z: Tensor, t: float, rows: Rows, size: Size, more: 
     return rearrange(out, "g (f h w) c -> g f c h w", f=f, h=h)
 
 
-def _sd3(network: nn.Module, z: Tensor, t: float, rows: Rows, size: Size, more: dict):
+def _sd3(network: nn.Module, z: Tensor, t: Time, rows: Rows, size: Size, more: dict):
     """Frames are rows; the last row of the text is the pooled one, see `pooled_text`."""
     f = z.shape[1]
     text = rows.expand(-1, f, -1, -1).flatten(0, 1)
@@ -220,6 +222,18 @@ def decoder_self_attentions(network: nn.Module) -> list[str]:
         return [name for name in names if name.startswith("up_blocks.")]
     n_blocks = 1 + max(map(_block, names))
     return [name for name in names if _block(name) >= n_blocks // 2]
+
+
+def blocks_of(names: Sequence[str], share: str) -> list[str]:
+    """Modules of a transformer's blocks: of all, or, "down", of the first half."""
+    half = (1 + max(map(_block, names))) // 2
+    return [name for name in names if share != "down" or _block(name) < half]
+
+
+def first_layer(network: nn.Module) -> nn.Module:
+    """The layer that reads the latents."""
+    names = ("conv_in", "patch_embedding", "proj_in")
+    return next(getattr(network, n) for n in names if hasattr(network, n))
 
 
 def _block(name: str) -> int:

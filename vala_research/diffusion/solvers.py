@@ -37,6 +37,11 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
+def n_timesteps_of(scheduler: Any) -> int:
+    """T: the timesteps that a network with this scheduler was trained with."""
+    return scheduler.config.num_train_timesteps
+
+
 def _check_flow(config: dict[str, Any], name: str) -> None:
     """Refuse schedulers of a flow whose levels are not s, from 1 to 0, one per step."""
     is_euler = name == "FlowMatchEulerDiscreteScheduler"

@@ -233,7 +233,7 @@ class EditParts:
         self, num_inference_steps: int, source: Source, inversion: str | InversionSettings,
         strength: float, shape: Sequence[int],
     ) -> Schedule:  # fmt: skip
-        """The levels of an edit of latents f c h w, those of source 0, checked for the inversion."""
+        """The levels of an edit of latents f c h w: those of source 0, fit for the inversion."""
         scheduler = first_known(source.scheduler, self.scheduler)
         tokens = n_tokens_of(first_known(source.unet, self.unet), shape)
         levels = Schedule.from_scheduler(scheduler, num_inference_steps, tokens)
