@@ -13,11 +13,13 @@ import theory.ddim_inversion
 import theory.ddim_stability
 import theory.descent_rate
 import theory.deviation_filter
+import theory.flow_steps
 import theory.gradient_descent
 import theory.points_attention
 import theory.points_descent
 import theory.points_deviation
 import theory.points_filter
+import theory.points_flow
 import theory.points_loss
 import theory.points_paths
 import theory.shared_tokens

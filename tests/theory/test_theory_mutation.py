@@ -26,6 +26,7 @@ GROUPS = {
     "points_filter": ("bilateral_window", "bilateral_certificate", "bilateral_filter", "methods"),
     "points_deviation": ("deviation_bound", "deviation_filter"),
     "points_paths": ("error_factors", "ddim_stability", "filtered_steps", "ddim_inversion"),
+    "points_flow": ("flow_factors", "flow_steps"),
     "points_attention": (
         "attention", "softmax_norms", "shared_tokens", "attention_alignment", "attention_search",
     ),
@@ -90,6 +91,14 @@ LEFT_OUT = {
     "deviation_filter": {
         "window_attack": SEARCHES, "_neighbours": DRAWS, "planted_pair": EXAMPLE,
         "shift_norm": MEASURES,
+    },
+    "flow_factors": {
+        "check_flow": "refuses bad input", "flows": DRAWS, "random_flows": DRAWS,
+        "largest_excess": SEARCHES,
+    },
+    "flow_steps": {
+        "schedule_of": DRAWS, "uniform": DRAWS, "iteration_errors": MEASURES,
+        "round_trip": MEASURES, "led_away": MEASURES,
     },
     "ddim_inversion": {"worst_path": MEASURES, "fixed_point_errors": MEASURES},
     "attention": {

@@ -5,9 +5,10 @@ One file per group of statements. `READINGS` has one entry per row of `python -m
 
 from theory.readings.attention import ATTENTION
 from theory.readings.filter import FILTER
+from theory.readings.flow import FLOW
 from theory.readings.reading import LEGEND, NUMBERED, Reading, part_of
 from theory.readings.temporal import TEMPORAL
 
-READINGS: dict[str, Reading] = TEMPORAL | FILTER | ATTENTION
+READINGS: dict[str, Reading] = TEMPORAL | FILTER | ATTENTION | FLOW
 
 __all__ = ["LEGEND", "NUMBERED", "READINGS", "Reading", "part_of"]

@@ -21,6 +21,8 @@ schedule   alpha_bar_t: level t = 0 (clean) to n (noisy); alpha_t = alpha_bar_t 
            C_t = (1 + (1 - alpha_t) L_eps / sqrt(1 - alpha_bar_t)) / sqrt(alpha_t): factor (71)
            kappa(a) = (1 + sqrt(1 - a)) / sqrt(a). G_t = kappa(alpha_bar_t)^(2 L_eps) /
            sqrt(alpha_bar_t). DDIM's step is x -> A_t x + H_t eps(x)
+flow       s_t: level t = 0 (data) to n (noise); h_t = s_t - s_{t-1}. v: velocity, with Lipschitz
+           constant L_v and |v| <= V. q: largest h_t L_v. beta: how far a filter moves latents
 attention  X_t: n_q queries. Z: n_tok tokens of width d; a star marks the ideal; dZ = Z - Z*.
            W_Q, W_K, W_V: projections; K, V = Z W_K, Z W_V. P: attention weights of (X_t, Z)
            X~ = P V. Pi: removes the mean of columns. diam: largest distance of two rows of V*
