@@ -25,6 +25,8 @@ from theory.error_factors import (
     stable_diffusion,
     update_factors,
 )
+from theory.flow_factors import euler_factors, log_euler_bound
+from theory.flow_steps import euler, filtered, inversion
 from theory.gradient_descent import descend, total_loss_step
 from theory.shared_tokens import distances
 from theory.strict_saddles import along_theta, parameter_minimum
@@ -166,6 +168,28 @@ def error_bounds(
         for n, size in zip(refined, verdict.witness[name], strict=True)
     ]
     return [_verdict_row(verdict), *rows]
+
+
+def flow_bounds(lipschitz: float, n_steps: int = 20, shifts: Sequence[float] = (1, 3, 8)):
+    """Bounds on errors along rectified flows, for even steps under several shifts: D1 to D3.
+
+    Returns parts "bounds" (series, step, level, growth: error over the first error, in sampling)
+    and "verdict".
+    """
+    rows = []
+    even = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
+    for shift in shifts:
+        levels = shift * even / (1 + (shift - 1) * even)
+        walked = [levels[-1 - n :] for n in range(1, n_steps + 1)]  # by n steps of sampling
+        product = euler_factors(levels, lipschitz).flip(0).cumprod(0)
+        closed = torch.stack([log_euler_bound(x, lipschitz) for x in walked]).exp()
+        rows += [
+            {"part": "bounds", "series": f"{name}, shift {shift:g}", "step": n,
+             "level": float(levels[-1 - n]), "growth": float(values[n - 1])}
+            for name, values in (("product", product), ("closed form", closed))
+            for n in range(1, n_steps + 1)
+        ]  # fmt: skip
+    return [*map(_verdict_row, (euler(), inversion(), filtered())), *rows]
 
 
 def attention_bounds(seed: int, n_random: int, n_steps: int, width: int) -> list[dict]:

@@ -7,13 +7,12 @@ and an error below it shows how far the theorem is from what happens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import nan, sqrt
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vala_research import chosen_from
 from vala_research.diffusion.backbone import Backbone
@@ -22,6 +21,7 @@ from vala_research.diffusion.ddpm_update import error_factor, update_levels
 from vala_research.diffusion.inversion import invert
 from vala_research.diffusion.level import Level
 from vala_research.diffusion.schedule import Predict, Schedule, ddim_step
+from vala_research.experiments.theory.jacobian import jacobian_norm
 from vala_research.methods.bilateral import bias_bound, neighbour_mass
 
 WAYS = ("ddim", "update", "inversion")
@@ -37,7 +37,7 @@ class Path:
     """
 
     latents: tuple[Tensor, ...]
-    asked: tuple[tuple[Tensor, int], ...]
+    asked: tuple[tuple[Tensor, float], ...]
     biases: tuple[float, ...]
 
 
@@ -61,9 +61,9 @@ def follow(
     plain DDIM inversion. settings: of the filter before every step, None for none.
     """
     _check_way(way)
-    asked: list[tuple[Tensor, int]] = []
+    asked: list[tuple[Tensor, float]] = []
 
-    def ask(z: Tensor, t: int) -> Tensor:
+    def ask(z: Tensor, t: float) -> Tensor:
         asked.append((z, t))
         return predict(z, t)
 
@@ -85,33 +85,6 @@ def _bias(settings: BilateralInversion | None, z: Tensor, fraction: float) -> fl
     return bias_bound(neighbour_mass(settings.kernel_size, settings.sigma_spatial), sigma)
 
 
-def jacobian_norm(
-    run: Callable[[Tensor], Tensor],
-    z: Tensor,
-    generator: torch.Generator,
-    n_iterations: int = 20,
-    tolerance: float = 1e-3,
-) -> tuple[float, Tensor]:
-    """Estimate the largest singular value of the Jacobian of `run` at z, and its unit direction.
-
-    Power iteration on J'J from a random direction, until the value rises by less than `tolerance`
-    of itself. It comes from below, so that the true value is a little larger. Attention is
-    computed by its formula, which alone has derivatives in both modes.
-    """
-    v = torch.randn(z.shape, generator=generator, device=generator.device, dtype=z.dtype)
-    v, norm = (v / v.norm()).to(z.device), 0.0
-    with sdpa_kernel(SDPBackend.MATH):
-        for _ in range(n_iterations):
-            _, image = torch.func.jvp(run, (z,), (v,))
-            before, norm = norm, float(image.detach().norm())
-            if norm <= (1 + tolerance) * before:
-                break
-            _, pull = torch.func.vjp(run, z)
-            (v,) = pull(image)
-            v = v / v.norm()
-    return norm, v
-
-
 def local_constants(
     predict: Predict,
     path: Path,
@@ -119,9 +92,11 @@ def local_constants(
     generator: torch.Generator,
     n_iterations: int = 20,
 ) -> list[float]:
-    """`jacobian_norm` of eps where a path asked for it, one per step."""
+    """`jacobian_norm` where a path asked the network, one per step: of eps, or of a velocity."""
 
-    def eps_at(t: int) -> Callable[[Tensor], Tensor]:
+    def eps_at(t: float) -> Callable[[Tensor], Tensor]:
+        if schedule.flow:
+            return lambda z: predict(z, t)
         level = Level.preserving(schedule.alpha_bar[t])
         return lambda z: schedule.split(z, predict(z, t), level)[1]
 
@@ -131,10 +106,15 @@ def local_constants(
 def step_factors(schedule: Schedule, way: str, lipschitz: Sequence[float]) -> list[float]:
     """Bound the growth of an error in each step of a way, in its order.
 
-    A_t + |B_t| L for DDIM, either way, by `ddim_step`; C_t for the update, `error_factor`.
+    A_t + |B_t| L for DDIM, either way, by `ddim_step`; C_t for the update, `error_factor`. Of a
+    flow 1 + h_t L, either way.
     lipschitz: the network's constant at each step.
     """
     _check_way(way)
+    if schedule.flow:
+        steps = list(schedule) if way == "ddim" else list(reversed(list(schedule)))
+        lengths = [step.noisy.s - step.clean.s for step in steps]
+        return [1 + h * c for h, c in zip(lengths, lipschitz, strict=True)]
     if way == "update":
         levels = zip(update_levels(schedule), lipschitz, strict=True)
         return [error_factor(alpha, alpha_bar, c) for (alpha, alpha_bar, _), c in levels]
@@ -168,7 +148,8 @@ def growth_rows(
 
     # The paper speaks of sampling: its constants are in the order of sampling for every way.
     constants = list(lipschitz)[::-1] if is_inversion else list(lipschitz)
-    largest = max(step_factors(schedule, "update", constants))
+    of_flow = bool(schedule.flow)
+    largest = nan if of_flow else max(step_factors(schedule, "update", constants))
     errors = [
         float((a - b).detach().norm()) for a, b in zip(path.latents, other.latents, strict=True)
     ]
@@ -215,7 +196,7 @@ def study(
     clean: Float[Tensor, "f c h w"],
     schedule: Schedule,
     generator: torch.Generator,
-    exact: Callable[[int], float] | None = None,
+    exact: Callable[[float], float] | None = None,
     n_iterations: int = 20,
     settings: BilateralInversion | None = None,
     size: float = 1e-2,
