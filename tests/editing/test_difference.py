@@ -6,6 +6,7 @@ import torch
 from vala_research import InputError
 from vala_research.diffusion.difference import DifferenceEdit
 from vala_research.diffusion.schedule import Schedule
+from vala_research.diffusion.word_masks import edited_places, word_map
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.source import Source
 from vala_research.methods.fusion import FusionSchedule
@@ -151,3 +152,54 @@ def test_latents_of_an_inversion_are_refused_and_nothing_is_inverted(tiny, video
         edit(tiny, None, latents=inverted)
     with pytest.raises(InputError, match="inverts nothing"):
         tiny.invert(video, "a red star", num_inference_steps=4, inversion="flow_edit")
+
+
+# --- masks from cross-attention -------------------------------------------------------------------
+
+
+def test_the_words_that_differ():
+    ids = [0, 5, 6, 7, 1, 1], [0, 5, 8, 9, 7, 1]
+    assert edited_places(*ids, special=[0, 1]) == ([2], [2, 3])
+    assert edited_places(ids[0], ids[0], [0, 1]) == ([], [])
+
+
+def test_a_mask_of_words_keeps_what_lies_outside(tiny, video):
+    """Where the mask is 0 the latents are the clip's; it changes nothing else of the edit."""
+    way = DifferenceEdit(1.0, mask="words")
+    found = edit(tiny, video, way)
+    z = tiny.encode(video)
+    kept = (found == z).all(1)
+    assert 0.1 < kept.float().mean() < 0.95
+    plain = edit(tiny, video, DifferenceEdit(1.0))
+    assert not torch.allclose(plain, found, atol=1e-4)
+    # Nothing differs between equal prompts: everything may change, and nothing does.
+    same = tiny(video, "a red circle", "a red circle", inversion=way, num_inference_steps=3,
+                guidance_scale=1.0, output_type="latent").frames[0]  # fmt: skip
+    assert torch.allclose(same, z, atol=1e-5)
+
+
+def test_maps_are_those_of_the_layer(tiny):
+    """Of one site: softmax of q k' over the words, mean over heads."""
+    attn = tiny.unet.up_blocks[0].attentions[0].transformer_blocks[0].attn2
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, attn.to_q.in_features, generator=generator)
+    text = torch.randn(5, attn.to_k.in_features, generator=generator)
+    scores = attn.get_attention_scores(
+        attn.head_to_batch_dim(attn.to_q(x)[None]), attn.head_to_batch_dim(attn.to_k(text)[None])
+    )
+    assert torch.allclose(word_map(attn, x, text), scores.mean(0), atol=1e-6)
+
+
+def test_masks_of_several_prompts_and_bad_ones(tiny, video):
+    way = DifferenceEdit(1.0, mask="words")
+    both = tiny(video, ["a blue circle", "a red square"], "a red circle", inversion=way,
+                num_inference_steps=2, generator=torch.Generator().manual_seed(0),
+                output_type="latent").frames  # fmt: skip
+    alone = tiny(video, "a red square", "a red circle", inversion=way, num_inference_steps=2,
+                 generator=torch.Generator().manual_seed(0), output_type="latent").frames[0]
+    assert both[1].shape == alone.shape and (both[1] == tiny.encode(video)).all(1).any()
+    with pytest.raises(InputError, match="mask is 'cat'"):
+        DifferenceEdit(mask="cat")
+    embeds = tiny.encode_prompt(["a blue circle"])
+    with pytest.raises(InputError, match="embeddings have none"):
+        tiny(video, prompt_embeds=embeds, source_prompt="a red circle", inversion=way)

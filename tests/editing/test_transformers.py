@@ -278,3 +278,18 @@ def test_arrays_of_the_batch(wan, video):
     found = wan(video, TARGET, SOURCE, num_inference_steps=2, output_type="np",
                 generator=torch.Generator().manual_seed(0)).frames  # fmt: skip
     assert isinstance(found, np.ndarray) and found.shape == (1, 7, 16, 16, 3)
+
+
+def test_a_mask_of_words_keeps_what_lies_outside(wan, video):
+    found = edit(wan, video, inversion=DifferenceEdit(1.0, mask="words"), output_type="latent")
+    kept = (found == wan.encode(video)).all(1)
+    assert found.shape == wan.encode(video).shape and 0.05 < kept.float().mean() < 0.95
+
+
+def test_a_mask_of_pixel_frames_acts_on_their_latent_frames(wan, video):
+    """The first frame alone, then pairs of frames: 7 frames are 9 when completed, and 5 latents."""
+    mask = torch.zeros(7, 16, 16)
+    mask[3:] = 1  # latent frame 2 holds pixel frames 3 and 4, counted from 0
+    found = edit(wan, video, inversion=DifferenceEdit(1.0, mask=mask), output_type="latent")
+    same = (found == wan.encode(video)).flatten(1).all(1)
+    assert same.tolist() == [True, True, False, False, False]

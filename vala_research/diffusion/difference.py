@@ -22,8 +22,8 @@ class DifferenceEdit:
         that of the call. None keeps the published ratio, 3.5 to 13.5, but not below 1.
     zeta: None is FlowEdit, with fresh noise per step. A number is FlowAlign, with one noise: the
         source prompt is the negative one, and zeta pulls back to the clip at every step.
-    mask: 1 where the edit may change the clip, 0 where not; h w or f h w, of any size. Not part of
-        the settings that a file can hold.
+    mask: 1 where the edit may change the clip, 0 where not; h w or f h w, of any size. "words": a
+        mask from the cross-attention to the words in which the prompts differ, see `word_masks`.
 
     The defaults are FlowEdit's for Stable Diffusion 3: 33 of 50 steps, and that ratio.
     """
@@ -35,6 +35,11 @@ class DifferenceEdit:
     zeta: float | None = None
     mask: Any = None
 
+    @property
+    def finds_words(self) -> bool:
+        """Whether the mask comes from cross-attention."""
+        return isinstance(self.mask, str)
+
     def __post_init__(self):
         number_in("n_max, the last share of the steps that edit,", self.n_max, 0, 1)
         number_in("n_min, the last share of the steps that sample,", self.n_min, 0, 1)
@@ -43,6 +48,8 @@ class DifferenceEdit:
             number_in("source_guidance", self.source_guidance, 0, 100)
         if self.zeta is not None:
             number_in("zeta", self.zeta, 0, 1)
+        if self.finds_words and self.mask != "words":
+            raise InputError(f"The mask is {self.mask!r}: give 'words', or a tensor h w or f h w.")
         if self.n_min > self.n_max:
             raise InputError(
                 f"n_min is {self.n_min} and n_max {self.n_max}: give an n_min up to n_max."

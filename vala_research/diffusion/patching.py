@@ -150,6 +150,8 @@ def is_self_attention(name: str, module: nn.Module) -> bool:
 
 def is_cross_attention(name: str, module: nn.Module) -> bool:
     """Whether a module is spatial cross-attention, which reads the prompt."""
+    if isinstance(module, WanAttention | LTXAttention):
+        return name.rpartition(".")[2] == "attn2"
     return (
         isinstance(module, Attention)
         and name.rpartition(".")[2] in ("attn1", "attn2")

@@ -87,6 +87,18 @@ def completed(
     return torch.cat([frames, last])
 
 
+def latent_mask(vae: Vae, mask: Any, n_frames: int | None) -> Any:
+    """A mask f h w of pixel frames as one of latent frames: the mean over what each stands for.
+
+    Any other mask, and that of an image VAE, is returned as it is.
+    """
+    if not is_temporal(vae) or getattr(mask, "ndim", 0) != 3 or len(mask) != n_frames:
+        return mask
+    whole = completed(vae, torch.as_tensor(mask)[:, None].float())[:, 0]
+    groups = whole[1:].unflatten(0, (-1, group_of(vae) // per_group(vae))).mean(1)
+    return torch.cat([whole[:1], groups])
+
+
 def moments(vae: Vae, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and scale (c 1 1) of a VAE's own latents, whose difference over it is what networks see.
 

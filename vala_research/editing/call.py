@@ -15,7 +15,7 @@ from vala_research.diffusion.schedule import Step
 from vala_research.editing.resolve import resolved
 from vala_research.editing.source import Source
 from vala_research.editing.stream import Stream
-from vala_research.editing.words import encoded_words, shared_words
+from vala_research.editing.words import edited_words, encoded_words, shared_words
 
 CROSS_ATTENTION = ("scale", "ip_adapter_masks")
 
@@ -68,12 +68,13 @@ def restarted(
     """
     again = []
     for stream, given in zip(streams, sources, strict=True):
-        text, words = stream.text, stream.words
+        text, words, edited = stream.text, stream.words, stream.edited
         if call is not None:
             source = resolved(given, call, pipe)
             text = encoded_words(source, pipe).to(text)
             words = None if words is None else shared_words(source, stream.injection.weights)
-        again.append(replace(stream, text=text, words=words))
+            edited = None if edited is None else edited_words(source)
+        again.append(replace(stream, text=text, words=words, edited=edited))
         again[-1].start(stream.inverted)
     return again
 

@@ -17,6 +17,7 @@ from vala_research.diffusion.attending import needs_source
 from vala_research.diffusion.difference import DifferenceEdit
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.schedule import Step
+from vala_research.diffusion.word_masks import WordMask
 from vala_research.editing.stream import Stream
 from vala_research.editing.stretches import predicted
 from vala_research.methods.flow_edit import moved_difference, paired_states
@@ -50,6 +51,13 @@ class DifferenceStream(Stream):
 
     edit: DifferenceEdit = field(default_factory=DifferenceEdit)
     draws: Draws | None = None
+    found: WordMask | None = None
+
+    def start(self, inverted: Inversion) -> None:
+        super().start(inverted)
+        if self.edit.finds_words:
+            size = tuple(inverted.latents.shape[-2:])
+            self.found = WordMask(self.edited, self.text.shape[1], size)
 
     def step(self, i: int, step: Step) -> None:
         """One step of the edit: nothing, a difference, or plain sampling."""
@@ -112,10 +120,18 @@ class DifferenceStream(Stream):
         x = torch.stack([states[which] for which, _ in asked])
         rows = [row for _, row in asked]
         shown = [int(row == PROMPT) for row in rows]
-        return predicted(self.backbone, self.attention, x, step.t, self.text[rows], shown=shown)
+        more = ()
+        if self.found is not None:
+            read = {SOURCE: 0, PROMPT: 1}
+            more = (self.found.patch([read.get(row) for row in rows], x.shape[1]),)
+        return predicted(
+            self.backbone, self.attention, x, step.t, self.text[rows], more, shown=shown
+        )
 
     def _mask(self, clip: Float[Tensor, "f c h w"]) -> Tensor | float:
         """The mask at the latents' size; 1 where none is given."""
+        if self.found is not None:
+            return self.found.mask()
         if self.edit.mask is None:
             return 1.0
         mask = torch.as_tensor(self.edit.mask).to(clip)
@@ -139,7 +155,8 @@ def differences(
             "flow_edit and flow_align invert nothing, so no features of the clip can be injected: "
             "set injection to 0, and an attention that does not follow the source."
         )
-    shape = () if edit.mask is None else tuple(torch.as_tensor(edit.mask).shape)
+    is_given = edit.mask is not None and not edit.finds_words
+    shape = tuple(torch.as_tensor(edit.mask).shape) if is_given else ()
     if shape and (len(shape) not in (2, 3) or len(shape) == 3 and shape[0] not in (1, len(z_0))):
         raise InputError(f"The mask has the shape {shape}: give h w, or f h w, f = {len(z_0)}.")
     edit.first_steps(len(streams[0].schedule))

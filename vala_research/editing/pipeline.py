@@ -20,6 +20,7 @@ from vala_research.diffusion.difference import DifferenceEdit
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import Inversion, InversionSettings, get_inversion
 from vala_research.diffusion.patching import one_call_at_a_time
+from vala_research.diffusion.vae import latent_mask
 from vala_research.diffusion.variants import half_first
 from vala_research.diffusion.video import once
 from vala_research.editing import checks
@@ -195,14 +196,20 @@ class VideoEditPipeline(
         )  # fmt: skip
         calls = [replace(call, **edit) for edit in words]
         injection = Injection.of(injection)
-        streams = streams_of(sources, calls[0], self, schedule, clip, injection, frames_per_chunk)
+        settings = get_inversion(inversion)
+        finds_words = isinstance(settings, DifferenceEdit) and settings.finds_words
+        if isinstance(settings, DifferenceEdit):
+            mask = latent_mask(self.vae, settings.mask, clip.n_pixel_frames)
+            settings = replace(settings, mask=mask)
+        streams = streams_of(
+            sources, calls[0], self, schedule, clip, injection, frames_per_chunk, finds_words
+        )
         z_0 = self._clean_latents(clip, streams, frames_per_chunk)
         for stream in streams:
             stream.attention = clip_attention(stream.attention, clip, z_0, generator)
         clip = replace(clip, frames=None)  # nothing below needs the pictures
 
         # Invert once, sample per prompt, decode.
-        settings = get_inversion(inversion)
         if isinstance(settings, DifferenceEdit):
             streams = differences(streams, settings, z_0, clip.latents, generator)
         else:

@@ -36,7 +36,7 @@ from vala_research.editing.source import (
     windows_of,
 )
 from vala_research.editing.stretches import predicted
-from vala_research.editing.words import encoded_words, shared_words
+from vala_research.editing.words import edited_words, encoded_words, shared_words
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Stream:
     text: embeddings of the negative prompt, the prompt and the source prompt.
     inverted: where sampling starts. z: the edit's latent. source: the clip's own latent, while its
     features are injected. guidance_rescale: see `rescaled_guidance`. words: those to inject.
+    edited: places of the words in which source prompt and prompt differ, where they are asked for.
     """
 
     backbone: SourceBackbone
@@ -58,6 +59,7 @@ class Stream:
     guidance_rescale: float = 0.0
     inverted: Inversion | None = None
     words: SharedWords | None = None
+    edited: tuple[list[int], list[int]] | None = None
     z: Tensor | None = None
     source: Tensor | None = None
 
@@ -177,11 +179,13 @@ def streams_of(
     clip: KnownClip,
     injection: Injection = Injection(0, 0),
     frames_per_chunk: int | None = None,
+    finds_words: bool = False,
 ) -> list[Stream]:
     """One stream per source, each checked before any network runs.
 
     call: what the edit says for sources that leave it open. schedule: the levels of the edit.
-    Source 0 continues the adapter of an inversion that the call is given.
+    Source 0 continues the adapter of an inversion that the call is given. finds_words: look up the
+    words in which the prompts differ.
     """
     streams = []
     for index, given in enumerate(sources):
@@ -227,6 +231,7 @@ def streams_of(
                 source.guidance_rescale or 0.0, source.latents,
                 shared_words(source, injection.weights)
                 if injection.n_steps(len(schedule))[2] else None,
+                edited_words(source) if finds_words else None,
             )
         )  # fmt: skip
     return streams

@@ -14,6 +14,7 @@ from vala_research.diffusion.patching import one_call_at_a_time, scaled_lora
 from vala_research.diffusion.prompts import encode_prompts, tokens_of, with_all_vectors
 from vala_research.diffusion.records import record_of, text_width
 from vala_research.diffusion.word_maps import SharedWords, places_of
+from vala_research.diffusion.word_masks import edited_places
 
 Words = dict[str, Any]  # fields of a `Source`: prompts, or embeddings in their place
 
@@ -134,6 +135,23 @@ def shared_words(source: Any, weights: Sequence[tuple[str, float]] = ()) -> Shar
             )
         places += [(place, factor) for place in found]
     return SharedWords.of(*ids, tuple(places))
+
+
+def edited_words(source: Any) -> tuple[list[int], list[int]]:
+    """Places of the words in which source prompt and prompt of a resolved source differ.
+
+    Raises InputError for embeddings, which have no words.
+    """
+    names = ("source_prompt", "prompt")
+    if any(embeds_of(source, name) is not None for name in names):
+        raise InputError(
+            "The mask 'words' compares the words of two prompts, and embeddings have none: give "
+            "prompts, or a mask of your own."
+        )
+    prompts = with_all_vectors(source.tokenizer, [getattr(source, n) or "" for n in names])
+    limit = reading(source.unet)[0]
+    ids = tokens_of(source.tokenizer, source.text_encoder, prompts, limit).input_ids.tolist()
+    return edited_places(*ids, source.tokenizer.all_special_ids)
 
 
 def reading(network: Any) -> tuple[int | None, bool]:
