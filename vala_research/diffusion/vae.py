@@ -7,6 +7,8 @@ and cut after decoding.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLLTXVideo, AutoencoderKLWan, AutoencoderTiny
 from jaxtyping import Float
