@@ -15,6 +15,7 @@ help:
 	@echo "make lab          JupyterLab on notebooks/"
 	@echo "make figures      every figure and table, and a gallery; in figures/; PRESET=sprites: hours"
 	@echo "make miniature    train the miniature again (hours; resumes where it stopped)"
+	@echo "make miniature-flow  train its video transformer again (hours on a CPU; resumes)"
 	@echo "make constraints  pin what a fresh environment resolves to"
 	@echo "make clean        remove .venv and caches; runs/ and figures/ stay"
 
@@ -48,6 +49,9 @@ figures: .venv/notebooks.stamp
 miniature: .venv/core.stamp
 	$(BIN)/python -m vala_research.miniature
 
+miniature-flow: .venv/core.stamp
+	$(BIN)/python -m vala_research.miniature.flow
+
 constraints: pyproject.toml
 	rm -rf .venv/fresh && $(PYTHON) -m venv .venv/fresh
 	.venv/fresh/bin/python -m pip install -qq 'torch==2.13.0' -e '.[test,notebooks,batch]'
@@ -72,4 +76,4 @@ clean:
 .venv/test.stamp .venv/notebooks.stamp: .venv/%.stamp: $(PINS) | .venv/bin/python
 	@$(INSTALL) '.[$*]' && $(COMPILE) && touch $@ .venv/core.stamp
 
-.PHONY: help quickstart test lint gpu lab figures miniature constraints clean
+.PHONY: help quickstart test lint gpu lab figures miniature miniature-flow constraints clean

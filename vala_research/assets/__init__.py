@@ -14,6 +14,7 @@ PARTS = {
     "paper_adapter": "miniature/temporal_adapter_as_paper",
     "controlnet": "miniature/controlnet",
     "depth_controlnet": "miniature/depth_controlnet",
+    "flow": "miniature_flow",
 }
 
 
@@ -27,6 +28,7 @@ def miniature_path(part: str = "pipeline") -> str:
     paper_adapter: another, trained as the paper does, on clips as they are.
     controlnet: the ControlNet of the checkpoint, for edits.
     depth_controlnet: another, which sees depths and holds outlines; no edit has it by default.
+    flow: the checkpoint "miniature_flow", a video transformer of Wan's class in the same latents.
     Raises InputError for another part.
     """
     if part not in PARTS:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vala_research.diffusion.patching import Patch, is_cross_attention
 
-BLUR = 3  # sites, at the size of the latents
+BLUR, GROW = 3, 3  # sites, at the size of the latents
 
 
 def edited_places(
@@ -90,13 +90,15 @@ class WordMask:
     def mask(self) -> Float[Tensor, "f 1 h w"] | float:
         """1 where the edited words of either prompt act more than on average; 1 without any.
 
-        Maps are blurred, and cut at their mean over the clip.
+        Maps are blurred, cut at their mean over the clip, and what is left grows by a site: words
+        act most at outlines, and a mask that ends there would cut the object.
         """
         found = [F.avg_pool2d(x[:, None], BLUR, 1, BLUR // 2, count_include_pad=False)
                  for x in self.sums.values()]  # fmt: skip
         if not found:
             return 1.0
-        return torch.stack([(x > x.mean()).float() for x in found]).amax(0)
+        kept = torch.stack([(x > x.mean()).float() for x in found]).amax(0)
+        return F.max_pool2d(kept, GROW, 1, GROW // 2)
 
 
 def word_map(

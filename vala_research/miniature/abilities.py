@@ -16,23 +16,24 @@ from vala_research.evaluation import metrics
 from vala_research.evaluation.edit_rows import ATTRIBUTES
 from vala_research.sprites.reader import read_attributes
 from vala_research.sprites.render import render
-from vala_research.sprites.scene import World, random_scene, split_generator
+from vala_research.sprites.scene import SIZE, World, random_scene, split_generator
 
 
 @torch.no_grad()
 def sample_images(
     pipe, prompts: list[str], generator: torch.Generator, steps: int = 25, guidance: float = 2.0
 ) -> Tensor:
-    """Text to image by deterministic DDIM: one frame per prompt, n 3 h w in [0, 1]."""
+    """Text to image by deterministic steps: one frame per prompt, n 3 h w in [0, 1]."""
     schedule = Schedule.from_scheduler(pipe.scheduler, steps)
     config, backbone = pipe.unet.config, Backbone(pipe.unet)
-    shape = (1, config.in_channels, config.sample_size, config.sample_size)
+    side = config.get("sample_size") or SIZE // pipe.vae_scale_factor
+    shape = (1, config.in_channels, side, side)
     frames = []
     for start in tqdm(range(0, len(prompts), 16), "samples"):
         batch = prompts[start : start + 16]
         text = pipe.encode_prompt([*batch, *[""] * len(batch)])
 
-        def guided(z: Tensor, t: int, text: Tensor = text) -> Tensor:
+        def guided(z: Tensor, t: float, text: Tensor = text) -> Tensor:
             positive, empty = backbone(torch.cat([z, z]), t, text).chunk(2)
             return empty + guidance * (positive - empty)
 
@@ -73,8 +74,9 @@ def prompt_accuracy(
 
 
 def reconstruction_quality(
-    pipe, world: World, n_clips: int, n_frames: int = 4, steps: Iterable[int] = (10, 25, 50)
-) -> list[dict]:
+    pipe, world: World, n_clips: int, n_frames: int = 4, steps: Iterable[int] = (10, 25, 50),
+    attention: str = "own",
+) -> list[dict]:  # fmt: skip
     """Invert and reconstruct test clips at guidance 1, by DDIM and exactly; one row per attempt.
 
     Columns: PSNR to the VAE round trip (to_vae) and to the source (to_source), in dB, and the
@@ -83,14 +85,15 @@ def reconstruction_quality(
     rows = []
     for i in range(n_clips):
         scene = random_scene(split_generator("test", i), world=world)
-        clip = render(scene, n_frames, pipe.unet.config.sample_size * pipe.vae_scale_factor)
+        side = (pipe.unet.config.get("sample_size") or 0) * pipe.vae_scale_factor
+        clip = render(scene, n_frames, side or SIZE)
         round_trip = pipe.decode(pipe.encode(clip.frames))
         for n in steps:
             for method in ("ddim", "exact"):
                 inverted = pipe.invert(
-                    clip.frames, scene.caption, n, method, "own", return_inversion=True
+                    clip.frames, scene.caption, n, method, attention, return_inversion=True
                 )
-                frames = pipe.reconstruct(inverted.latents, scene.caption, n, "own")
+                frames = pipe.reconstruct(inverted.latents, scene.caption, n, attention)
                 row = {"clip": i, "inversion": method, "steps": n}
                 row["evaluations"] = inverted.n_evaluations
                 rows.append(row | metrics.inversion_psnr(frames, clip.frames, round_trip))

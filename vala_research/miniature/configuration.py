@@ -43,6 +43,9 @@ SCHEDULE = dict(
 # a ControlNet, motion modules and a temporal adapter.
 DEFAULTS = dict(num_inference_steps=50, guidance_scale=2.0)
 FULL_DEFAULTS = dict(num_inference_steps=15, guidance_scale=2.0, attention="own")
+FLOW_DEFAULTS = dict(
+    num_inference_steps=25, guidance_scale=2.0, inversion="flow_edit", attention="extended"
+)
 CONTROL = dict(picture="frames", scale=1.5, in_inversion=False)
 
 

@@ -25,9 +25,14 @@ from torch import Tensor, nn
 
 from vala_research import miniature_path
 from vala_research.diffusion.loading import load_network
+from vala_research.editing.defaults import EditDefaults
 from vala_research.files import write_json
 from vala_research.miniature.batches import Captions
-from vala_research.miniature.configuration import build_transformer, training_scene
+from vala_research.miniature.configuration import (
+    FLOW_DEFAULTS,
+    build_transformer,
+    training_scene,
+)
 from vala_research.miniature.motion import N_FRAMES, clip_pool
 from vala_research.miniature.objectives import EpsilonLoss, focus_of
 from vala_research.miniature.training import Stage, named_device, part_of, train
@@ -35,6 +40,12 @@ from vala_research.miniature.training import Stage, named_device, part_of, train
 STAGE = Stage("flow", 1.0, batch=32, lr=2e-3, ema=0.998, weight_decay=0.0)  # batch: frames
 IMAGES_UNTIL = 0.4  # of the training; then three of four batches hold clips
 TEACHER_UNTIL = 0.5
+INDEX = {
+    "_class_name": "WanPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "transformer": ["diffusers", "WanTransformer3DModel"], "vae": ["diffusers", "AutoencoderKL"],
+}  # fmt: skip
 
 
 class FlowLoss(EpsilonLoss):
@@ -150,13 +161,21 @@ def build(run: Path, minutes: float, n_clips: int, device: str = "cpu", stage=ST
 
 
 def export(run: Path, folder: Path) -> None:
-    """Write the averaged weights in fp16, as WanTransformer3DModel.from_pretrained reads them."""
+    """Write a checkpoint: the averaged weights in fp16, in the layout of a WanPipeline.
+
+    Its VAE and its words are the miniature's, which lie in the miniature's own folder.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     transformer, state = build_transformer(), load_file(run / f"{STAGE.name}.safetensors")
     transformer.load_state_dict(part_of(state, "ema.transformer."))
-    transformer.half().save_pretrained(folder, safe_serialization=True)
-    config = folder / "config.json"
-    content = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
-    write_json(config, content)
+    transformer.half().save_pretrained(folder / "transformer", safe_serialization=True)
+    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    for config in folder.rglob("*.json"):
+        content = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+        write_json(config, content)
+    write_json(folder / "model_index.json", INDEX)
+    EditDefaults(**FLOW_DEFAULTS).save(folder)
     shutil.copyfile(run / f"{STAGE.name}.csv", folder / "log.csv")
 
 
@@ -165,11 +184,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=150, help="of training")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--work", type=Path, default=Path("runs/miniature_flow"))
-    parser.add_argument("--out", type=Path, help="the weights (default: `transformer` in --work)")
+    parser.add_argument("--out", type=Path, help="the weights (default: `flow` in --work)")
     parser.add_argument("--clips", type=int, default=6000, help="rendered for training")
     args = parser.parse_args()
     build(args.work, args.minutes, args.clips, named_device(args.device))
-    export(args.work, args.out or args.work / "transformer")
+    export(args.work, args.out or args.work / "flow")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vala_research import miniature_path
+from vala_research import VideoEditPipeline, miniature_path
 from vala_research.diffusion.loading import load_network
 from vala_research.evaluation import metrics
 from vala_research.evaluation.comparison_tables import METRICS, Metric
@@ -68,6 +68,9 @@ def sample_clip(
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n_frames, 4, SIZE // 4, SIZE // 4, generator=generator)
+    if isinstance(pipe, VideoEditPipeline):  # a flow, which samples from these latents
+        own = dict(num_inference_steps=25, guidance_scale=2.0) | settings
+        return pipe(prompt=scene.caption, latents=noise, output_type="pt", **own).frames[0]
     settings = SAMPLING | dict(height=SIZE, width=SIZE, output_type="pt") | settings
     if not hasattr(pipe, "motion_adapter"):
         return pipe(scene.caption, num_images_per_prompt=n_frames, latents=noise, **settings).images
