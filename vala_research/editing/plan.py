@@ -25,18 +25,19 @@ from vala_research.editing.source import Source
 from vala_research.editing.stream import streams_of
 from vala_research.methods.fusion import FusionSchedule
 
-KINDS = ("video", "image")
+KINDS = ("video", "image", "flow")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A `Fusion` whose sources are named: "video" or "image".
+    """A `Fusion` whose sources are named: "video", "image" or "flow".
 
-    * sources: "image" is the pipeline's UNet, "video" the same UNet with motion modules.
+    * sources: "image" is the pipeline's UNet, "video" the same UNet with motion modules, "flow" the
+      network of another checkpoint in the same latent space. Source 0 says the levels.
     * attentions: one policy per source; None is "anchors" for an image model (the default of an
-      edit) and "own" for a video model. () is None for all.
+      edit), "own" for a video model and "extended" for a flow. () is None for all.
     * guidances: one scale per source; None is the call's. () is None for all.
-    * motion: the motion modules: "miniature", a folder or a hub id.
+    * motion: the motion modules: "miniature", a folder or a hub id. flow: the checkpoint of "flow".
     * window, overlap: frames per window of a video source, see `Source`.
     * schedule, image_start, normalise: as in `Fusion`. With tau = 1.0 source 0 edits alone.
     """
@@ -50,6 +51,7 @@ class Plan:
     image_start: str = "inverted"
     normalise: bool = False
     guidances: tuple[float | None, ...] = ()
+    flow: str = "miniature_flow"
 
     def __post_init__(self):
         for source in self.sources:
@@ -67,13 +69,13 @@ class Plan:
         """Describe how the sources invert a clip. Plans of one description share inversions."""
         return repr(
             (self.sources, self.attentions, self.guidances, self.motion, self.window,
-             self.overlap, self.image_start)
+             self.overlap, self.image_start, self.flow)
         )  # fmt: skip
 
     def built(self, pipe) -> list[Source]:
         """Build the sources. Motion modules are loaded once per pipeline.
 
-        Every source has the ControlNet and the temporal adapter of the pipeline.
+        Every source has the ControlNet and the temporal adapter of the pipeline, but for a flow.
         """
         models = {"image": Source()}
         if "video" in self.sources:
@@ -83,7 +85,11 @@ class Plan:
                 unet, adapter=adapter, controls=pipe.controls, window=self.window,
                 overlap=self.overlap,
             )  # fmt: skip
-        usual = {"image": "anchors", "video": "own"}
+        if "flow" in self.sources:
+            network, scheduler = kept_model(pipe, self.flow, partial(_flow_model, pipe=pipe,
+                                                                     name=self.flow))  # fmt: skip
+            models["flow"] = Source(network, scheduler=scheduler, controls=())
+        usual = {"image": "anchors", "video": "own", "flow": "extended"}
         parts = zip(self.sources, self.attentions, self.guidances, strict=True)
         return [replace(models[s], attention=a or usual[s], guidance_scale=g) for s, a, g in parts]
 
@@ -99,6 +105,12 @@ def _video_model(
     with pipe._without_adapter():
         video = load_motion_unet(unet, motion)
     return video, pipe.adapter and pipe.adapter.in_other(video)
+
+
+def _flow_model(unet: nn.Module, pipe, name: str) -> tuple[nn.Module, Any]:
+    """The network and the scheduler of another checkpoint, beside the pipeline's UNet."""
+    other = type(pipe).from_pretrained(name, unet.dtype)
+    return other.unet.to(unet.device), other.scheduler
 
 
 def kept_model(pipe, key: Hashable, make: Callable[[nn.Module], Any]) -> Any:

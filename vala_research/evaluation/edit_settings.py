@@ -85,6 +85,8 @@ class EditSetting:
         plan = self.fusion
         if plan is not None:
             plan = replace(plan, motion=revision(plan.motion, "motion"))
+            if "flow" in plan.sources:
+                plan = replace(plan, flow=revision(plan.flow, "flow"))
         parts = {k: revision(getattr(self, k), k) for k in ("motion", "controlnet", "adapter")}
         return replace(self, fusion=plan, **parts)
 

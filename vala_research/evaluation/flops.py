@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel, WanTransformer3DModel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,6 +25,7 @@ from vala_research.diffusion.cross_frame import CrossFrame
 from vala_research.diffusion.injection import attention_patches
 from vala_research.diffusion.patching import chunking, patched
 from vala_research.diffusion.pooled_text import conditions, reads_pooled
+from vala_research.diffusion.records import is_transformer, record_of, text_width
 from vala_research.diffusion.token_flow import TokenFlow
 from vala_research.diffusion.trajectory_attention import TrajectoryAttention
 from vala_research.methods.anchors import Anchors, AnchorSettings
@@ -44,6 +45,19 @@ STABLE_DIFFUSION_XL = dict(
     addition_embed_type="text_time", addition_time_embed_dim=256,
     projection_class_embeddings_input_dim=2816,
 )  # fmt: skip
+
+
+WAN_1_3B = dict(
+    patch_size=(1, 2, 2), num_attention_heads=12, attention_head_dim=128, in_channels=16,
+    out_channels=16, text_dim=4096, freq_dim=256, ffn_dim=8960, num_layers=30,
+)  # fmt: skip
+WAN_14B = WAN_1_3B | dict(num_attention_heads=40, ffn_dim=13824, num_layers=40)
+
+
+def meta_wan(config: Mapping = WAN_1_3B) -> WanTransformer3DModel:
+    """Build a video transformer without weights."""
+    with torch.device("meta"):
+        return WanTransformer3DModel(**config).eval().requires_grad_(False)
 
 
 def meta_unet(config: Mapping = STABLE_DIFFUSION_1_5) -> UNet2DConditionModel:
@@ -102,10 +116,10 @@ def forward_flops(
     frames_per_chunk: int | None = None,
     n_text: int = 77,
 ) -> int:
-    """Count the FLOPs of one UNet forward of all frames and branches.
+    """Count the FLOPs of one forward of a UNet or video transformer, of all frames and branches.
 
-    height, width: of the latents. The work of the policy on keys and values is included: copies
-    cost nothing, compression does.
+    n_frames, height, width: of the latents. The work of the policy on keys and values is included:
+    copies cost nothing, compression does.
     Raises InputError for a UNet with weights: on the CPU, torch's counter misses the attention.
     """
     if unet.device.type != "meta":
@@ -116,7 +130,13 @@ def forward_flops(
     if isinstance(attention, CrossFrame):
         attention = attention.at(0, n_frames, height * width)
         z = attention.arranged(z[:, attention.seen])
-    patches = attention_patches(unet, attention, n_branches, size)
+    patches = attention_patches(unet, attention, n_branches, size, size=(height, width))
+    if is_transformer(unet):
+        text = torch.empty(n_branches, 1, n_text, text_width(unet), device="meta")
+        call = record_of(unet).call
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, patched(unet, *patches):
+            call(unet, z, 0.0, text, (8 * height, 8 * width, 4), {})
+        return counter.get_total_flops()
     if size < n_frames:
         patches.append(chunking(n_branches, size))
     z = z.flatten(0, 1)

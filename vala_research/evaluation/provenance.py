@@ -82,10 +82,11 @@ def model_revision(model: str | None) -> str | None:
 def revision(name: str, part: str = "pipeline") -> str:
     """What a network is, whatever it is called: hash of its files, or commit of its hub id.
 
-    name: "miniature" (then `part` says which, see `miniature_path`), a file, a folder or a hub id.
-    Any other name is returned.
+    name: "miniature" (then `part` says which, see `miniature_path`), "miniature_flow", a file, a
+    folder or a hub id. Any other name is returned.
     """
-    path = Path(vala_research.miniature_path(part) if name == "miniature" else name)
+    own = {"miniature": part, "miniature_flow": "flow"}
+    path = Path(vala_research.miniature_path(own[name]) if name in own else name)
     if name and path.exists():
         return file_hash(path)
     return _commit(name) if name.count("/") == 1 else name

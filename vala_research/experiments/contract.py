@@ -34,6 +34,7 @@ from vala_research.sprites.edits import EDITS
 from vala_research.sprites.scene import WORLD
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 MOTION_MODULES = "guoyww/animatediff-motion-adapter-v1-5-2"  # for Stable Diffusion 1.5
 CLIP = "openai/clip-vit-base-patch32"
 # The preset "paper" of edits by Stable Diffusion; its clips are your own.

@@ -14,9 +14,11 @@ from vala_research.sprites.scene import WORLD
 
 def test_notebook_of_edits_without_inversion(tmp_path, miniature):
     out = tmp_path / "out"
-    assert run("50_flow_editing", tmp_path, output=str(out)) < 240  # 20 on an idle machine
+    asked = dict(output=str(out), bases="image,wan")
+    assert run("50_flow_editing", tmp_path, **asked) < 240  # 40 on an idle machine
     rows = pd.read_csv(out / "rows.csv")
-    assert set(rows.setting) == {"image, inversion", "image, FlowEdit", "image, FlowAlign"}
+    ways = ("inversion", "FlowEdit", "FlowAlign")
+    assert set(rows.setting) == {f"{base}, {way}" for base in ("image", "wan") for way in ways}
     assert set(rows.evaluations) == {9} and rows.psnr.notna().all()
 
 
@@ -56,6 +58,8 @@ def test_settings_name_base_policy_and_way():
     assert names == [
         "image, inversion", "image, FlowEdit", "image, FlowAlign", "image, anchors, inversion",
         "image, anchors, FlowEdit", "motion, inversion", "motion, FlowEdit", "motion, FlowAlign",
+        "wan, inversion", "wan, FlowEdit", "wan, FlowAlign", "wan, anchors, inversion",
+        "wan, anchors, FlowEdit",
     ]  # fmt: skip
     calls = {s.n_sampling for n, s in edit_settings(Settings.preset("sprites")).items()
              if "inversion" not in n}  # fmt: skip

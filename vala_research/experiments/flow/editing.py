@@ -8,7 +8,7 @@ of variables of `methods.flow_edit`.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,11 +31,12 @@ from vala_research.evaluation.verdicts import (
     completeness,
     tested,
 )
-from vala_research.experiments.contract import CLIP, POINT, PUBLISHED, LaterClipsPreset
+from vala_research.experiments.contract import CLIP, POINT, PUBLISHED, WAN, LaterClipsPreset
 
 INVERSION, FLOW_EDIT, FLOW_ALIGN = "inversion", "FlowEdit", "FlowAlign"
-BASES = {"image": ("controlnet",), "motion": ("controlnet", "motion", "adapter")}  # their parts
-POLICIES = ("own", "anchors")  # of the image model; frames of the other meet in its motion modules
+# Parts of each base beside its network; "wan" is a video transformer of its own.
+BASES = {"image": ("controlnet",), "motion": ("controlnet", "motion", "adapter"), "wan": ()}
+POLICIES = ("own", "anchors")  # of the image model; frames of the others meet in the network
 SHOWN = ("psnr", "success", "path_error", "jitter", "warp_error", "background")
 
 
@@ -47,13 +48,15 @@ class Settings(LaterClipsPreset):
         "smoke": dict(bases=("image",), policies=("own",), n_clips=1, n_frames=2, steps=3),
         "sprites": {k: v for k, v in POINT.items() if k != "parts"}
         | dict(n_clips=8, first_clip=112, kinds=("several", "shape")),
-        "paper": PUBLISHED | dict(clip_model=CLIP, bases=("image",), n_processes=0),
+        "paper": PUBLISHED | dict(clip_model=CLIP, bases=("image", "wan"), n_processes=0,
+                                  wan=WAN),
     }
     CHOICES: ClassVar[dict[str, Collection]] = LaterClipsPreset.CHOICES | {
         "bases": BASES, "policies": POLICIES,
     }  # fmt: skip
 
-    bases: Sequence[str] = tuple(BASES)  # the image model, or the model's own default edit
+    bases: Sequence[str] = tuple(BASES)  # image model, its own default edit, video transformer
+    wan: str = "miniature_flow"  # the video transformer: a folder or a hub id
     policies: Sequence[str] = POLICIES  # attention of the image model
     n_max: float = 1.0  # last share of the steps in which FlowEdit edits
     source_guidance: float = 1.0  # FlowEdit's guidance of the source prompt; 1: none
@@ -61,7 +64,9 @@ class Settings(LaterClipsPreset):
 
 
 def edit_settings(settings: Settings) -> dict[str, EditSetting]:
-    """Return "base, way" for each base; of the image model also "base, policy, way"."""
+    """Return "base, way" for each base; of the image model and of the video transformer also
+    "base, anchors, way".
+    """
     ways = {
         INVERSION: "ddim",
         FLOW_EDIT: DifferenceEdit(settings.n_max, source_guidance=settings.source_guidance),
@@ -70,11 +75,13 @@ def edit_settings(settings: Settings) -> dict[str, EditSetting]:
     named = {}
     for base in settings.bases:
         parts = own_parts(settings.model, BASES[base]) if settings.model == "miniature" else {}
-        for policy in settings.policies if base == "image" else ("own",):
+        native = "extended" if base == "wan" else "own"
+        others = [p for p in settings.policies if p != "own"] if base != "motion" else []
+        for policy in (native, *others):
             for way, inversion in ways.items():
-                if policy != "own" and way == FLOW_ALIGN:
+                if policy != native and way == FLOW_ALIGN:
                     continue
-                name = f"{base}, {way}" if policy == "own" else f"{base}, {policy}, {way}"
+                name = f"{base}, {way}" if policy == native else f"{base}, {policy}, {way}"
                 named[name] = EditSetting(
                     policy, inversion, guidance_scale=settings.guidance,
                     num_inference_steps=settings.steps, **parts,
@@ -96,7 +103,18 @@ def kept_background(frames: Float[Tensor, "f c y x"], material: Material) -> dic
 
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     """One row per clip, kind of edit and setting; rows of `comparison.compare`, with background."""
-    return settings.compare(edit_settings(settings), output, measure=kept_background)
+    edits, found = edit_settings(settings), []
+    of_wan = {name: edit for name, edit in edits.items() if name.startswith("wan, ")}
+    for run_by, chosen in ((settings, edits.keys() - of_wan), (on_wan(settings), of_wan)):
+        if chosen:
+            named = {name: edits[name] for name in edits if name in chosen}
+            found.append(run_by.compare(named, output, measure=kept_background))
+    return pd.concat(found, ignore_index=True)
+
+
+def on_wan(settings: Settings) -> Settings:
+    """The same settings with the video transformer as the model."""
+    return replace(settings, model=settings.wan)
 
 
 def baselines(rows: pd.DataFrame) -> dict[str, str]:
@@ -143,7 +161,13 @@ def page(rows: pd.DataFrame) -> pd.DataFrame:
     return in_units(rows.groupby("setting", sort=False)[shown].mean())
 
 
-def strips(settings: Settings, n_columns: int = 6) -> Picture:
-    """The first edit by every setting, beside source and true edit if known."""
-    edits, title = edit_settings(settings), "{source_prompt}  ->  {prompt}"
-    return settings.strip_of(edits, n_columns=n_columns, title=title, line=",\n")
+def all_strips(settings: Settings) -> list[Picture]:
+    """The first edit by every setting, beside source and true edit if known; a strip per model."""
+    edits, pictures = edit_settings(settings), []
+    of_wan = {name: edit for name, edit in edits.items() if name.startswith("wan, ")}
+    others = {name: edit for name, edit in edits.items() if name not in of_wan}
+    for run_by, chosen in ((settings, others), (on_wan(settings), of_wan)):
+        if chosen:
+            title = "{source_prompt}  ->  {prompt}"
+            pictures.append(run_by.strip_of(chosen, title=title, line=",\n"))
+    return pictures
