@@ -19,6 +19,7 @@ from vala_research.experiments.fldm import (
     schedules,
 )
 from vala_research.experiments.flow import editing
+from vala_research.experiments.flow import theory as flow_theory
 from vala_research.experiments.ge import (
     adapter_gains,
     bilateral_hosts,
@@ -38,7 +39,7 @@ RESULTS = {
     "30_ge_bilateral_inversion": bilateral_inversion, "35_ge_adapter_gains": adapter_gains,
     "35_ge_adapter_gains_as_paper": adapter_gains, "36_ge_hosts": hosts,
     "37_ge_bilateral_hosts": bilateral_hosts, "38_ge_controls": controls,
-    "50_flow_editing": editing,
+    "50_flow_editing": editing, "53_flow_theory": flow_theory,
 }  # fmt: skip
 
 

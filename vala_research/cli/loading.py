@@ -191,8 +191,16 @@ def load_loras(pipe, loras: tuple[tuple[str, float], ...]) -> None:
 
 
 def model_side(pipe) -> int:
-    """Side of the square pictures that the model was trained on, in pixels."""
-    side = pipe.unet.config.sample_size
+    """Side of the square pictures that the model was trained on, in pixels.
+
+    A video transformer names none; its VAE may.
+    """
+    from vala_research.diffusion.records import is_transformer
+
+    side = pipe.unet.config.get("sample_size")
+    if isinstance(side, int):
+        return side * pipe.vae_scale_factor
+    side = pipe.vae.config.get("sample_size") if is_transformer(pipe.unet) else None
     if not isinstance(side, int):
         raise InputError("The model names no size of its pictures: give --size.")
-    return side * pipe.vae_scale_factor
+    return side

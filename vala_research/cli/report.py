@@ -29,6 +29,7 @@ def announce(
     """
     import psutil
 
+    from vala_research.diffusion.vae import n_latent_frames
     from vala_research.editing.estimate import frames_seen
 
     n, (h, w), n_steps = len(clip), clip.frames.shape[-2:], call.num_inference_steps
@@ -36,7 +37,7 @@ def announce(
         n, h, w, num_inference_steps=n_steps, guidance_scale=guidance_scale,
         inversion=call.inversion, injection=injection, fusion=fusion, attention=call.attention,
     )  # fmt: skip
-    of_one_step, _ = frames_seen(pipe, call.attention, n)
+    of_one_step, _ = frames_seen(pipe, call.attention, n_latent_frames(pipe.vae, n))
 
     # Warm up on one frame, then time one step, with the ControlNet that an edit's steps have. The
     # work itself will warn about the prompt.
@@ -49,7 +50,7 @@ def announce(
     warm.more_controls = tuple(control.of_frames(1) for control in pipe.more_controls)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        one_step = dict(num_inference_steps=1, attention=call.attention)
+        one_step = dict(num_inference_steps=1, attention=call.attention, inversion="ddim")
         warm.invert(clip.frames[:1], call.source_prompt, **one_step)
         start = time.perf_counter()
         timed.invert(clip, call.source_prompt, **one_step)

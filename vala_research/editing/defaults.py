@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from vala_research import InputError, number_in
 from vala_research.diffusion.attending import get_policy
 from vala_research.diffusion.controlnet import ControlSettings
+from vala_research.diffusion.difference import WITHOUT
 from vala_research.diffusion.guidance import check_guidance
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import get_inversion
@@ -53,6 +54,12 @@ class EditDefaults:
 # Of a checkpoint with a video transformer: all frames meet natively. Steps and guidance of Wan-Edit
 # (Li et al. 2025, FiVE), which edits without an inversion.
 VIDEO_DEFAULTS = EditDefaults(guidance_scale=12.0, inversion="flow_edit", attention="extended")
+
+
+def inverting_by(defaults: EditDefaults) -> EditDefaults:
+    """The values of an inversion: plain, where edits by default invert nothing."""
+    inverts = not isinstance(get_inversion(defaults.inversion), WITHOUT)
+    return defaults if inverts else replace(defaults, inversion="ddim")
 
 
 def read_defaults(folder: str | Path) -> tuple[EditDefaults, tuple[str, ...]]:

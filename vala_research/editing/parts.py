@@ -24,6 +24,7 @@ from vala_research.diffusion.vae import n_latent_frames
 from vala_research.diffusion.video import as_frames
 from vala_research.editing import checks
 from vala_research.editing.clip import KnownClip, clip_attention
+from vala_research.editing.defaults import inverting_by
 from vala_research.editing.fusion import Fusion, mix
 from vala_research.editing.ip_adapter import picture_embeds
 from vala_research.editing.resolve import first_known
@@ -64,7 +65,8 @@ class EditParts:
         guidance 1; or with return_inversion the whole `Inversion`: trajectory, residuals,
         evaluations, attention, anchors, null text. Bare latents of "null_text" are those of "ddim".
         """
-        num_inference_steps, guidance_scale, inversion, strength = self.edit_defaults.filled(
+        usual = inverting_by(self.edit_defaults)
+        num_inference_steps, guidance_scale, inversion, strength = usual.filled(
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             inversion=inversion, strength=strength,
         )  # fmt: skip
@@ -143,7 +145,7 @@ class EditParts:
     ) -> Float[Tensor, "g c h w"]:
         """Scaled latents of a clip: the mode of the VAE's posterior, float32 or more.
 
-        complete: let a temporal VAE see the last frame again, see `vae.completed`, or refuse.
+        complete: as in `vae.completed`.
         """
         frames = as_frames(video)
         codec.check_size(frames, self.vae)
@@ -152,9 +154,8 @@ class EditParts:
     def _encode(
         self, frames: Float[Tensor, "f 3 y x"], frames_per_chunk: int | None, complete: bool = True
     ) -> Float[Tensor, "g c h w"]:
-        return codec.encode_frames(
-            self.vae, frames, frames_per_chunk, self._execution_device, self._solver_dtype, complete
-        )
+        where = self._execution_device, self._solver_dtype
+        return codec.encode_frames(self.vae, frames, frames_per_chunk, *where, complete)
 
     @torch.no_grad()
     def decode(
@@ -162,8 +163,8 @@ class EditParts:
         n_pixel_frames: int | None = None,
     ) -> Float[Tensor, "f 3 y x"]:  # fmt: skip
         """Frames in [0, 1] of scaled latents; n_pixel_frames: the first so many, None is all."""
-        z = self._check_latents(latents)
-        return codec.decode_latents(self.vae, z, frames_per_chunk)[:n_pixel_frames]
+        latents = self._check_latents(latents)
+        return codec.decode_latents(self.vae, latents, frames_per_chunk)[:n_pixel_frames]
 
     encode_prompt = encode_prompt
 
@@ -215,7 +216,7 @@ class EditParts:
             known = replace(known, latents=self._check_latents(known.latents))
             return KnownClip(frames, known, tuple(known.latents.shape), known.n_pixel_frames)
         codec.check_size(frames, self.vae)
-        n_frames, _, height, width = frames.shape
+        n_frames, height, width = len(frames), *frames.shape[-2:]
         k, n_channels = self.vae_scale_factor, self.unet.config.in_channels
         shape = n_latent_frames(self.vae, n_frames), n_channels, height // k, width // k
         return KnownClip(frames, None, shape, n_frames)
@@ -239,8 +240,7 @@ class EditParts:
         levels = Schedule.from_scheduler(scheduler, num_inference_steps, tokens)
         schedule = levels.last_part(strength)
         warn_of_solver(scheduler, self._first_scheduler)
-        settings = get_inversion(inversion)
-        if isinstance(settings, BilateralInversion):
+        if isinstance(settings := get_inversion(inversion), BilateralInversion):
             settings.check(schedule)
         return schedule
 

@@ -71,6 +71,9 @@ ITEMS = (
     Item(THEORY, "C.10 to C.15", "attention alignment", ("44",)),
     Item(THEORY, "all theorems", "verdicts and corrections", ("45",)),
     Item(FLOW, "edits", "edits without an inversion beside inversion", ("50",)),
+    Item(VALA, "transformers", "anchors in a video transformer, and what they save", ("51",)),
+    Item(FLDM, "other paths", "an image model of noise and a video model of flow", ("52",)),
+    Item(THEORY, "flows", "the bounds on paths, for rectified flows", ("53",)),
 )
 
 

@@ -4,9 +4,8 @@ A video transformer of Wan's class (Wan 2.1, arXiv 2503.20314) in the miniature'
 its VAE encodes frame by frame, its text encoder reads the prompts. The transformer predicts the
 velocity v = n - z_0 at z_s = (1 - s) z_0 + s n, for single frames and for clips.
 
-Two teachers shorten the training. At first the frozen UNet and the clips' own data say the velocity
-half and half; the UNet's noise eps at the level of equal signal-to-noise ratio gives v without the
-spread of one drawn noise. The data's part grows until it is alone.
+A teacher shortens the training: of single frames, the frozen UNet says a part of the velocity. Its
+noise eps at the level of equal signal-to-noise ratio gives v without the spread of one drawn noise.
 """
 
 from __future__ import annotations
@@ -38,8 +37,9 @@ from vala_research.miniature.objectives import EpsilonLoss, focus_of
 from vala_research.miniature.training import Stage, named_device, part_of, train
 
 STAGE = Stage("flow", 1.0, batch=32, lr=2e-3, ema=0.998, weight_decay=0.0)  # batch: frames
-IMAGES_UNTIL = 0.4  # of the training; then three of four batches hold clips
-TEACHER_UNTIL = 0.5
+# From these shares of the training on, so many of four batches hold clips and not single frames.
+CLIPS = {0.0: 0, 0.4: 3, 0.75: 2}
+TAUGHT = 0.75, 0.4  # share of the teacher in the velocity of single frames: at first, and at least
 INDEX = {
     "_class_name": "WanPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
@@ -49,7 +49,7 @@ INDEX = {
 
 
 class FlowLoss(EpsilonLoss):
-    """Velocity regression of the transformer; early on against the UNet's velocity too.
+    """Velocity regression of the transformer; of single frames also against the UNet's velocity.
 
     Sites at and around the object count more at first, as for the UNet.
     """
@@ -72,9 +72,9 @@ class FlowLoss(EpsilonLoss):
         z_s, target = torch.lerp(z, noise, level), noise - z
         with torch.no_grad():
             text = text_encoder(ids).last_hidden_state
-            if z.shape[1] == 1 and progress < TEACHER_UNTIL:
+            if z.shape[1] == 1:
                 learnt = self.taught(unet, z_s[:, 0], s, text)[:, None]
-                share = 0.75 * (1 - progress / TEACHER_UNTIL) * (level < 0.97)
+                share = max(TAUGHT[0] * (1 - 2 * progress), TAUGHT[1]) * (level < 0.97)
                 target = torch.lerp(target, learnt, share)
             text = read_text(text, ids, text_encoder.config.eos_token_id)
         out = self.transformer(z_s.transpose(1, 2), 1000 * s, text, return_dict=False)[0]
@@ -115,7 +115,8 @@ def sampler(pool: dict[str, Tensor], captions: Captions, device: str) -> Callabl
         def below(n: int) -> int:
             return int(torch.randint(n, (), generator=generator))
 
-        is_clip = progress >= IMAGES_UNTIL and below(4) > 0
+        n_of_four = next(n for start, n in reversed(CLIPS.items()) if progress >= start)
+        is_clip = below(4) < n_of_four
         f = (8, 16)[below(2)] if is_clip else 1
         n = max(1, batch // f) if is_clip else batch // 2
         index = torch.randint(len(latents), (n,), generator=generator)

@@ -17,8 +17,8 @@ from vala_research.evaluation.cases import edit_cases, folder_cases
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import save_rows
+from vala_research.experiments.network_preset import NetworkPreset, side_of
 from vala_research.experiments.theory.attention_heads import Judge, head_rows
-from vala_research.experiments.theory.settings import NetworkPreset, side_of
 from vala_research.sprites.edits import EDITS
 from vala_research.sprites.scene import WORLD
 

@@ -21,7 +21,7 @@ from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import save_rows
-from vala_research.experiments.theory.settings import ClipPreset
+from vala_research.experiments.network_preset import ClipPreset
 from vala_research.methods.bilateral import (
     bias_bound,
     bilateral_filter_frames,

@@ -17,12 +17,12 @@ from vala_research.diffusion.bilateral_inversion import BilateralInversion
 from vala_research.diffusion.schedule import Schedule
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import sprite_cases
+from vala_research.evaluation.error_growth import network, study
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.gaussian_mixture import GaussianMixture
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import STABLE_DIFFUSION, save_rows
-from vala_research.experiments.theory.error_growth import network, study
-from vala_research.experiments.theory.gaussian_mixture import GaussianMixture
-from vala_research.experiments.theory.settings import NetworkPreset, side_of
+from vala_research.experiments.network_preset import NetworkPreset, side_of
 from vala_research.sprites.scene import WORLD
 
 MIXTURE, UNET = "two Gaussians", "UNet"

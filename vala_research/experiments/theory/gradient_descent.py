@@ -25,7 +25,7 @@ from vala_research.evaluation.figures import BLUE, COLOURS, PAPER, RED, STYLE, P
 from vala_research.evaluation.probes import View, short_name
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import save_rows
-from vala_research.experiments.theory.settings import ClipPreset
+from vala_research.experiments.network_preset import ClipPreset
 from vala_research.methods.temporal import frame_similarity, temporal_consistency_loss
 
 Features = Mapping[str, Tensor]  # of every site: one feature per frame

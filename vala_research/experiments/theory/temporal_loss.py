@@ -26,7 +26,7 @@ from vala_research.evaluation.figures import BLUE, GREEN, PAPER, RED, STYLE, Pic
 from vala_research.evaluation.probes import decoder_layers, feature_maps, short_name
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import save_rows
-from vala_research.experiments.theory.settings import NetworkPreset, side_of
+from vala_research.experiments.network_preset import NetworkPreset, side_of
 from vala_research.experiments.theory.steady_flicker import setting_rows, sprite_flicker
 from vala_research.methods.temporal import frame_similarity, temporal_consistency_loss
 from vala_research.sprites.scene import WORLD

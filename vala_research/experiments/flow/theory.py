@@ -24,13 +24,13 @@ from vala_research.diffusion.schedule import Predict, Schedule, sample
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.editing.source import SourceBackbone, own_scales, own_schedule
 from vala_research.evaluation.cases import sprite_cases
+from vala_research.evaluation.error_growth import follow, local_constants, study
 from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.gaussian_mixture import GaussianMixture
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import STABLE_DIFFUSION, save_rows
-from vala_research.experiments.theory.error_growth import follow, local_constants, study
-from vala_research.experiments.theory.gaussian_flow import GaussianFlow
-from vala_research.experiments.theory.gaussian_mixture import GaussianMixture
-from vala_research.experiments.theory.settings import NetworkPreset, side_of
+from vala_research.experiments.flow.gaussian_flow import GaussianFlow
+from vala_research.experiments.network_preset import NetworkPreset, side_of
 from vala_research.sprites.scene import WORLD
 
 MIXTURE, NETWORK = "two Gaussians", "network"

@@ -21,7 +21,7 @@ from vala_research.diffusion.ddpm_update import error_factor, update_levels
 from vala_research.diffusion.inversion import invert
 from vala_research.diffusion.level import Level
 from vala_research.diffusion.schedule import Predict, Schedule, ddim_step
-from vala_research.experiments.theory.jacobian import jacobian_norm
+from vala_research.evaluation.jacobian import jacobian_norm
 from vala_research.methods.bilateral import bias_bound, neighbour_mass
 
 WAYS = ("ddim", "update", "inversion")

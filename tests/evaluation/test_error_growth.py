@@ -12,7 +12,7 @@ from vala_research.diffusion.bilateral_inversion import BilateralInversion, bila
 from vala_research.diffusion.ddpm_update import error_factor, update_levels
 from vala_research.diffusion.inversion import invert
 from vala_research.diffusion.schedule import Schedule, sample
-from vala_research.experiments.theory.error_growth import (
+from vala_research.evaluation.error_growth import (
     WAYS,
     follow,
     growth_rows,
@@ -23,7 +23,7 @@ from vala_research.experiments.theory.error_growth import (
     step_factors,
     study,
 )
-from vala_research.experiments.theory.gaussian_mixture import GaussianMixture
+from vala_research.evaluation.gaussian_mixture import GaussianMixture
 
 SCHEDULE = Schedule.from_scheduler(DDIMScheduler(**SD_SCHEDULE), 12)
 FILTER = BilateralInversion(kernel_size=3, sigma_intensity=0.05, unit="absolute")

@@ -44,4 +44,5 @@ class ClipPreset(NetworkPreset):
 
 def side_of(pipe: VideoEditPipeline) -> int:
     """Side of the square frames that a model was trained on, in pixels."""
-    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+    side = pipe.unet.config.get("sample_size")
+    return side * pipe.vae_scale_factor if side else pipe.vae.config.sample_size
