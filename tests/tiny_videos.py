@@ -7,9 +7,11 @@ from diffusers import (
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     LTXPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
     WanPipeline,
 )
-from tiny_models import WORDS, tiny_ltx, tiny_wan
+from tiny_models import WORDS, tiny_ltx, tiny_sd3, tiny_sdxl_checkpoint, tiny_wan
 from transformers import (
     T5Config,
     T5EncoderModel,
@@ -66,3 +68,22 @@ def tiny_ltx_checkpoint(folder: Path) -> Path:
     )  # fmt: skip
     LTXPipeline(scheduler, vae, text_encoder, tokenizer, tiny_ltx()).save_pretrained(folder)
     return folder
+
+
+def tiny_sd3_checkpoint(folder: Path, has_t5: bool = True) -> Path:
+    """A StableDiffusion3Pipeline: the words of a tiny Stable Diffusion XL beside a tiny T5."""
+    xl = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl_checkpoint(folder / "xl"))
+    tokenizer = tiny_tokenizer()
+    widths = [x.config.hidden_size for x in (xl.text_encoder, xl.text_encoder_2)]
+    pooled = 2 * xl.text_encoder_2.config.projection_dim
+    d = max(32, pooled)
+    t5 = T5EncoderModel(T5Config(vocab_size=len(tokenizer), **T5 | {"d_model": d})).eval()
+    assert sum(widths) <= d
+    first = type(xl.text_encoder_2)(xl.text_encoder_2.config).eval()
+    StableDiffusion3Pipeline(
+        tiny_sd3(joint_attention_dim=d, pooled_projection_dim=pooled),
+        FlowMatchEulerDiscreteScheduler(shift=SHIFT), xl.vae, first, xl.tokenizer,
+        xl.text_encoder_2, xl.tokenizer_2, t5 if has_t5 else None,
+        tokenizer if has_t5 else None,
+    ).save_pretrained(folder / "sd3")  # fmt: skip
+    return folder / "sd3"

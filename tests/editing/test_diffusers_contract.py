@@ -62,7 +62,7 @@ def test_is_made_of_another_pipeline_and_makes_one(tiny, checkpoint, video, know
     assert VideoEditPipeline.from_pipe(tiny, safety_checker=None).vae is tiny.vae
     types = VideoEditPipeline._get_signature_types()
     rare = {"text_encoder_2", "tokenizer_2", "force_zeros_for_empty_prompt", "transformer",
-            "transformer_2", "boundary_ratio"}  # fmt: skip
+            "transformer_2", "boundary_ratio", "text_encoder_3", "tokenizer_3"}  # fmt: skip
     assert set(types) == set(tiny.components) | rare and all(types.values())
 
 

@@ -42,15 +42,21 @@ TRANSFORMERS = {
         "vae": ("diffusers", ("AutoencoderKLLTXVideo",)),
         "text_encoder": ("transformers", ("T5EncoderModel",)), "tokenizer": _T5,
     },
+    "SD3Transformer2DModel": {
+        "vae": ("diffusers", ("AutoencoderKL",)),
+        "text_encoder": SECOND["text_encoder_2"], "tokenizer": PARTS["tokenizer"], **SECOND,
+    },
 }  # fmt: skip
+THIRD = {"text_encoder_3": ("transformers", ("T5EncoderModel",)), "tokenizer_3": _T5}
 FAMILIES = (
-    "Stable Diffusion 1.x, 2.x or XL (StableDiffusionPipeline, StableDiffusionXLPipeline), or of "
-    "Wan or LTX (WanPipeline, LTXPipeline)"
+    "Stable Diffusion 1.x, 2.x, XL or 3 (StableDiffusionPipeline, StableDiffusionXLPipeline, "
+    "StableDiffusion3Pipeline), or of Wan or LTX (WanPipeline, LTXPipeline)"
 )
 # Libraries that an index may name for its other parts, which are not loaded.
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 WITH_WEIGHTS = (
-    "vae", "text_encoder", "text_encoder_2", "unet", "transformer", "transformer_2",
+    "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer",
+    "transformer_2",
 )  # fmt: skip
 IMAGE_PARTS = ("image_encoder", "feature_extractor")  # of an IP-Adapter, where there is one
 INDEX = "model_index.json"
@@ -125,7 +131,8 @@ def check_index(index: Path, name: str, given: Collection[str] = ()) -> dict[str
                 f"({str(entry)[:80]}), which is never run: give one of plain diffusers."
             )
 
-    if (parts.get("text_encoder_3") or [None, None])[1] is not None:
+    is_known = (parts.get("transformer") or [None, None])[1] in TRANSFORMERS
+    if (parts.get("text_encoder_3") or [None, None])[1] is not None and not is_known:
         raise InputError(
             f"The checkpoint {name!r} is a {found} and has a third text encoder (text_encoder_3), "
             f"as Stable Diffusion 3 has: give one of {FAMILIES}."
@@ -148,6 +155,8 @@ def parts_of(index: dict[str, Any]) -> dict[str, tuple[str, tuple[str, ...]]]:
         kinds = "diffusers", tuple(TRANSFORMERS)
         has_two = (index.get("transformer_2") or [None, None])[1] is not None
         networks = ("transformer", "transformer_2") if has_two else ("transformer",)
+        if (index.get("text_encoder_3") or [None, None])[1] is not None:
+            known = known | THIRD
         others = {"scheduler": PARTS["scheduler"]} | dict.fromkeys(networks, kinds)
         return known | others
     has_second = (index.get("text_encoder_2") or [None, None])[1] is not None

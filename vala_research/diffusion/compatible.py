@@ -18,7 +18,8 @@ NEEDED = {
 
 def check_networks(
     vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any,
-    text_encoder_2: Any = None, tokenizer_2: Any = None,
+    text_encoder_2: Any = None, tokenizer_2: Any = None, text_encoder_3: Any = None,
+    tokenizer_3: Any = None,
 ) -> None:  # fmt: skip
     """Check that the parts of a pipeline can work together. None is a part that is left out.
 
@@ -80,12 +81,15 @@ def check_text(text_encoder: Any, unet: Any, name: str, text_encoder_2: Any = No
 
     Raises InputError, also for one of Stable Diffusion XL without a second text encoder.
     """
-    if text_encoder is not None and reads_pooled(unet) != (text_encoder_2 is not None):
-        has, needs = ("one text encoder", "two") if reads_pooled(unet) else ("two", "one")
+    reads_two = reads_pooled(unet) or record_of(unet).joins_texts
+    if text_encoder is not None and reads_two != (text_encoder_2 is not None):
+        has, needs = ("one text encoder", "two") if reads_two else ("two", "one")
         raise InputError(
             f"{name} has {has} and needs {needs}: give the tokenizers and text encoders of its own "
             "checkpoint."
         )
+    if record_of(unet).joins_texts:  # both are filled up to the width of a third
+        return
     width = unet.config.get("encoder_hid_dim") or text_width(unet)
     encoders = [x for x in (text_encoder, text_encoder_2) if x is not None]
     sizes = [getattr(encoder.config, "hidden_size", None) for encoder in encoders]

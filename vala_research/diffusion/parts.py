@@ -49,6 +49,7 @@ def probe_denoiser(network: Any) -> None:
 
 PROBES = {
     "vae": probe_vae, "text_encoder": probe_text, "text_encoder_2": probe_text,
+    "text_encoder_3": probe_text,
     "unet": probe_denoiser, "transformer": probe_denoiser, "transformer_2": probe_denoiser,
 }  # fmt: skip
 
@@ -93,7 +94,7 @@ def load_parts(name: str, folder: Path, options: LoadOptions) -> dict[str, Any]:
         networks = {part: parts[part] for part in own if part != "transformer_2"}
         networks["unet"] = networks.pop("transformer")
         check_networks(**networks)
-        check_parts(name, **networks)
+        check_parts(name, **{part: networks[part] for part in PARTS})
         if "transformer_2" in own and "boundary_ratio" not in parts:
             parts["boundary_ratio"] = index.get("boundary_ratio")
         return {"unet": None, **parts}

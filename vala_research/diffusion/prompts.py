@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float
 from torch import Tensor
@@ -26,6 +27,8 @@ def encode_prompts(
     second: tuple[Any, Any] | None = None,
     n_words: int | None = None,
     zeroes_padding: bool = False,
+    third: tuple[Any, Any] | None = None,
+    joint_width: int | None = None,
 ) -> Float[Tensor, "g n d"]:
     """Encode prompts to one text embedding each; equal prompts are encoded once.
 
@@ -34,7 +37,8 @@ def encode_prompts(
 
     A word of a textual inversion is read with all of its vectors. second: tokenizer and text
     encoder that Stable Diffusion XL has beside the first; both outputs are joined in width, and the
-    pooled text of the second is the last row, see `pooled_text`.
+    pooled text of the second is the last row, see `pooled_text`. third, joint_width: of Stable
+    Diffusion 3, see `three_texts`.
     Warns of the end of a prompt that is beyond the tokenizer's limit. Warns of words that a small
     vocabulary does not hold. Raises InputError for a prompt that is not a string.
     """
@@ -63,8 +67,13 @@ def encode_prompts(
         hidden = hidden_text(text_encoder, inputs.input_ids.to(device), mask, clip_skip)
     else:
         ids = inputs.input_ids, tokens_of(*second, distinct).input_ids
-        encoders = text_encoder, second[1]
-        hidden = joined_text(encoders, [x.to(device) for x in ids], clip_skip or 0)
+        encoders, ids = (text_encoder, second[1]), [x.to(device) for x in ids]
+        if joint_width is None:
+            hidden = joined_text(encoders, ids, clip_skip or 0)
+        else:
+            long = None if third is None else tokens_of(*third, distinct, n_words).input_ids
+            given = None if third is None else (third[1], long.to(device))
+            hidden = three_texts(encoders, ids, given, joint_width, n_words, clip_skip or 0)
     if zeroes_padding:
         hidden = hidden * inputs.attention_mask.to(hidden)[..., None]
     return hidden[[distinct.index(prompt) for prompt in prompts]]
@@ -112,6 +121,28 @@ def joined_text(
         answer = encoder(tokens, output_hidden_states=True)
         states.append(answer.hidden_states[-2 - clip_skip])
     return with_pooled(torch.cat(states, dim=-1), answer.text_embeds)
+
+
+def three_texts(
+    clips: Sequence[Any], ids: Sequence[Tensor], long: tuple[Any, Tensor] | None, width: int,
+    n_words: int, clip_skip: int,
+) -> Float[Tensor, "g m d"]:  # fmt: skip
+    """The text of Stable Diffusion 3 (Esser et al. 2024): two of CLIP beside that of T5.
+
+    The two of CLIP are joined in width and filled up with zeros; the tokens of T5 follow, or zeros
+    where there is none. The last row holds both pooled texts.
+    long: T5 and its token ids. width: of the joint text.
+    """
+    states, pooled = [], []
+    for encoder, tokens in zip(clips, ids, strict=True):
+        number_in("clip_skip", clip_skip, 0, encoder.config.num_hidden_layers - 1, whole=True)
+        answer = encoder(tokens, output_hidden_states=True)
+        states.append(answer.hidden_states[-2 - clip_skip])
+        pooled.append(answer.text_embeds)
+    short = torch.cat(states, dim=-1)
+    short = F.pad(short, (0, width - short.shape[-1]))
+    more = short.new_zeros(len(short), n_words, width) if long is None else long[0](long[1])[0]
+    return with_pooled(torch.cat([short, more.to(short)], dim=1), torch.cat(pooled, dim=-1))
 
 
 def _warn_of_losses(tokenizer: Any, prompt: str, limit: int) -> None:

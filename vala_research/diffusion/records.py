@@ -48,7 +48,8 @@ class Record:
     sees_time: frames are an axis of its input. joins_frames: they meet in its self-attention, which
         is over all frames then, so that a policy restricts it.
     reads_one_prompt: for all frames. zeroes_padding: of the text behind its end. n_words: of its
-        text, at most, where the text encoder itself has no limit.
+        text, at most, where the text encoder itself has no limit. joins_texts: it reads those of
+        three encoders, see `prompts.three_texts`.
     attention: its self-attention under a policy; None is that of a UNet.
     """
 
@@ -59,6 +60,7 @@ class Record:
     reads_one_prompt: bool = False
     zeroes_padding: bool = False
     n_words: int | None = None
+    joins_texts: bool = False
     attention: type[TransformerAttention] | None = None
 
     @property
@@ -145,7 +147,7 @@ RECORDS: dict[type, Record] = {
         _ltx, "caption_channels", n_words=128, attention=LtxAttention, **VIDEO
     ),
     SD3Transformer2DModel: Record(
-        _sd3, "joint_attention_dim", n_words=256, attention=JointAttention
+        _sd3, "joint_attention_dim", n_words=256, joins_texts=True, attention=JointAttention
     ),
 }
 

@@ -22,6 +22,7 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
     ImageProcessingMixin,
+    T5EncoderModel,
     T5Tokenizer,
 )
 
@@ -32,8 +33,9 @@ from vala_research.diffusion.experts import Experts
 from vala_research.diffusion.options import load_options
 from vala_research.diffusion.parts import load_parts, with_the_miniature
 from vala_research.diffusion.patching import named_modules
+from vala_research.diffusion.records import record_of
 from vala_research.diffusion.vae import vae_factor
-from vala_research.editing.defaults import VIDEO_DEFAULTS, EditDefaults
+from vala_research.editing.defaults import EditDefaults, usual_defaults
 from vala_research.editing.extras import EXTRAS, find_checkpoint, load_extras, save_extras
 from vala_research.files import write_text
 
@@ -46,7 +48,7 @@ from vala_research import VideoEditPipeline  # noqa: F401
 '''
 
 
-RARE = ("transformer", "transformer_2")
+RARE = ("transformer", "transformer_2", "text_encoder_3", "tokenizer_3")
 OFFLOADING = {"_hf_hook", "_diffusers_hook"}  # attributes of modules under offload
 
 
@@ -55,7 +57,7 @@ class StableDiffusionParts(DiffusionPipeline):
 
     None is a part that is left out. transformer: of Wan or LTX, in place of the UNet; it is then
     `pipe.unet` too. transformer_2, boundary_ratio: of Wan 2.2, whose `transformer` denoises the
-    levels above this fraction of T.
+    levels above this fraction of T. text_encoder_3, tokenizer_3: of Stable Diffusion 3.
     text_encoder_2, tokenizer_2: of Stable Diffusion XL. force_zeros_for_empty_prompt: its empty
     negative prompt is read as zeros.
     nn.Module: a network compiled by torch. feature_extractor, image_encoder: of an IP-Adapter.
@@ -63,16 +65,19 @@ class StableDiffusionParts(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = (
-        "text_encoder->text_encoder_2->image_encoder->unet->transformer->transformer_2->vae"
+        "text_encoder->text_encoder_2->text_encoder_3->image_encoder->unet->transformer->"
+        "transformer_2->vae"
     )
     _optional_components = [
         "safety_checker", "feature_extractor", "image_encoder", "text_encoder_2", "tokenizer_2",
-        "unet", "transformer", "transformer_2",
+        "unet", "transformer", "transformer_2", "text_encoder_3", "tokenizer_3",
     ]  # fmt: skip
     _exclude_from_cpu_offload = ["safety_checker"]
 
     text_encoder_2: Any = None
     tokenizer_2: Any = None
+    text_encoder_3: Any = None
+    tokenizer_3: Any = None
     controlnet: ControlNetModel | None = None  # see `ControlMixin`
     edit_defaults: EditDefaults = EditDefaults()
 
@@ -105,11 +110,14 @@ class StableDiffusionParts(DiffusionPipeline):
         transformer: nn.Module | None = None,
         transformer_2: nn.Module | None = None,
         boundary_ratio: float | None = None,
+        text_encoder_3: T5EncoderModel | nn.Module | None = None,
+        tokenizer_3: T5Tokenizer | None = None,
     ):
         super().__init__()
         denoiser = unet if transformer is None else transformer
         check_networks(
-            vae, text_encoder, tokenizer, denoiser, scheduler, text_encoder_2, tokenizer_2
+            vae, text_encoder, tokenizer, denoiser, scheduler, text_encoder_2, tokenizer_2,
+            text_encoder_3, tokenizer_3,
         )
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
@@ -125,10 +133,13 @@ class StableDiffusionParts(DiffusionPipeline):
                 number_in("boundary_ratio", boundary_ratio, 0, 1)
                 self.register_to_config(boundary_ratio=boundary_ratio)
                 self.register_modules(transformer_2=transformer_2)
-            self.edit_defaults = VIDEO_DEFAULTS
+            if record_of(transformer).joins_texts:
+                self.register_modules(text_encoder_3=text_encoder_3, tokenizer_3=tokenizer_3)
+            self.edit_defaults = usual_defaults(transformer)
         if text_encoder_2 is not None:  # else the folder of Stable Diffusion 1.x does not name it
             self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
-            self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
+            if transformer is None:
+                self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
         self.vae_scale_factor = 8 if vae is None else vae_factor(vae)
         self._first_scheduler = scheduler
 
@@ -159,7 +170,7 @@ class StableDiffusionParts(DiffusionPipeline):
     def from_pretrained(cls, name_or_path, dtype=None, **options):
         """Load "miniature", "miniature_flow", a local folder or a hub id.
 
-        Of Stable Diffusion 1.x, 2.x or XL, or of Wan or LTX, in the layout of diffusers.
+        Of Stable Diffusion 1.x, 2.x, XL or 3, of Wan or of LTX, in the layout of diffusers.
 
         dtype, torch_dtype: of the networks (default float32), or a dictionary by their names; the
             solver works in float32 whatever it is.

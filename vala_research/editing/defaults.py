@@ -15,6 +15,7 @@ from vala_research.diffusion.guidance import check_guidance
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import get_inversion
 from vala_research.diffusion.loading import read_json
+from vala_research.diffusion.records import is_transformer, record_of
 from vala_research.files import write_json
 
 FILE = "edit_defaults.json"  # in the folder of a checkpoint
@@ -54,6 +55,17 @@ class EditDefaults:
 # Of a checkpoint with a video transformer: all frames meet natively. Steps and guidance of Wan-Edit
 # (Li et al. 2025, FiVE), which edits without an inversion.
 VIDEO_DEFAULTS = EditDefaults(guidance_scale=12.0, inversion="flow_edit", attention="extended")
+
+
+# Of Stable Diffusion 3: FlowEdit's own steps and guidance (Kulikov et al. 2025).
+IMAGE_FLOW_DEFAULTS = EditDefaults(guidance_scale=13.5, inversion="flow_edit")
+
+
+def usual_defaults(network: Any) -> EditDefaults:
+    """The field's values for a network's class, where a checkpoint carries none of its own."""
+    if not is_transformer(network):
+        return EditDefaults()
+    return VIDEO_DEFAULTS if record_of(network).joins_frames else IMAGE_FLOW_DEFAULTS
 
 
 def inverting_by(defaults: EditDefaults) -> EditDefaults:

@@ -155,6 +155,7 @@ def estimate_edit(
     size = Backbone(pipe.unet, frames_per_chunk).chunk_size(n_at_once, n_branches, h, w)
     networks = dict(vae=pipe.vae, text_encoder=pipe.text_encoder, unet=pipe.unet)
     networks |= {} if pipe.text_encoder_2 is None else {"text_encoder_2": pipe.text_encoder_2}
+    networks |= {} if pipe.text_encoder_3 is None else {"text_encoder_3": pipe.text_encoder_3}
     networks |= pipe.adapter_networks
     networks |= {} if pipe.controlnet is None else {"controlnet": pipe.controlnet}
     networks |= {f"controlnet {i}": c.network for i, c in enumerate(pipe.more_controls, 2)}

@@ -16,8 +16,7 @@ from vala_research.diffusion.checkpoint import resolve_checkpoint
 from vala_research.diffusion.hub import Extras
 from vala_research.diffusion.options import LoadOptions
 from vala_research.diffusion.parts import control_part, motion_part
-from vala_research.diffusion.records import is_transformer
-from vala_research.editing.defaults import FILE, VIDEO_DEFAULTS, EditDefaults, read_defaults
+from vala_research.editing.defaults import FILE, EditDefaults, read_defaults, usual_defaults
 
 MOTION, ADAPTER = "motion_adapter", "temporal_adapter"
 # Options of `from_pretrained`: another one, or None to leave it out; and the checkpoint's folders.
@@ -99,8 +98,7 @@ def save_extras(pipe: Any, folder: Path) -> None:
         pipe.adapter.save_pretrained(folder / ADAPTER)
         brought.append(ADAPTER)
     defaults = replace(pipe.edit_defaults, control=control)
-    usual = VIDEO_DEFAULTS if is_transformer(pipe.unet) else EditDefaults()
-    if brought or defaults != usual:
+    if brought or defaults != usual_defaults(pipe.unet):
         defaults.save(folder, brought)
 
 

@@ -21,7 +21,9 @@ from vala_research.diffusion.patching import chunks, scaled_lora
 from vala_research.diffusion.schedule import Schedule
 from vala_research.diffusion.solvers import check_scheduler, is_flow
 
-WORDS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+WORDS = (
+    "tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2", "tokenizer_3", "text_encoder_3",
+)  # fmt: skip
 Frames = slice | list[int]  # which frames of a clip
 
 
@@ -31,7 +33,7 @@ class Source:
 
     unet: UNet2DConditionModel, UNetMotionModel or UNet3DConditionModel, on any device.
     scheduler: its noise schedule and prediction type. tokenizer, text_encoder: its words; also
-    tokenizer_2, text_encoder_2 of Stable Diffusion XL.
+    tokenizer_2, text_encoder_2 of Stable Diffusion XL, and tokenizer_3, text_encoder_3 of 3.
     vae: compared with the pipeline's, to check that they share a latent space.
     prompt, source_prompt, negative_prompt, guidance_scale, and what follows them: as in an edit.
     attention: as in an edit; None is the call's for an image model and "own" for a video model.
@@ -49,6 +51,8 @@ class Source:
     text_encoder: nn.Module | None = None
     tokenizer_2: Any = None
     text_encoder_2: nn.Module | None = None
+    tokenizer_3: Any = None
+    text_encoder_3: nn.Module | None = None
     vae: nn.Module | None = None
     prompt: str | None = None
     source_prompt: str | None = None

@@ -93,7 +93,7 @@ def encoded_words(source: Any, pipe: Any) -> Float[Tensor, "g n d"]:
         with scaled_lora(source.text_encoder, scale):
             rows = encode_prompts(
                 source.tokenizer, source.text_encoder, list(texts.values()), device,
-                source.clip_skip, second, *reading(source.unet),
+                source.clip_skip, second, *reading(source.unet), *joining(source, source.unet),
             )  # fmt: skip
         known |= dict(zip(texts, rows, strict=True))
         if is_zero and "negative_prompt" in texts:
@@ -160,6 +160,17 @@ def reading(network: Any) -> tuple[int | None, bool]:
         return None, False
     record = record_of(network)
     return record.n_words, record.zeroes_padding
+
+
+def joining(owner: Any, network: Any) -> tuple[tuple[Any, Any] | None, int | None]:
+    """Third tokenizer and text encoder of a source or a pipeline, and the width of the joint text.
+
+    Stable Diffusion 3 has them, perhaps without the third.
+    """
+    if network is None or not record_of(network).joins_texts:
+        return None, None
+    third = None if owner.text_encoder_3 is None else (owner.tokenizer_3, owner.text_encoder_3)
+    return third, text_width(network)
 
 
 def second_reader(owner: Any) -> tuple[Any, Any] | None:
@@ -233,5 +244,6 @@ def _embedded(
     readers = pipe.tokenizer, pipe.text_encoder
     with scaled_lora(pipe.text_encoder, lora_scale):
         return encode_prompts(
-            *readers, rows, device, clip_skip, second_reader(pipe), *reading(pipe.unet)
+            *readers, rows, device, clip_skip, second_reader(pipe), *reading(pipe.unet),
+            *joining(pipe, pipe.unet),
         )
