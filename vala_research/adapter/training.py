@@ -246,6 +246,5 @@ def _update(
 
 def _numbers(settings: TrainingSettings, step: int, accelerator: Accelerator) -> range:
     """Numbers of the batches of this process: every n-th of all that are left."""
-    n, world = settings.accumulation, accelerator.num_processes
-    start = step * n * world + accelerator.process_index
-    return range(start, settings.max_steps * n * world, world)
+    n, world = settings.accumulation * accelerator.num_processes, accelerator.num_processes
+    return range(step * n + accelerator.process_index, settings.max_steps * n, world)

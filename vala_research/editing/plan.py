@@ -86,9 +86,9 @@ class Plan:
                 overlap=self.overlap,
             )  # fmt: skip
         if "flow" in self.sources:
-            network, scheduler = kept_model(pipe, self.flow, partial(_flow_model, pipe=pipe,
-                                                                     name=self.flow))  # fmt: skip
-            models["flow"] = Source(network, scheduler=scheduler, controls=())
+            make = partial(_flow_model, pipe=pipe, name=self.flow)
+            network, scheduler, vae = kept_model(pipe, self.flow, make)
+            models["flow"] = Source(network, scheduler=scheduler, vae=vae, controls=())
         usual = {"image": "anchors", "video": "own", "flow": "extended"}
         parts = zip(self.sources, self.attentions, self.guidances, strict=True)
         return [replace(models[s], attention=a or usual[s], guidance_scale=g) for s, a, g in parts]
@@ -107,10 +107,10 @@ def _video_model(
     return video, pipe.adapter and pipe.adapter.in_other(video)
 
 
-def _flow_model(unet: nn.Module, pipe, name: str) -> tuple[nn.Module, Any]:
-    """The network and the scheduler of another checkpoint, beside the pipeline's UNet."""
+def _flow_model(unet: nn.Module, pipe, name: str) -> tuple[nn.Module, Any, nn.Module]:
+    """The network, the scheduler and the VAE of another checkpoint, beside the pipeline's UNet."""
     other = type(pipe).from_pretrained(name, unet.dtype)
-    return other.unet.to(unet.device), other.scheduler
+    return other.unet.to(unet.device), other.scheduler, other.vae
 
 
 def kept_model(pipe, key: Hashable, make: Callable[[nn.Module], Any]) -> Any:

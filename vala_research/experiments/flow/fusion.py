@@ -22,7 +22,7 @@ from vala_research.evaluation.comparison_tables import comparison_table, in_unit
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import Picture, drawn
 from vala_research.evaluation.verdicts import CONFIRMED, Claim, Hypothesis, completeness, tested
-from vala_research.experiments.contract import POINT, LaterClipsPreset
+from vala_research.experiments.contract import CLIP, POINT, PUBLISHED, LaterClipsPreset
 from vala_research.experiments.flow.editing import kept_background
 from vala_research.methods.fusion import FusionSchedule
 
@@ -39,6 +39,7 @@ class Settings(LaterClipsPreset):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(shown=(IMAGE, FLOW, ON_DIFFUSION, ON_FLOW), n_clips=1, n_frames=2, steps=3),
         "sprites": dict(POINT, n_clips=8, first_clip=112, kinds=("several", "shape")),
+        "paper": PUBLISHED | dict(clip_model=CLIP),  # and a flow of your own
     }
 
     flow: str = "miniature_flow"  # the video transformer: a folder or a hub id
