@@ -54,8 +54,8 @@ def test_the_figure_and_the_page_are_drawn_from_rows():
 
 
 def test_settings_name_base_policy_and_way():
-    names = list(edit_settings(Settings.preset("sprites")))
-    assert names == [
+    sprites, wan = (edit_settings(Settings.preset(name)) for name in ("sprites", "sprites_wan"))
+    assert [*sprites, *wan] == [
         "image, inversion", "image, FlowEdit", "image, FlowAlign", "image, anchors, inversion",
         "image, anchors, FlowEdit", "motion, inversion", "motion, FlowEdit", "motion, FlowAlign",
         "wan, inversion", "wan, FlowEdit", "wan, FlowAlign", "wan, anchors, inversion",

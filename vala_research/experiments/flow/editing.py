@@ -37,6 +37,9 @@ INVERSION, FLOW_EDIT, FLOW_ALIGN = "inversion", "FlowEdit", "FlowAlign"
 # Parts of each base beside its network; "wan" is a video transformer of its own.
 BASES = {"image": ("controlnet",), "motion": ("controlnet", "motion", "adapter"), "wan": ()}
 POLICIES = ("own", "anchors")  # of the image model; frames of the others meet in the network
+ON_SPRITES = {k: v for k, v in POINT.items() if k != "parts"} | dict(
+    n_clips=8, first_clip=112, kinds=("several", "shape")
+)
 SHOWN = ("psnr", "success", "path_error", "jitter", "warp_error", "background")
 
 
@@ -46,8 +49,8 @@ class Settings(LaterClipsPreset):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": dict(bases=("image",), policies=("own",), n_clips=1, n_frames=2, steps=3),
-        "sprites": {k: v for k, v in POINT.items() if k != "parts"}
-        | dict(n_clips=8, first_clip=112, kinds=("several", "shape")),
+        "sprites": ON_SPRITES | {"bases": ("image", "motion")},
+        "sprites_wan": ON_SPRITES | {"bases": ("wan",)},
         "paper": PUBLISHED | dict(clip_model=CLIP, bases=("image", "wan"), n_processes=0,
                                   wan=WAN),
     }
