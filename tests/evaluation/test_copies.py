@@ -79,7 +79,7 @@ def test_flow_of_a_long_clip_is_estimated_part_by_part(monkeypatch):
 
 
 def test_the_edit_of_one_prompt_is_not_copied(clip, monkeypatch):
-    pipe = SimpleNamespace(decode=lambda z, frames_per_chunk: z)
+    pipe = SimpleNamespace(decode=lambda z, frames_per_chunk, n_pixel_frames: z)
     (returned,) = as_batch(pipe, [clip], "pt", None)
     assert returned.data_ptr() == clip.data_ptr()
     assert len(as_batch(pipe, [clip, clip], "pt", None)) == 2
