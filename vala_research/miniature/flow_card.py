@@ -27,6 +27,7 @@ from vala_research.miniature.motion_card import (
 from vala_research.sprites.scene import WORLD
 
 FLOW, VIDEO = "flow model", "video model"
+GUIDANCE = 4.0  # of samples; chosen on validation prompts
 
 
 def flow_pipeline(folder: Path | None = None) -> VideoEditPipeline:
@@ -64,7 +65,8 @@ def main() -> None:
     # Frames, one by one.
     if args.prompts:
         for name, held_out in (("prompts", False), ("prompts of held-out pairs", True)):
-            quality[name] = prompt_accuracy(pipe, WORLD, args.prompts, held_out=held_out)
+            asked = pipe, WORLD, args.prompts, 25, GUIDANCE, held_out
+            quality[name] = prompt_accuracy(*asked)
             print(name, quality[name])
 
     # Round trips at guidance 1.

@@ -69,7 +69,7 @@ def sample_clip(
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n_frames, 4, SIZE // 4, SIZE // 4, generator=generator)
     if isinstance(pipe, VideoEditPipeline):  # a flow, which samples from these latents
-        own = dict(num_inference_steps=25, guidance_scale=2.0) | settings
+        own = dict(num_inference_steps=25, guidance_scale=4.0) | settings
         return pipe(prompt=scene.caption, latents=noise, output_type="pt", **own).frames[0]
     settings = SAMPLING | dict(height=SIZE, width=SIZE, output_type="pt") | settings
     if not hasattr(pipe, "motion_adapter"):
