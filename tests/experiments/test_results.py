@@ -39,7 +39,7 @@ RESULTS = {
     "30_ge_bilateral_inversion": bilateral_inversion, "35_ge_adapter_gains": adapter_gains,
     "35_ge_adapter_gains_as_paper": adapter_gains, "36_ge_hosts": hosts,
     "37_ge_bilateral_hosts": bilateral_hosts, "38_ge_controls": controls,
-    "50_flow_editing": editing, "53_flow_theory": flow_theory,
+    "50_flow_editing": editing, "50_flow_editing_wan": editing, "53_flow_theory": flow_theory,
 }  # fmt: skip
 
 
@@ -74,6 +74,7 @@ def test_every_file_is_listed():
         ("22_fldm_schedules", "constant, tau 0", "decay_image, tau 0.5", "psnr", 2),
         ("36_ge_hosts", "vid2vid_zero, with", "vid2vid_zero, without", "path_error", 2),
         ("36_ge_hosts", "token_flow, with", "token_flow, without", "psnr", 2),
+        ("50_flow_editing_wan", "wan, FlowEdit", "wan, inversion", "psnr", 2),
         ("12_vala_editing_quality", "extended", "own", "jitter", 2),
         ("12_vala_editing_quality", "VALA 256 token anchors", "own", "psnr", 2),
     ],
