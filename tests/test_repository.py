@@ -121,15 +121,6 @@ def test_every_dependency_has_both_bounds():
         assert operators == {">=", "<"}, requirement
 
 
-def test_colab_keeps_its_own_kernel():
-    """The cell of each notebook installs an extra that brings nothing of Jupyter."""
-    colab = {requirement.name for requirement in requirements("colab")}
-    kernel = {"ipykernel", "ipywidgets", "jupyterlab", "papermill", "tornado", "jupyter_client"}
-    assert {"pandas", "seaborn"} <= colab and not colab & kernel
-    for path in NOTEBOOKS:
-        assert '%pip install -q \\"vala-research[colab] @ git+{repository}\\"' in path.read_text()
-
-
 def test_constraints_pin_every_direct_dependency_within_its_bounds():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]

@@ -7,6 +7,7 @@ import torch
 from tiny_models import tiny_checkpoint
 
 from vala_research import InputError, VideoEditPipeline, read_clip, write_clip
+from vala_research.evaluation.panel import uploaded_file
 from vala_research.experiments.edit_panel import DEMO, EditPanel
 from vala_research.experiments.quickstart import Settings
 
@@ -67,6 +68,20 @@ def test_an_upload_and_a_path_are_read(panel, tmp_path):
     panel.controls["upload"].set_trait("value", ({**upload, "last_modified": datetime.now()},))
     name, frames, _ = panel.source()
     assert name == str(panel.output / "uploads/up.mp4") and len(frames) == 2
+
+
+def test_files_of_both_versions_of_the_upload_widget_are_read():
+    """Colab has ipywidgets 7, whose value is a dict by name."""
+    assert uploaded_file(({"name": "a.gif", "content": memoryview(b"1")},)) == ("a.gif", b"1")
+    assert uploaded_file({"a.gif": {"metadata": {}, "content": b"1"}}) == ("a.gif", b"1")
+
+
+def test_a_notebook_shows_the_widget(panel):
+    from IPython.utils.capture import capture_output
+
+    with capture_output() as shown:
+        panel._ipython_display_()
+    assert "HBox" in shown.stdout
 
 
 def test_an_error_is_one_sentence_and_takes_the_old_picture_away(panel):

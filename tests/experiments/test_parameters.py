@@ -206,16 +206,15 @@ def test_unknown_names_stop_before_a_model_loads(experiment, given, sentence, tm
         experiment.run(settings, tmp_path)
 
 
-OWN = 'preset = "smoke"  # "smoke": here\nsteps = None\noutput = "o"\nrepository = ""'
+OWN = 'preset = "smoke"  # "smoke": here\nsteps = None\noutput = "o"'
 
 
 @pytest.mark.parametrize(
     ("cells", "names"),
     [
-        ([OWN], ["preset", "steps", "output", "repository"]),
-        ([OWN, '# Parameters\nstesp = 3\n'], ["preset", "steps", "output", "repository", "stesp"]),
-        (["# Parameters\nold = 1", OWN, "rows = 1", "%pip install x"],
-         ["preset", "steps", "output", "repository"]),  # fmt: skip
+        ([OWN], ["preset", "steps", "output"]),
+        ([OWN, '# Parameters\nstesp = 3\n'], ["preset", "steps", "output", "stesp"]),
+        (["# Parameters\nold = 1", OWN, "rows = 1", "%pip x"], ["preset", "steps", "output"]),
     ],
 )
 def test_the_parameter_cells_tell_what_was_given(cells, names):
@@ -225,7 +224,7 @@ def test_the_parameter_cells_tell_what_was_given(cells, names):
 
 
 def test_a_misspelt_parameter_is_refused():
-    given = {"preset": "smoke", "steps": None, "output": "o", "repository": ""}
+    given = {"preset": "smoke", "steps": None, "output": "o"}
     cells = ["", OWN, "# Parameters\nstesp = 3\n"]
     assert quickstart.Settings.from_notebook(given | {"In": cells[:2], "x": 1}).n_frames == 16
     for wrong in ({"In": cells, "stesp": 3}, {"stesp": 3}):

@@ -203,7 +203,8 @@ def run_edit(
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
     edited = pipe(
-        clip, output_type="pt", generator=generator, fusion=fusion, **arguments
+        clip, output_type="pt", generator=generator, fusion=fusion,
+        frames_per_chunk=estimate.get("frames_per_chunk"), **arguments
     ).frames[0].cpu()  # fmt: skip
     seconds = time.perf_counter() - start
 

@@ -96,7 +96,8 @@ def run_inversion(
     estimate = announce(pipe, clip, call, scale)
 
     start = time.perf_counter()
-    inverted = pipe.invert(clip, **asdict(call), return_inversion=True)
+    chunks = dict(frames_per_chunk=estimate.get("frames_per_chunk"))
+    inverted = pipe.invert(clip, **asdict(call), return_inversion=True, **chunks)
     seconds = time.perf_counter() - start
     again = pipe.reconstruct(inverted, call.source_prompt, call.num_inference_steps).cpu()
     round_trip = pipe.decode(pipe.encode(clip)).cpu()

@@ -23,20 +23,30 @@ def stop(reason: object, status: int) -> None:
 def announce(
     pipe, clip, call: Inverting, guidance_scale: float = 1.0, injection: Any = 0.0, fusion=None
 ) -> dict[str, float]:
-    """Say how much memory and time the work will take.
+    """Say how much memory and time the work will take; on a GPU, make it fit.
 
-    The time is that of one step of this clip, times the number of steps.
+    The time is that of one step of this clip, times the number of steps. Returned beside both:
+    frames per chunk, where fewer than usual are needed.
     """
     import psutil
 
     from vala_research.diffusion.vae import n_latent_frames
     from vala_research.editing.estimate import frames_seen
+    from vala_research.editing.memory_plan import MemoryPlan
 
     n, (h, w), n_steps = len(clip), clip.frames.shape[-2:], call.num_inference_steps
-    expected = pipe.estimate(
-        n, h, w, num_inference_steps=n_steps, guidance_scale=guidance_scale,
-        inversion=call.inversion, injection=injection, fusion=fusion, attention=call.attention,
+    work = dict(
+        num_inference_steps=n_steps, guidance_scale=guidance_scale, inversion=call.inversion,
+        injection=injection, fusion=fusion, attention=call.attention,
     )  # fmt: skip
+    device = pipe.device  # under offload the parts lie elsewhere
+    plan = MemoryPlan() if device.type == "cpu" else pipe.fit_memory(n, h, w, **work)
+    per_chunk = plan.frames_per_chunk
+    expected = pipe.estimate(
+        n, h, w, frames_per_chunk=per_chunk, tiling=plan.tiling, offload=plan.offload, **work
+    )
+    if plan.measures:
+        typer.echo(str(plan))
     of_one_step, _ = frames_seen(pipe, call.attention, n_latent_frames(pipe.vae, n))
 
     # Warm up on one frame, then time one step, with the ControlNet that an edit's steps have. The
@@ -50,7 +60,8 @@ def announce(
     warm.more_controls = tuple(control.of_frames(1) for control in pipe.more_controls)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        one_step = dict(num_inference_steps=1, attention=call.attention, inversion="ddim")
+        one_step = dict(num_inference_steps=1, attention=call.attention, inversion="ddim",
+                        frames_per_chunk=per_chunk)  # fmt: skip
         warm.invert(clip.frames[:1], call.source_prompt, **one_step)
         start = time.perf_counter()
         timed.invert(clip, call.source_prompt, **one_step)
@@ -59,13 +70,14 @@ def announce(
 
     bound = "at most " if call.inversion in ("exact", "null_text") else ""
     typer.echo(
-        f"{n} frames of {h}x{w}, {n_steps} steps, {pipe.device}: {bound}about "
+        f"{n} frames of {h}x{w}, {n_steps} steps, {device}: {bound}about "
         f"{size_text(expected.peak_bytes)} and {seconds:.0f} s (one step, timed)."
     )
     free = psutil.virtual_memory().available
-    if pipe.device.type == "cpu" and expected.peak_bytes > free:
+    if device.type == "cpu" and expected.peak_bytes > free:
         typer.echo(f"warning: only {size_text(free)} are free: give fewer --frames.", err=True)
-    return {"seconds": seconds, "peak_bytes": expected.peak_bytes}
+    known = {} if per_chunk is None else {"frames_per_chunk": per_chunk}
+    return {"seconds": seconds, "peak_bytes": expected.peak_bytes} | known
 
 
 def write_record(

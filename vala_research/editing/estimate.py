@@ -33,11 +33,14 @@ def peak_bytes(
     frames_per_chunk: int | None,
     unet_frames: int,
     n_seen: int,
+    tiling: bool = False,
+    offload: bool = False,
 ) -> int:
     """Peak memory: all weights, the trajectory, and the larger of the maps of network and VAE.
 
     height, width: of the frames. unet_frames: frames per chunk of the UNet's inner work. n_seen:
-    frames that the network sees at once, see `stretches`. This is an estimate, not a bound: the
+    frames that the network sees at once, see `stretches`. tiling: of the VAE. offload: the VAE, a
+    text encoder, and the rest take turns on the device. This is an estimate, not a bound: the
     cache of the allocator and the framework itself come on top.
     """
     vae, unet = networks["vae"], networks["unet"]
@@ -46,13 +49,32 @@ def peak_bytes(
         in_network = _in_unet(unet, n_branches * h * w, n_seen, unet_frames)
     else:
         in_network = _in_transformer(unet, n_branches * n_seen * n_tokens(unet, h, w))
-    # Models that share their weights hold them once.
-    parameters = {id(p): p for m in networks.values() for p in m.parameters()}
-    weights = sum(p.numel() * p.element_size() for p in parameters.values())
+    weights = _of_weights(networks, offload)
     in_latents = unet.config.in_channels * h * w * (n_steps + 10) * n_latent_frames(vae, n_frames)
     solver = 4 * (in_latents + n_frames * 6 * height * width)
+    if tiling:
+        height, width = (min(side, tile_side(vae)) for side in (height, width))
     in_vae = _in_vae(vae, n_frames, height, width, frames_per_chunk)
     return int(weights + solver + max(in_network, in_vae))
+
+
+def _of_weights(networks: dict[str, nn.Module], offload: bool) -> int:
+    """Bytes of weights on the device: of all networks, or of the largest part that takes turns.
+
+    Models that share their weights hold them once.
+    """
+    turns: dict[str, dict[int, int]] = {}
+    for name, network in networks.items():
+        is_alone = offload and (name == "vae" or name.startswith("text_encoder"))
+        part = turns.setdefault(name if is_alone else "rest", {})
+        part |= {id(p): p.numel() * p.element_size() for p in network.parameters()}
+    return max(sum(part.values()) for part in turns.values())
+
+
+def tile_side(vae: Any) -> int:
+    """Side of a VAE's tiles in pixels."""
+    names = ("tile_sample_min_size", "tile_sample_min_height")
+    return next((int(getattr(vae, name)) for name in names if hasattr(vae, name)), 512)
 
 
 def _in_unet(unet: nn.Module, n_sites: int, n_seen: int, unet_frames: int) -> float:
@@ -122,12 +144,16 @@ def estimate_edit(
     attention: Attending | None = None,
     strength: float | None = None,
     host: str | None = None,
+    tiling: bool | None = None,
+    offload: bool = False,
 ) -> Estimate:
     """What an edit by this pipeline costs, before it starts. The arguments are those of the edit.
 
     has_latents: the clip is inverted already. Every source of a fusion counts as much as the
     pipeline's own model, its weights once.
+    tiling: of the VAE (None: as it is set). offload: parts take turns on the device.
     """
+    tiling = getattr(pipe.vae, "use_tiling", False) if tiling is None else tiling
     num_inference_steps, guidance_scale, inversion, injection, attention, strength = (
         defaults_of(pipe.edit_defaults, host).filled(
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
@@ -165,7 +191,7 @@ def estimate_edit(
         networks |= {f"unet of source {i}": unet for i, unet in enumerate(own)}
     needed = peak_bytes(
         networks, n_frames, height, width, n_steps, n_branches, frames_per_chunk,
-        unet_frames=size, n_seen=n_at_once,
+        unet_frames=size, n_seen=n_at_once, tiling=tiling, offload=offload,
     )  # fmt: skip
     return Estimate(n_evaluations, needed, size)
 

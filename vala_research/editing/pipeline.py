@@ -35,6 +35,7 @@ from vala_research.editing.fusion import Fusion, begin
 from vala_research.editing.hosts import defaults_of, warn_without_control
 from vala_research.editing.ip_adapter import PictureMixin, picture_embeds
 from vala_research.editing.loaders import LoraMixin, TextualInversionMixin
+from vala_research.editing.memory_plan import fit_memory
 from vala_research.editing.motion import MotionMixin
 from vala_research.editing.parts import EditParts
 from vala_research.editing.single_file import SingleFileMixin
@@ -227,6 +228,7 @@ class VideoEditPipeline(
         return VideoEditOutput(frames=frames) if return_dict else (frames,)
 
     estimate = estimate_edit
+    fit_memory = fit_memory
 
 
 def quiet_pipeline(

@@ -34,6 +34,19 @@ def ipywidgets() -> Any:
     return widgets
 
 
+def uploaded_file(value: Any) -> tuple[str, bytes]:
+    """Name and content of the file in a FileUpload's value.
+
+    ipywidgets 8 has a tuple of files; 7, which Colab has, a dict of files by name.
+    """
+    if isinstance(value, Mapping):
+        name, file = next(iter(value.items()))
+    else:
+        (file, *_) = value
+        name = file["name"]
+    return name, bytes(file["content"])
+
+
 def panel(
     controls: Callable[[Any], Mapping[str, Any]],
     redraw: Callable[..., tuple[str, list[Picture]]],

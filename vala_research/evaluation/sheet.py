@@ -33,7 +33,11 @@ class Page:
 
     def axes(self, x: float, y: float, w: float, h: float) -> Axes:
         """Axes without ticks, grid and frame."""
-        axes = self.figure.add_axes((x / self.w, 1 - (y + h) / self.h, w / self.w, h / self.h))
+        # A hair inside whole pixels: rounding must not reach over an edge, or images are resampled.
+        hair = 1e-7
+        box = (x / self.w, 1 - (y + h) / self.h, w / self.w, h / self.h)
+        box = (*(a + hair for a in box[:2]), *(a - 2 * hair for a in box[2:]))
+        axes = self.figure.add_axes(box)
         axes.set(xticks=[], yticks=[])
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)

@@ -44,7 +44,7 @@ PUBLISHED = dict(model=STABLE_DIFFUSION, n_clips=0, kinds=(), n_frames=16, size=
 # without motion modules and adapter, which are methods that the papers compare.
 POINT = dict(parts=("controlnet",), n_frames=8, steps=15, guidance=2.0, n_processes=0)
 ATTENTIONS = ChainMap({"anchors": ANCHORS}, POLICIES)  # names of attention policies
-OF_EVERY_NOTEBOOK = {"preset", "output", "repository"}  # parameters beside the settings
+OF_EVERY_NOTEBOOK = {"preset", "output"}  # parameters beside the settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,14 @@ from torch import Tensor
 from vala_research import InputError, read_clip, write_clip
 from vala_research.editing.hosts import HOSTS
 from vala_research.evaluation.cases import edit_cases
-from vala_research.evaluation.panel import LOOK, WIDE, buttons, ipywidgets, papermill_line
+from vala_research.evaluation.panel import (
+    LOOK,
+    WIDE,
+    buttons,
+    ipywidgets,
+    papermill_line,
+    uploaded_file,
+)
 from vala_research.evaluation.sheet import strip
 from vala_research.experiments.contract import ATTENTIONS
 from vala_research.files import check_output, written_whole
@@ -141,9 +148,10 @@ class EditPanel:
         n, side = self.controls["n_frames"].value, self.settings.side(self.pipe)
         typed, name = self.controls["path"].value.strip(), self.controls["clip"].value
         if uploaded := self.controls["upload"].value:
-            path = self.output / "uploads" / Path(uploaded[0]["name"]).name
+            file, content = uploaded_file(uploaded)
+            path = self.output / "uploads" / Path(file).name
             with written_whole(check_output(path, makes_parents=True)) as unfinished:
-                unfinished.write_bytes(bytes(uploaded[0]["content"]))
+                unfinished.write_bytes(content)
         elif typed or name == DEMO:
             path = Path(typed or self.settings.clip)
         else:
@@ -205,5 +213,7 @@ class EditPanel:
         """The line that makes this edit without the panel."""
         return papermill_line("00_quickstart", parameters)
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
+    def _ipython_display_(self) -> None:
+        from IPython.display import display  # of every notebook, and of no command
+
+        display(self.widget)

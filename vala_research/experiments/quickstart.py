@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vala_research.assets import demo_clip
 from vala_research.diffusion.inversion import METHODS
 from vala_research.editing.hosts import HOSTS
+from vala_research.editing.memory_plan import MemoryPlan
 from vala_research.evaluation.figures import Picture
 from vala_research.evaluation.metrics import estimate_flow, psnr, ssim, warp_error
 from vala_research.evaluation.sheet import strip
@@ -22,6 +24,7 @@ from vala_research.sprites.edits import demo_scenes
 from vala_research.sprites.render import render
 
 SCENE, TARGET = demo_scenes()
+FIRST_FRAMES, FIRST_STEPS = 4, 5  # of the first look
 Frames = Float[Tensor, "f c h w"]
 
 
@@ -57,6 +60,30 @@ class Settings(Preset):
         if asked != (demo_clip(), SCENE.caption, TARGET.caption):
             return None
         return render(TARGET, 16, source.shape[-1]).frames[: len(source)]
+
+
+def fitted(pipe, settings: Settings, source: Frames) -> MemoryPlan:
+    """Make the edit fit into the memory of the device; the forecast, as one sentence, is printed.
+
+    Raises InputError if it does not fit.
+    """
+    s = settings
+    return pipe.fit_memory(
+        len(source), *source.shape[-2:], num_inference_steps=s.steps, guidance_scale=s.guidance,
+        attention=s.attention, host=s.host, inversion=s.inversion, injection=s.injection,
+    )  # fmt: skip
+
+
+def first_look(pipe, settings: Settings, source: Frames) -> Picture:
+    """Edit a few frames in a few steps: a picture within seconds, before the edit itself."""
+    frames = source[:FIRST_FRAMES]
+    edited = pipe(
+        frames, settings.prompt, settings.source_prompt, num_inference_steps=FIRST_STEPS,
+        guidance_scale=settings.guidance, output_type="pt",
+        generator=torch.Generator().manual_seed(settings.seed),
+    ).frames[0].float().cpu()  # fmt: skip
+    title = f"a first look: {len(frames)} frames, {FIRST_STEPS} steps"
+    return strip({"source": frames, "edit": edited}, title=title)
 
 
 def panel(pipe, settings: Settings, output: str | Path) -> EditPanel:
