@@ -77,11 +77,12 @@ def test_files_of_both_versions_of_the_upload_widget_are_read():
 
 
 def test_a_notebook_shows_the_widget(panel):
-    from IPython.utils.capture import capture_output
-
-    with capture_output() as shown:
-        panel._ipython_display_()
-    assert "HBox" in shown.stdout
+    names = ("_repr_mimebundle_", "_ipython_display_")  # of ipywidgets 8 and of 7
+    shown = [name for name in names if hasattr(panel.widget, name)]
+    assert shown
+    assert [name for name in names if hasattr(panel, name)] == shown
+    for name in shown:
+        assert getattr(panel, name).__self__ is panel.widget
 
 
 def test_an_error_is_one_sentence_and_takes_the_old_picture_away(panel):

@@ -213,7 +213,10 @@ class EditPanel:
         """The line that makes this edit without the panel."""
         return papermill_line("00_quickstart", parameters)
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import display  # of every notebook, and of no command
+    @property
+    def _repr_mimebundle_(self) -> Any:  # how ipywidgets 8 shows itself
+        return self.widget._repr_mimebundle_
 
-        display(self.widget)
+    @property
+    def _ipython_display_(self) -> Any:  # how ipywidgets 7 does, which Colab has
+        return self.widget._ipython_display_
