@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 
 from vala_research import InputError
-from vala_research.evaluation.comparison_tables import METRICS, gain_of
 from vala_research.evaluation.verdicts import assert_claims
-from vala_research.experiments import default_edit, default_search
+from vala_research.experiments import default_edit, default_search, page_cells
 from vala_research.experiments.fldm import (
     alpha,
     fusion,
@@ -27,7 +26,18 @@ from vala_research.experiments.ge import (
     controls,
     hosts,
 )
-from vala_research.experiments.paper_map import ITEMS, replaced, status, written_map
+from vala_research.experiments.page_cells import (
+    Column,
+    Line,
+    PageTable,
+    filled,
+    gain_in,
+    gain_text,
+    number,
+    p_text,
+)
+from vala_research.experiments.pages import replaced, written_pages
+from vala_research.experiments.paper_map import ITEMS, status
 from vala_research.experiments.vala import editing_quality
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -61,45 +71,77 @@ def test_every_file_is_listed():
     assert all(f"`{name}.csv`" in listed for name in files)
 
 
+def test_the_pages_are_the_generated_ones():
+    """`python -m vala_research.experiments.pages` writes them."""
+    for path, text in written_pages().items():
+        assert path.read_text("utf-8") == text, path
+
+
 @pytest.mark.parametrize(
     ("name", "better", "than", "metric", "digits"),
     [
-        ("20_fldm_fusion", "fused, half and half", "image only", "jitter", 2),
-        ("20_fldm_fusion", "fused", "image only", "jitter", 2),
         ("20_fldm_fusion", "fused", "image only", "warp_error", 2),
-        ("20_fldm_fusion", "fused, half and half", "video only", "path_error", 2),
-        ("20_fldm_fusion", "fused, half and half", "video only", "psnr", 2),
-        ("38_ge_controls", "depth, without", "none, without", "path_error", 1),
-        ("38_ge_controls", "depth, without", "none, without", "psnr", 1),
         ("22_fldm_schedules", "constant, tau 0", "decay_image, tau 0.5", "psnr", 2),
-        ("36_ge_hosts", "vid2vid_zero, with", "vid2vid_zero, without", "path_error", 2),
-        ("36_ge_hosts", "token_flow, with", "token_flow, without", "psnr", 2),
-        ("50_flow_editing_wan", "wan, FlowEdit", "wan, inversion", "psnr", 2),
-        ("12_vala_editing_quality", "extended", "own", "jitter", 2),
-        ("12_vala_editing_quality", "VALA 256 token anchors", "own", "psnr", 2),
+        ("12_vala_editing_quality", "VALA 2 key frames", "own", "psnr", 2),
     ],
 )
-def test_a_published_gain_is_that_of_the_rows(name, better, than, metric, digits):
-    """Mean and interval, as the page prints them."""
-    gain = gain_of(rows_of(name), metric, better, than, METRICS[metric].sign)
-    factor, page = METRICS[metric].factor, (NOTEBOOKS / "README.md").read_text()
-    mean, low, high = (factor * x for x in (gain.mean, gain.low, gain.high))
-    plain, signed = (
-        [f"{x:{sign}.{digits}f}" for x in (mean, low, high)] for sign in ("", "+")
-    )
-    ends = f"[{plain[1]}, {plain[2]}]"
-    printed = [f"{plain[0]} {ends}", f"{plain[0]} lower {ends}", f"{signed[0]} {ends}",
-               f"{signed[0]} [{signed[1]}, {signed[2]}]"]  # fmt: skip
-    assert any(text in page for text in printed), printed
-
-
-def test_the_map_of_the_papers_is_the_generated_one():
-    """`python -m vala_research.experiments.paper_map` writes it."""
+def test_a_gain_in_the_text_is_that_of_the_rows(name, better, than, metric, digits):
+    """Mean and interval, as sentences of the page print them."""
+    text = gain_text(gain_in(name, metric, better, than), digits, "+").partition(", p")[0]
     page = (NOTEBOOKS / "README.md").read_text()
-    assert replaced(page, written_map(NOTEBOOKS)) == page
+    assert any(x in page for x in (text, text.replace("+", ""))), text
+
+
+def test_every_item_of_the_map_has_a_notebook():
     numbers = {path.stem[:2] for path in NOTEBOOKS.glob("[1-5]*.ipynb")}
     assert {n for item in ITEMS for n in item.notebooks} == numbers
     assert all(item.notebooks or item.reason for item in ITEMS)
+
+
+PLANTED = pd.DataFrame(
+    {"setting": name, "kind": "shape", "index": i, "psnr": 20 + i + gain, "success": 0.5}
+    for name, gain in (("a, without", 0.0), ("a, with", 1.0), ("b, without", 0), ("b, with", 3))
+    for i in range(6)
+)
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    monkeypatch.setattr(page_cells, "rows_of", lambda file: PLANTED)
+
+
+def test_a_table_of_a_page_says_what_its_rows_say(planted):
+    lines = [Line("a", "a, with", "a, without"), Line("b", "b, with"),
+             Line("both", ("a, with", "b, with"), ("a, without", "b, without"))]  # fmt: skip
+    columns = [Column("PSNR", "psnr"), Column("without", "psnr", "baseline", 1),
+               Column("gain", "psnr", "gain"), Column("right, %", "success", digits=0)]  # fmt: skip
+    assert PageTable("planted", "host", lines, columns).written().splitlines() == [
+        "| host | PSNR | without | gain | right, % |",
+        "| --- | --- | --- | --- | --- |",
+        "| a | 23.50 | 22.5 | +1.00 [+1.00, +1.00], p = .031 | 50 |",
+        "| b | 25.50 |  |  | 50 |",
+        "| both | 24.50 | 22.5 | +2.00 [+2.00, +2.00], p = .031 | 50 |",
+    ]
+    with pytest.raises(InputError, match="no rows of 'c'"):
+        PageTable("planted", "host", [Line("c", "c")], columns).written()
+
+
+def test_a_field_of_a_text_is_filled_from_the_rows(planted):
+    text = "{{x | psnr | *, with > *, without | dB | 1}}; {{x | success | a, with | 0}}%; " \
+           "{{x | psnr | where index == 5 and setting == 'a, with'}}"  # fmt: skip
+    assert filled(text) == "+2.0 dB [+2.0, +2.0], p = .031; 50%; 26.00"
+    assert filled("{{x | psnr | a, with @kind=shape | 1}}") == "23.5"
+
+
+@pytest.mark.parametrize(
+    ("p", "printed"), [(0.0078125, "p = .008"), (0.125, "p = .12"), (0.0002, "p < .001")]
+)
+def test_p_values_are_printed_as_in_papers(p, printed):
+    assert p_text(p) == printed
+
+
+def test_a_small_loss_is_no_minus_zero():
+    assert number(-0.001, 2, "+") == "0.00"
 
 
 def test_the_map_says_what_was_not_run(tmp_path):
@@ -109,4 +151,4 @@ def test_the_map_says_what_was_not_run(tmp_path):
     nbformat.write(book, tmp_path / "20_fldm_fusion.ipynb")
     assert status(tmp_path, "20")[1] == {"sprites": "not run", "paper": "measured"}
     with pytest.raises(InputError, match="The page has no lines"):
-        replaced("a page", "a map")
+        replaced("a page", "map", "a map")

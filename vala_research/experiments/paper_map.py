@@ -1,7 +1,7 @@
 """Which notebook makes which figure, table or question of the four papers, and what has been run.
 
-`python -m vala_research.experiments.paper_map` writes the map into notebooks/README.md. It reads
-what was run from the notebooks and from notebooks/results/, so it cannot claim more.
+`python -m vala_research.experiments.pages` writes the map into notebooks/README.md. What was run is
+read from the notebooks and from notebooks/results/, so the map cannot claim more.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vala_research import InputError
 from vala_research.evaluation.provenance import notebook_sources
 from vala_research.experiments.batches.inspection import notebook_folder
-from vala_research.files import write_text
 
-BEGIN, END = "<!-- map: begin -->", "<!-- map: end -->"
 GE, THEORY, FLDM, VALA = "GE-Adapter", "GE-Adapter theory", "FLDM", "VALA"
 FLOW = "FlowEdit, FlowAlign"
 
@@ -108,22 +105,3 @@ def status(folder: Path, number: str) -> tuple[Path, dict[str, str]]:
         else:
             ran[preset] = "measured, rows kept" if preset == "sprites" and has_rows else "measured"
     return path, ran
-
-
-def replaced(page: str, table: str) -> str:
-    """A page with the map between its two marks replaced."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"The page has no lines {BEGIN} and {END}: write them where the map goes.")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
-
-
-def main() -> None:
-    """Write the map into notebooks/README.md."""
-    page = notebook_folder() / "README.md"
-    write_text(page, replaced(page.read_text("utf-8"), written_map()))
-
-
-if __name__ == "__main__":
-    main()
