@@ -1,4 +1,4 @@
-"""Means and paired gains from the rows in notebooks/results/, as tables and sentences print them."""
+"""Means and paired gains of the rows in notebooks/results/, as tables and sentences print them."""
 
 from __future__ import annotations
 
