@@ -16,7 +16,7 @@ from jupyter_client import AsyncKernelManager
 from tiny_models import tiny_checkpoint
 
 from vala_research import InputError, read_clip, write_clip
-from vala_research.evaluation.figures import save_figure
+from vala_research.evaluation.figures import COLUMN, PAGE, save_figure
 from vala_research.evaluation.metrics import psnr
 from vala_research.evaluation.verdicts import assert_claims
 from vala_research.experiments.batches.redraw import figure_of, records
@@ -64,8 +64,11 @@ def check_redrawn(output: Path, target: Path) -> None:
     """Each figure that is drawn from rows is drawn from its csv again, bit by bit."""
     for path, record in records(output):
         if "drawing" in record:
-            save_figure(figure_of(path, record), target)
+            save_figure(figure := figure_of(path, record), target)
             assert target.read_bytes() == path.with_suffix(".png").read_bytes(), path
+            assert figure.get_size_inches()[0] in (COLUMN, PAGE), path
+            title = figure.get_suptitle().replace("\n", " ")
+            assert title == record["title"] != "" or figure.get_layout_engine() is None, path
 
 
 def kernel_seconds() -> float:

@@ -65,3 +65,17 @@ def test_held_out_choices_need_other_clips_and_known_settings():
         verdicts.held_out_gain(values, ["a"], ["b"])
     with pytest.raises(InputError, match="No rows of 'c'"):
         verdicts.held_out_gain(values, ["c"], ["b"])
+
+
+def test_a_figure_states_a_claim_and_its_verdict():
+    gain = paired_gain([2.0] * 8, [1.0] * 8)
+    claims = [
+        verdicts.Claim.of_fact("every setting makes every edit", "missing rows", 0, True),
+        verdicts.Claim.of_gain("the adapter improves PSNR", "gain in PSNR", gain),
+        verdicts.Claim.of_gain("fused is steadier", "jitter", gain),
+    ]
+    assert verdicts.stated(claims) == "Every setting makes every edit (missing rows): confirmed"
+    assert verdicts.stated(claims, "improves PSNR") == "The adapter improves PSNR: confirmed"
+    assert verdicts.stated(claims, "steadier, jitter") == "Fused is steadier (jitter): confirmed"
+    assert verdicts.stated(claims, "unknown") == verdicts.stated(claims)
+    assert verdicts.stated([]) == ""

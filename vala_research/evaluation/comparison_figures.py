@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vala_research.evaluation.comparison_tables import METRICS, per_clip
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture
 from vala_research.evaluation.statistics import FEWEST, UNKNOWN, summarise
 
 
@@ -32,7 +32,7 @@ def gains_figure(
     metrics = [m for m in metrics if m in set(gains.metric)]
     (baseline,) = set(table.setting) - set(names)
     with rc_context(STYLE):
-        fig = Picture(figsize=(7.0, 0.55 + 0.19 * len(names) + 0.25 * (len(metrics) > 3)))
+        fig = Picture(figsize=(PAGE, 0.55 + 0.19 * len(names) + 0.25 * (len(metrics) > 3)))
         axes = fig.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for ax, metric in zip(axes, metrics, strict=True):
             shown = METRICS[metric]
@@ -91,6 +91,14 @@ def axis_title(metric: str, rows: pd.DataFrame) -> str:
 
 
 SHARES = ("success", "presence")  # of frames
+
+
+def end_at_100(ax: Axes, metric: str) -> None:
+    """Let the axis of a share end at 100%, or a mark's height above it."""
+    low, high = ax.get_ylim()
+    if metric in SHARES and high > 100:
+        low = min(low, 99)
+        ax.set_ylim(low, 100 + 0.03 * (100 - low))
 
 
 def within_clips(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:

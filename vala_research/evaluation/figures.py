@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from vala_research.evaluation.latex import latex_table
 from vala_research.evaluation.provenance import file_hash, jsonable, record
 from vala_research.files import check_output, write_json, write_rows, written_together
 
+COLUMN, PAGE = 3.3, 7.0  # widths of a figure: one column of a two-column page, or both; inches
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere
@@ -48,7 +49,7 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
-    "figure.figsize": (3.4, 2.3),  # one column of a two-column page, inches
+    "figure.figsize": (COLUMN, 2.3),
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 300,
@@ -62,19 +63,26 @@ _addresses: set[str] = set()  # of the functions under `drawn`
 
 @dataclass(frozen=True)
 class Drawing:
-    """How a figure was drawn: the function's address, "module:name", its rows and its options."""
+    """How a figure was drawn: the function's address, "module:name", its rows and its options.
+
+    claim: what its title states, see `verdicts.stated`.
+    """
 
     function: str
     rows: Any
     options: Mapping[str, Any]
+    claim: str = ""
 
 
-def drawn(function: Callable[..., Figure]) -> Callable[..., Figure]:
+def drawn(function: Callable[..., Figure] | None = None, *, claim: str = "") -> Callable:
     """Decorate a function (rows, options ...) -> Figure, so that `emit` says how to draw it again.
 
     rows: a DataFrame. Options are plain values that JSON can hold. What is drawn at random is the
-    same every time.
+    same every time. claim: a part of the claim that the published figure's title states; by
+    default it states the first one.
     """
+    if function is None:
+        return partial(drawn, claim=claim)
     signature, address = inspect.signature(function), f"{function.__module__}:{function.__name__}"
     _addresses.add(address)
 
@@ -87,7 +95,7 @@ def drawn(function: Callable[..., Figure]) -> Callable[..., Figure]:
         finally:
             np.random.set_state(state)
         (_, rows), *rest = signature.bind(*arguments, **options).arguments.items()
-        figure.drawing = Drawing(address, rows, dict(rest))
+        figure.drawing = Drawing(address, rows, dict(rest), claim)
         return figure
 
     return draw

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from vala_research import InputError, chosen_from
-from vala_research.evaluation.figures import STYLE
+from vala_research.evaluation.figures import COLUMN, PAGE, STYLE
 
 FORMATS = ("pdf", "png", "svg")
-WIDTHS = {"column": 3.3, "page": 7.0}  # inches
+WIDTHS = {"column": COLUMN, "page": PAGE}
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Page:
         axes.imshow(np.linspace(1, 0, 128)[:, None], cmap=colours, aspect="auto",
                     extent=(0, 1, values[0], values[-1]))  # fmt: skip
         axes.yaxis.tick_right()
-        axes.tick_params(length=2, pad=1.5, labelsize=6)
+        axes.tick_params(length=2, pad=1.5, labelsize=7)
         axes.set_yticks(values, list(ticks.values()))
         return axes
 
@@ -185,4 +185,4 @@ class Sheet(Page):
         y, end = self.y(rows[0]), self.y(rows[-1]) + self.cell
         ticks = {v: f"{v:.2g}" for v in (norm.vmin, norm.vmax)}
         axes = self.scale(self.end(group) + 0.08, y, 0.08, end - y, colours, ticks)
-        axes.set_title(words, fontsize=6, weight="normal", pad=3)
+        axes.set_title(words, fontsize=7, weight="normal", pad=3)

@@ -130,6 +130,22 @@ def claims_table(claims: Iterable[Claim]) -> pd.DataFrame:
     return pd.DataFrame([asdict(claim) for claim in claims])
 
 
+def stated(claims: Iterable[Claim], part: str = "") -> str:
+    """A claim and its verdict in one line, for the title of a figure; "" of no claims.
+
+    part: of the claim's sentence, followed by ", " and what was measured. Where no claim has it, as
+    in a run of few metrics, the first one is stated.
+    """
+    lines = {f"{c.sentence}, {c.measured}": c for c in claims}
+    if not lines:
+        return ""
+    first = next(iter(lines.values()))
+    found = next((claim for line, claim in lines.items() if part in line), first)
+    quantity = found.measured.removeprefix("gain in ").partition(",")[0]
+    measured = "" if quantity in found.sentence else f" ({found.measured.rstrip(',')})"
+    return f"{found.sentence[0].upper()}{found.sentence[1:]}{measured}: {found.verdict}"
+
+
 def assert_claims(claims: Iterable[Claim]) -> None:
     """Print every claim with its verdict; raise AssertionError if an asserted one fails."""
     claims = list(claims)

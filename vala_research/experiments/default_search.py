@@ -21,7 +21,7 @@ from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
 from vala_research.evaluation.comparison_figures import axis_title, gains_figure
 from vala_research.evaluation.comparison_tables import METRICS, comparison_table, gain_of, in_units
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments import default_edit
 from vala_research.experiments.contract import CLIP, PUBLISHED, EditPreset
@@ -199,7 +199,7 @@ def cost_figure(rows: pd.DataFrame) -> Figure:
     is_named = others.evaluations != means.evaluations[START]
     looks = dict(zip(others.index[is_named], LOOKS, strict=False))
     with rc_context(STYLE):
-        fig = Picture(figsize=(2.3 * len(metrics), 2.9))
+        fig = Picture(figsize=(PAGE, 2.9))
         axes = fig.subplots(1, len(metrics), squeeze=False)[0]
         for ax, metric in zip(axes, metrics, strict=True):
             factor = METRICS[metric].factor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -16,7 +17,7 @@ from vala_research import chosen_from
 from vala_research.evaluation.figures import drawn_again, emit
 from vala_research.evaluation.panel import papermill_line
 from vala_research.evaluation.recorded import record_metrics
-from vala_research.evaluation.verdicts import Claim, claims_table
+from vala_research.evaluation.verdicts import Claim, claims_table, stated
 from vala_research.experiments.contract import Preset
 from vala_research.files import written_whole
 
@@ -36,21 +37,24 @@ def publish(
     """Write figure, numbers and origin by `emit`, and the claims beside them as csv; record both.
 
     notebook: such as "20_fldm_fusion"; the files are called `name`, or else "fldm_fusion". paper:
-    of `PAPERS`, by default the one in the notebook's name. A figure of the smoke preset carries a
-    watermark. origin: further arguments of `emit`.
+    of `PAPERS`, by default the one in the notebook's name. The title of a figure that is drawn
+    from rows states its claim and the verdict. A figure of the smoke preset carries a watermark.
+    origin: further arguments of `emit`.
     """
     if paper:
         chosen_from("paper", paper, PAPERS)
     paper = paper or notebook.split("_")[1]
 
-    name, claims = name or notebook.partition("_")[2], list(claims)
+    name, claims, title = name or notebook.partition("_")[2], list(claims), ""
     if drawing := getattr(figure, "drawing", None):  # a new one, whose layout no display has moved
         figure = drawn_again(drawing.function, drawing.rows, drawing.options)
-    finish(figure, settings.preset_name)
+        title = stated(claims, drawing.claim)
+    finish(figure, settings.preset_name, title)
     origin = {"device": "cuda" if torch.cuda.is_available() else "cpu"} | origin
     parameters = asdict(settings)
     parameters = {"preset": parameters.pop("preset_name"), **parameters}
     about = {
+        "title": title,
         "seconds": round(time.time() - settings.started, 1) if settings.started else None,
         "command": command(notebook, settings),
         "output": str(Path(output).resolve()),
@@ -67,8 +71,16 @@ def publish(
     return paths
 
 
-def finish(figure: Figure, preset: str) -> None:
-    """Stamp a figure of the smoke preset, which is no evidence."""
+def finish(figure: Figure, preset: str, title: str = "") -> None:
+    """Give a figure its title, and stamp one of the smoke preset, which is no evidence.
+
+    The figure grows by the height of the title. A figure whose parts have fixed places gets none.
+    """
+    if title and figure.get_layout_engine() is not None:
+        width, height = figure.get_size_inches()
+        lines = textwrap.wrap(title, int(13 * width))  # letters of 8 points per inch
+        figure.set_size_inches(width, height + 0.15 * len(lines))
+        figure.suptitle("\n".join(lines), fontsize=8, fontweight="bold")
     if preset == "smoke":
         size = min(14, 2.4 * min(figure.get_size_inches()[0], 2 * figure.get_size_inches()[1]))
         figure.text(0.5, 0.5, WATERMARK, rotation=20, ha="center", va="center", fontsize=size,

@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from scipy.stats import binomtest
 
 from vala_research import InputError
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.statistics import clips_needed, paired_gain
 from vala_research.evaluation.study.trials import QUESTIONS
 
@@ -133,7 +133,7 @@ def figure(table: pd.DataFrame) -> Picture:
     groups = list(dict.fromkeys(zip(table.group, table.a, table.b, strict=True)))
     n_names = len({(a, b) for _, a, b in groups})
     with rc_context(STYLE):
-        fig = Picture(figsize=(7.0, 0.9 + 0.75 * len(groups)))
+        fig = Picture(figsize=(PAGE, 0.9 + 0.75 * len(groups)))
         axes = fig.subplots(len(groups), 1, squeeze=False, sharex=True)[:, 0]
         for ax, (group, a, b) in zip(axes, groups, strict=True):
             is_part = (table.group == group) & (table.a == a) & (table.b == b)

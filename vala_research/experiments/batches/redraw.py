@@ -38,7 +38,7 @@ def figure_of(path: Path, record: dict[str, Any], look: Look = Look()) -> Figure
         raise InputError(f"{path} is drawn from {rows}, which is missing: run its notebook again.")
     with look.applied():
         figure = drawn_again(drawing["function"], read_rows(rows), drawing["options"])
-        finish(figure, record["parameters"].get("preset", ""))
+        finish(figure, record["parameters"].get("preset", ""), record.get("title", ""))
     look.fit(figure)
     return figure
 

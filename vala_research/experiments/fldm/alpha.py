@@ -18,10 +18,15 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from vala_research.editing.plan import Plan
-from vala_research.evaluation.comparison_figures import axis_title, intervals, within_clips
+from vala_research.evaluation.comparison_figures import (
+    axis_title,
+    end_at_100,
+    intervals,
+    within_clips,
+)
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import Claim, held_out_gain
 from vala_research.experiments.contract import POINT
@@ -142,7 +147,7 @@ def by_ratio(values: pd.DataFrame) -> pd.DataFrame:
 # --- curves over the ratio ----------------------------------------------------------------------
 
 
-@drawn
+@drawn(claim="jitter gains as")
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw each metric over the video model's share a, between the levels of the single models.
 
@@ -153,11 +158,12 @@ def figure(rows: pd.DataFrame) -> Picture:
     means = within_clips(rows, {*metrics, *path}).set_index(["metric", "setting"])
     columns = (len(metrics) + 2) // 2
     with rc_context(STYLE):
-        fig = Picture(figsize=(2.35 * columns, 4.0))
+        fig = Picture(figsize=(PAGE, 3.7))
         axes = fig.subplots(2, columns).ravel()
         for ax, metric in zip(axes, metrics, strict=False):
             _curve(ax, means.loc[metric] * METRICS[metric].factor)
             ax.set(title=axis_title(metric, rows), xlabel="video model's share a")
+            end_at_100(ax, metric)
         if path:
             _path(axes[len(metrics)], means, path, rows)
         for ax in axes[len(metrics) + 1 :]:

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.memory import MEBIBYTE
 from vala_research.evaluation.verdicts import Claim
 from vala_research.evaluation.weightless import stable_diffusion, stored_bytes
@@ -148,7 +148,7 @@ def figure(rows: pd.DataFrame) -> Picture:
     by = {name: counted[counted.setting == name] for name in PARTS}
     x = np.arange(len(lengths))
     with rc_context(STYLE):
-        fig = Picture(figsize=(7.0, 2.7))
+        fig = Picture(figsize=(PAGE, 2.7))
         left, right = fig.subplots(1, 2)
         tops = {"tflop": _flops_panel(left, x, by), "peak": _memory_panel(right, x, by)}
         ratio = ratios(counted)

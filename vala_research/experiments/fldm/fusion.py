@@ -25,7 +25,7 @@ from vala_research.evaluation.comparison_figures import (
 )
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim, Hypothesis, completeness, tested
 from vala_research.experiments.contract import POINT
 from vala_research.experiments.fldm.settings import (
@@ -116,7 +116,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
 # --- alignment against consistency --------------------------------------------------------------
 
 
-@drawn
+@drawn(claim="fused is steadier than the image model, jitter")
 def figure(
     rows: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PANELS, n_panels: int = 2
 ) -> Picture:
@@ -130,7 +130,7 @@ def figure(
     means = within_clips(rows, {m for pair in pairs for m in pair}).set_index(["metric", "setting"])
     looks = _looks(dict.fromkeys(rows.setting))
     with rc_context(STYLE):
-        fig = Picture(figsize=(3.5 * len(pairs), 3.1))
+        fig = Picture(figsize=(PAGE * len(pairs) / 2, 3.1))
         axes = fig.subplots(1, len(pairs), squeeze=False)[0]
         for ax, (across, up) in zip(axes, pairs, strict=True):
             for name, look in looks.items():
@@ -143,11 +143,11 @@ def figure(
             _front(ax, rows, across, up)
             mark_directions(ax, across, up, rows)
 
-        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         n = rows["index"].nunique()
-        fig.suptitle(
-            f"right and up is better; the line joins what nothing beats in both; {n} clips"
-            f"{intervals(n, '95% intervals within clips')}", fontsize=7,
+        note = f"right and up is better; the line joins what nothing beats in both; {n} clips"
+        fig.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
+            title=note + intervals(n, "95% intervals within clips"), title_fontsize=7,
         )  # fmt: skip
     return fig
 

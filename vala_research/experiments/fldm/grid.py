@@ -141,7 +141,7 @@ def sheet(grid: FusionGrid, kind: str, frame: int | None = None) -> Picture:
             for ax, tau in zip(line, taus, strict=True):
                 i = grid.edit_of[kind, a, tau]
                 ax.imshow(rearrange(grid.frames[i, frame], "c h w -> h w c").numpy())
-                ax.set_xlabel(captions(grid.rows[i]), fontsize=6, labelpad=2)
+                ax.set_xlabel(captions(grid.rows[i]), fontsize=7, labelpad=2)
                 ax.set(xticks=[], yticks=[])
         for ax, tau in zip(axes[0], taus, strict=True):
             ax.set_title(f"tau {tau:g}")

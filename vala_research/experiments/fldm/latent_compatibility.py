@@ -21,7 +21,7 @@ from vala_research.evaluation.benchmark import edited_frames
 from vala_research.evaluation.comparison_figures import axis_title, interval_mark, within_clips
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, comparison_table
 from vala_research.evaluation.edit_settings import EditSetting, equip
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.statistics import paired_gain, summarise
 from vala_research.evaluation.verdicts import Claim, completeness
@@ -180,7 +180,7 @@ def figure(rows: pd.DataFrame, measure: str = "centred") -> Picture:
     """
     edits, cosines = part_of(rows, "edits"), part_of(rows, "cosines")
     with rc_context(STYLE):
-        fig = Picture(figsize=(7.2, 2.7))
+        fig = Picture(figsize=(PAGE, 2.7))
         left, middle, right = fig.subplots(1, 3, width_ratios=(1, 1, 1.15))
         middle.sharey(left)
         rest = iter((COLOURS[5], COLOURS[3], COLOURS[4], *COLOURS[1:3]))

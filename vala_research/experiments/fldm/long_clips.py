@@ -18,10 +18,10 @@ from matplotlib.ticker import LogLocator
 from vala_research.diffusion.motion import load_motion_unet
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.editing.plan import Plan
-from vala_research.evaluation.comparison_figures import axis_title, within_clips
+from vala_research.evaluation.comparison_figures import axis_title, end_at_100, within_clips
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.statistics import paired_gain, summarise
 from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
 from vala_research.evaluation.weightless import weightless
@@ -177,13 +177,13 @@ LOOKS = {
 SHIFTS = {IMAGE: 0.96, VIDEO: 1.04, FUSED: 1.0}  # intervals side by side
 
 
-@drawn
+@drawn(claim="fused beats the image model, E_warp")
 def figure(rows: pd.DataFrame) -> Picture:
     """Quality, seams and memory against the number of frames, with 95% intervals within clips."""
     metrics = [m for m in SHOWN if m in rows]
     lengths = sorted(set(rows.frames))
     with rc_context(STYLE):
-        fig = Picture(figsize=(7.0, 3.9))
+        fig = Picture(figsize=(PAGE, 3.9))
         axes = fig.subplots(2, 3).ravel()
         for ax, metric in zip(axes, metrics, strict=False):
             ends = {
@@ -194,6 +194,7 @@ def figure(rows: pd.DataFrame) -> Picture:
                 line = {n: t.loc[name] for n, t in ends.items() if name in t.index}
                 _line(ax, {n: METRICS[metric].factor * mean for n, mean in line.items()}, name)
             ax.set_title(axis_title(metric, rows))
+            end_at_100(ax, metric)
             if metric == "warp_error":
                 ax.set_yscale("log")
                 ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

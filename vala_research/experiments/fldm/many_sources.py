@@ -18,10 +18,15 @@ from vala_research.editing.fusion import Fusion
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.editing.plan import Plan
 from vala_research.editing.source import Source
-from vala_research.evaluation.comparison_figures import axis_title, within_clips
+from vala_research.evaluation.comparison_figures import (
+    axis_title,
+    end_at_100,
+    interval_mark,
+    within_clips,
+)
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.flops import meta_policy, relative
 from vala_research.evaluation.verdicts import Claim, Hypothesis, tested
 from vala_research.evaluation.weightless import weightless
@@ -193,24 +198,22 @@ def _facts(rows: pd.DataFrame) -> list[Claim]:
 
 @drawn
 def figure(rows: pd.DataFrame) -> Picture:
-    """Quality against the number of sources, one line per rule; last, what each number costs.
-
-    Intervals are within clips.
-    """
+    """Quality by number of sources, a line per rule, intervals within clips; last, the costs."""
     metrics = [m for m in SHOWN if m in rows]
     means = within_clips(rows, metrics).set_index(["metric", "setting"])
     by_rule = _by_rule(rows)
     with rc_context(STYLE):
-        fig = Picture(figsize=(2.1 * (len(metrics) + 1), 2.5))
+        fig = Picture(figsize=(PAGE, 2.4))
         *axes, last = fig.subplots(1, len(metrics) + 1)
         for ax, metric in zip(axes, metrics, strict=True):
             ends = means.loc[metric][["mean", "low", "high"]] * METRICS[metric].factor
             _quality_panel(ax, ends, by_rule)
             ax.set(title=axis_title(metric, rows), xlabel="sources")
+            end_at_100(ax, metric)
         names = {1: VIDEO} | next(iter(by_rule.values()))
         flops = rows.groupby("setting").flops.first()
         last.bar(list(names), flops[list(names.values())], color="#999999")
-        last.set(title="FLOPs of an edit / image only", xlabel="sources", xticks=list(names))
+        last.set(title="FLOPs / image only", xlabel="sources", xticks=list(names))
         handles, labels = axes[0].get_legend_handles_labels()
         fig.legend(handles, [f"{x} weights" if x in (RELEASED, EQUAL) else x for x in labels],
                    loc="outside lower center", ncols=4)  # fmt: skip
@@ -232,19 +235,16 @@ def _quality_panel(ax: Axes, ends: pd.DataFrame, by_rule: Mapping[str, Mapping[i
 
 def _dot(ax: Axes, x: float, ends: pd.Series, colour: str, marker: str, label: str | None = None):
     """A setting's mean and interval."""
-    ax.plot([x, x], [ends.low, ends.high], color=colour, linewidth=1)
-    ax.plot(x, ends["mean"], marker, color=colour, label=label, linestyle="none")
+    y_ends = ends.low, ends.high
+    interval_mark(ax, x, ends["mean"], colour, y_ends=y_ends, marker=marker, label=label)
 
 
 def _by_rule(rows: pd.DataFrame) -> dict[str, dict[int, str]]:
     """{rule: {number of sources: setting}} of the rows."""
     known = set(rows.setting)
+    counts = range(2, len(SOURCES) + 1)
     lines = {
-        rule: {
-            m: source_name(m, rule)
-            for m in range(2, len(SOURCES) + 1)
-            if source_name(m, rule) in known
-        }
+        rule: {m: name for m in counts if (name := source_name(m, rule)) in known}
         for rule in (RELEASED, EQUAL)
     }
     return {rule: line for rule, line in lines.items() if line}

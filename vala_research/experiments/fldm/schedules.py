@@ -24,7 +24,7 @@ from vala_research.editing.plan import Plan
 from vala_research.evaluation.comparison_figures import axis_title
 from vala_research.evaluation.comparison_tables import METRICS, PLACEMENT, per_clip
 from vala_research.evaluation.edit_settings import EditSetting
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, COLUMN, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.statistics import Gain, paired_gain
 from vala_research.evaluation.verdicts import Claim, check_settings, completeness
 from vala_research.experiments.contract import POINT
@@ -169,7 +169,7 @@ def _gain_of_choosing(values: pd.DataFrame) -> Gain:
 # --- maps ---------------------------------------------------------------------------------------
 
 
-@drawn
+@drawn(claim="a schedule for each kind of edit beats one for all, PSNR")
 def figure(
     rows: pd.DataFrame, metrics: Sequence[str] | None = None, baseline: str = RELEASED
 ) -> Picture:
@@ -184,7 +184,7 @@ def figure(
     kinds, taus, grid = _grid(rows)
     row = next(i for i, names in enumerate(grid) if baseline in names)
     with rc_context(STYLE):
-        fig = Picture(figsize=(0.9 + 2.05 * len(edits), 0.7 + 1.35 * len(metrics)))
+        fig = Picture(figsize=(COLUMN if len(edits) == 1 else PAGE, 0.7 + 1.2 * len(metrics)))
         axes = fig.subplots(len(metrics), len(edits), squeeze=False, sharex=True, sharey=True)
         for line, metric in zip(axes, metrics, strict=True):
             for ax, edit in zip(line, edits, strict=True):
@@ -202,8 +202,8 @@ def figure(
             ax.set_xticks(range(len(taus)), taus)
             ax.set_xlabel("tau")
         n = rows["index"].nunique()
-        fig.suptitle(f"{n} clips; dark is better, framed the best, dotted the released;\n"
-                     "* better than the released, p < .05 corrected", fontsize=7)  # fmt: skip
+        fig.supxlabel(f"{n} clips; dark is better, framed the best, dotted the released;\n"
+                      "* better than the released, p < .05 corrected", fontsize=7)  # fmt: skip
     return fig
 
 
@@ -225,7 +225,7 @@ def _map(ax: Axes, grid: np.ndarray, sign: int, is_established: bool) -> None:
         star = "*" if best[i, j] and is_established else ""
         if best[i, j] and not best.all():
             _frame(ax, j, i)
-        ax.text(j, i, f"{value:.3g}{star}", ha="center", va="center", fontsize=6,
+        ax.text(j, i, f"{value:.3g}{star}", ha="center", va="center", fontsize=7,
                 color="white" if ink[i, j] else "black")  # fmt: skip
     ax.grid(visible=False)
     ax.tick_params(length=0)

@@ -100,7 +100,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return compared.assign(flops=compared.setting.map(relative))
 
 
-@drawn
+@drawn(claim="beats own and 2 anchors, PSNR")
 def figure(rows: pd.DataFrame) -> Figure:
     """Gains of every policy on all frames; beside its name its FLOPs over the native ones."""
     compared = table(rows)

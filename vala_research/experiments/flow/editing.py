@@ -134,7 +134,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return compared.assign(evaluations=compared.setting.map(evaluations))
 
 
-@drawn
+@drawn(claim="FlowEdit beats inversion, PSNR")
 def figure(rows: pd.DataFrame) -> Figure:
     """Gains of every setting on the first one; beside its name its evaluations over the first's."""
     compared = table(rows)

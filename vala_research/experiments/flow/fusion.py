@@ -78,7 +78,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return comparison_table(rows, rows.setting.iloc[0], [m for m in SHOWN if m in rows])
 
 
-@drawn
+@drawn(claim="beats")
 def figure(rows: pd.DataFrame) -> Figure:
     """Gains of every setting on the image model alone."""
     return gains_figure(table(rows), None, ("psnr", "success", "jitter", "warp_error"))

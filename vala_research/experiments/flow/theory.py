@@ -25,7 +25,7 @@ from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.editing.source import SourceBackbone, own_scales, own_schedule
 from vala_research.evaluation.cases import sprite_cases
 from vala_research.evaluation.error_growth import follow, local_constants, study
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.gaussian_mixture import GaussianMixture
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import STABLE_DIFFUSION, save_rows
@@ -176,13 +176,13 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     ]  # fmt: skip
 
 
-@drawn
+@drawn(claim="errors of the two Gaussians")
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw errors along paths of both models, either way, and the misses of round trips."""
     growth, trips = (rows[rows.part == part] for part in ("growth", "trip"))
     panels = dict(list(growth.groupby(["model", "way"], sort=False)))
     with rc_context(STYLE):
-        picture = Picture(figsize=(7.4, 4.9), layout="constrained")
+        picture = Picture(figsize=(PAGE, 4.9), layout="constrained")
         above, below = picture.subfigures(2, 1, height_ratios=(1, 1.05))
         row = above.subplots(1, len(panels), squeeze=False)[0]
         for axes, ((model, way), part) in zip(row, panels.items(), strict=True):

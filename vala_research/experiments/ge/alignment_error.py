@@ -135,7 +135,7 @@ def draw(axes: Axes, rows: pd.DataFrame) -> None:
         axes.plot(STATES, clip[list(STATES)], color=COLOURS[0], marker="o", markersize=3, lw=1)
     axes.axhline(errors["least"].mean(), color=COLOURS[1], linestyle="--", lw=1)
     axes.text(1.05, errors["least"].mean(), "least possible", color=COLOURS[1],
-              va="bottom", fontsize=6.5)  # fmt: skip
+              va="bottom", fontsize=7)  # fmt: skip
     axes.set(xlim=(-0.2, 1.6), ylim=(0, None), ylabel="|ΔZ|, Frobenius norm")
 
 

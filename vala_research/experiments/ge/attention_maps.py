@@ -14,7 +14,7 @@ from vala_research import read_clip
 from vala_research.adapter.vision import VisionEncoder
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import Case, sprite_cases
-from vala_research.evaluation.figures import STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLUMN, STYLE, Picture, drawn
 from vala_research.evaluation.probes import word_positions
 from vala_research.evaluation.verdicts import Claim, n_clips_of
 from vala_research.experiments.contract import CLIP, STABLE_DIFFUSION, Preset, part_of, save_rows
@@ -138,17 +138,17 @@ def figure(rows: pd.DataFrame, settings: Settings) -> Picture:
     return maps_figure(part_of(rows, "maps"), settings.shown_case(size))
 
 
-@drawn
+@drawn(claim="features are no less alike")
 def feature_figure(rows: pd.DataFrame) -> Picture:
     """Cross-attention features of the pictured clip."""
     return features_figure(part_of(rows, "features"), part_of(rows, "cosines"))
 
 
-@drawn
+@drawn(claim="|Delta Z|")
 def token_figure(rows: pd.DataFrame) -> Picture:
     """|Delta Z| before and after fine-tuning, one line per clip: what Fig. 3's caption is about."""
     with rc_context(STYLE):
-        figure = Picture(figsize=(3.4, 2.4))
+        figure = Picture(figsize=(COLUMN, 2.4))
         alignment_error.draw(figure.add_subplot(), part_of(rows, "tokens"))
     return figure
 

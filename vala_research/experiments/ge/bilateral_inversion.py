@@ -16,7 +16,7 @@ from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.comparison_tables import PLACEMENT
 from vala_research.evaluation.edit_settings import equip
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.sheet import strip
 from vala_research.evaluation.verdicts import Claim, n_clips_of
 from vala_research.experiments.contract import (
@@ -117,12 +117,12 @@ def edit_table(rows: pd.DataFrame) -> pd.DataFrame:
     return edits.groupby(["host", "setting"], sort=False)[columns].mean()
 
 
-@drawn
+@drawn(claim="plain DDIM reconstructs better")
 def figure(rows: pd.DataFrame) -> Picture:
     """Left: reconstruction against steps, per window. Right: bias per step below its bound."""
     windows, steps = table(rows).to_vae.unstack("window"), part_of(rows, "steps")
     with rc_context(STYLE):
-        fig = Picture(figsize=(6.4, 2.5))
+        fig = Picture(figsize=(PAGE, 2.5))
         left, right = fig.subplots(1, 2)
 
         for (k, means), colour in zip(windows.items(), COLOURS, strict=False):

@@ -128,7 +128,7 @@ def _gains_on_none(rows: pd.DataFrame) -> Iterator[tuple[str, str, Gain]]:
             yield name.partition(",")[0], metric, gain
 
 
-@drawn
+@drawn(claim="the adapter improves PSNR")
 def figure(rows: pd.DataFrame) -> Figure:
     """Gains by the adapter under each condition and on their mean."""
     return adapter_gains.figure(controlled(rows))

@@ -104,7 +104,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return comparison_table(rows, "without")
 
 
-@drawn
+@drawn(claim="changes the edits")
 def figure(rows: pd.DataFrame) -> Figure:
     """Gains of every configuration on the model without an adapter."""
     return gains_figure(table(rows))

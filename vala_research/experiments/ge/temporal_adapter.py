@@ -18,7 +18,7 @@ from vala_research.adapter.temporal_adapter import temporal_features
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases, folder_cases
 from vala_research.evaluation.comparison_tables import comparison_table
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim, n_clips_of
 from vala_research.experiments.contract import (
     ATTENTIONS,
@@ -190,7 +190,7 @@ def figure(rows: pd.DataFrame) -> Picture:
     """
     training = part_of(rows, "training")
     with rc_context(STYLE):
-        fig = Picture(figsize=(7.0, 4.8))
+        fig = Picture(figsize=(PAGE, 4.8))
         left, middle, right = (fig.add_subplot(2, 2, k) for k in (1, 2, 3))
         by_setting = part_of(rows, "similarity").groupby("setting", sort=False)
         for axes, cosine in ((left, "latents"), (middle, "features")):

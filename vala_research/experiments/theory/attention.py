@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import edit_cases, folder_cases
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import save_rows
 from vala_research.experiments.network_preset import NetworkPreset, side_of
@@ -134,7 +134,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     ]  # fmt: skip
 
 
-@drawn
+@drawn(claim="the paper's bound is broken")
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw measured over bound, the same as tokens approach, and how near tokens can come.
 
@@ -143,7 +143,7 @@ def figure(rows: pd.DataFrame) -> Picture:
     """
     ascent, tokens, layers = (rows[rows.part == part] for part in ("ascent", "tokens", "layers"))
     with rc_context(STYLE):
-        picture = Picture(figsize=(7.0, 2.7), layout="constrained")
+        picture = Picture(figsize=(PAGE, 2.7), layout="constrained")
         grid = picture.add_gridspec(2, 3, width_ratios=(1.25, 1, 1))
         above = picture.add_subplot(grid[0, 0])
         below = picture.add_subplot(grid[1, 0], sharex=above)
@@ -180,7 +180,7 @@ def _histograms(axes: Axes, ratios: Mapping[str, np.ndarray], words: str) -> Non
     axes.minorticks_off()
 
     broken = f"paper's γ\nbroken: {np.mean(ratios['paper'] > 1):.0%}"
-    style = {"transform": axes.transAxes, "va": "top", "fontsize": 6.5}
+    style = {"transform": axes.transAxes, "va": "top", "fontsize": 7}
     axes.text(0.02, 0.95, words, ha="left", **style)
     axes.text(0.98, 0.95, broken, ha="right", color=BOUNDS["paper"], **style)
 

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import save_rows
 from vala_research.experiments.network_preset import ClipPreset
@@ -126,7 +126,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     ]  # fmt: skip
 
 
-@drawn
+@drawn(claim="further apart, share")
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw distances after over before, and stretches over the window's mass.
 
@@ -134,7 +134,7 @@ def figure(rows: pd.DataFrame) -> Picture:
     `lipschitz_bound`, which is attained.
     """
     with rc_context(STYLE):
-        picture = Picture(figsize=(7.0, 2.7), layout="constrained")
+        picture = Picture(figsize=(PAGE, 2.7), layout="constrained")
         left, right = picture.subplots(1, 2)
         _distances(left, rows[rows.part == "distance"])
         _stretches(right, rows[rows.part == "stretch"])
@@ -169,7 +169,7 @@ def _stretches(axes: Axes, largest: pd.DataFrame) -> None:
             side = -9 if row.mass < 1.3 else 10 if row.mass < 2 else 0  # else they meet
             place = (side, 4 if side < 1 else -8) if norm == "largest site" else (0, -10)
             axes.annotate(row.window, (row.mass, row.stretch), place, ha="center",
-                          textcoords="offset points", fontsize=6)  # fmt: skip
+                          textcoords="offset points", fontsize=7)  # fmt: skip
     axes.set(xscale="log", xlabel="spatial weights of the neighbours, S",
              ylabel="|B(x) - B(y)| / |x - y|", title="Stretch of a difference",
              ylim=(0.5, None))  # fmt: skip

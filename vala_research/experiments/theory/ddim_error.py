@@ -18,7 +18,7 @@ from vala_research.diffusion.schedule import Schedule
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import sprite_cases
 from vala_research.evaluation.error_growth import network, study
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.gaussian_mixture import GaussianMixture
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import STABLE_DIFFUSION, save_rows
@@ -123,7 +123,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     ]  # fmt: skip
 
 
-@drawn
+@drawn(claim="errors of the two Gaussians")
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw all bounds along one schedule, and what noise adds; below, errors of each model.
 
@@ -131,7 +131,7 @@ def figure(rows: pd.DataFrame) -> Picture:
     """
     bounds, noise, growth = (rows[rows.part == part] for part in ("bounds", "noise", "growth"))
     with rc_context(STYLE):
-        picture = Picture(figsize=(7.4, 5.9), layout="constrained")
+        picture = Picture(figsize=(PAGE, 5.9), layout="constrained")
         above, below = picture.subfigures(2, 1, height_ratios=(2.8, 3.1))
         left, right = above.subplots(1, 2, width_ratios=(1.25, 1))
         _bounds(left, bounds)

@@ -21,7 +21,7 @@ from vala_research.adapter.settings import AdapterSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter, temporal_features
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import Case
-from vala_research.evaluation.figures import BLUE, COLOURS, PAPER, RED, STYLE, Picture, drawn
+from vala_research.evaluation.figures import BLUE, COLOURS, PAGE, PAPER, RED, STYLE, Picture, drawn
 from vala_research.evaluation.probes import View, short_name
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import save_rows
@@ -202,12 +202,12 @@ def _means(rows: pd.DataFrame) -> pd.DataFrame:
     return by_step[["loss", "similarity"]].mean().reset_index()
 
 
-@drawn
+@drawn(claim="never raise L")
 def figure(rows: pd.DataFrame) -> Picture:
     """Draw C.4 and C.5 on small vectors; below, the descents of a network, means over sites."""
     names = {"loss": "$L$, mean over sites", "similarity": r"mean similarity $\bar s$"}
     with rc_context(STYLE):
-        picture = Picture(figsize=(7.05, 4.5), layout="constrained")
+        picture = Picture(figsize=(PAGE, 4.5), layout="constrained")
         above, below = picture.subfigures(2, 1)
         _theory(above, rows)
         paths = _means(rows).groupby("space")

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from vala_research import InputError
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.sheet import AS_PLACED
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import Preset, save_rows
@@ -24,9 +24,9 @@ VERDICT_COLOURS = {
     "vacuous": "#8C8C8C",
 }  # fmt: skip
 SHORT = {"holds with hypothesis": "with hypothesis"}
-WIDTH, LINE, HEAD = 7.2, 0.27, 0.3  # inches
-LEFT = {"statement": 0.05, "claim": 0.9, "verdict": 3.12, "tightness": 4.09, "counter": 4.84}
-BAR = 0.45  # inches of a tightness of 1
+LINE, HEAD = 0.4, 0.3  # inches
+LEFT = {"statement": 0.05, "claim": 0.85, "verdict": 3.0, "tightness": 4.02, "counter": 4.74}
+BAR = 0.4  # inches of a tightness of 1
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -95,37 +95,37 @@ def figure(rows: pd.DataFrame) -> Picture:
         raise InputError(f"Unknown verdicts {sorted(unknown)}: give those of theory.verdict.")
     height = HEAD + LINE * len(rows) + 0.05
     with rc_context(STYLE):
-        fig = Picture(figsize=(WIDTH, height), layout=AS_PLACED)
+        fig = Picture(figsize=(PAGE, height), layout=AS_PLACED)
         ax = fig.add_axes((0, 0, 1, 1))
-        ax.set(xlim=(0, WIDTH), ylim=(height, 0))
+        ax.set(xlim=(0, PAGE), ylim=(height, 0))
         ax.set_axis_off()
         titles = ("", "the paper", "verdict", "tightness", "where the paper's breaks")
         for x, title in zip(LEFT.values(), titles, strict=True):
-            ax.text(x, HEAD - 0.1, title, weight="bold", fontsize=7.5, va="center")
+            ax.text(x, HEAD - 0.1, title, weight="bold", fontsize=8, va="center")
         for i, row in enumerate(rows.to_dict("records")):
             if i % 2 == 0:
-                band = Rectangle((0, HEAD + i * LINE), WIDTH, LINE, fc="#F5F5F5", lw=0)
+                band = Rectangle((0, HEAD + i * LINE), PAGE, LINE, fc="#F5F5F5", lw=0)
                 ax.add_patch(band)
             _line(ax, HEAD + (i + 0.5) * LINE, row)
     return fig
 
 
 def _line(ax: Axes, y: float, row: Mapping) -> None:
-    style = {"va": "center", "fontsize": 6, "parse_math": False, "linespacing": 1.1}
-    ax.text(LEFT["statement"], y, row["statement"], weight="bold", **style | {"fontsize": 6.5})
-    ax.text(LEFT["claim"], y, _wrapped(row["claim"], 49), **style)
+    style = {"va": "center", "fontsize": 7, "parse_math": False, "linespacing": 1.1}
+    ax.text(LEFT["statement"], y, row["statement"], weight="bold", **style)
+    ax.text(LEFT["claim"], y, _wrapped(row["claim"], 41), **style)
     colour, words = VERDICT_COLOURS[row["verdict"]], SHORT.get(row["verdict"], row["verdict"])
     shape = {"boxstyle": "round,pad=0,rounding_size=0.05", "fc": colour, "lw": 0}
-    ax.add_patch(FancyBboxPatch((LEFT["verdict"], y - 0.07), 0.85, 0.14, **shape))
+    ax.add_patch(FancyBboxPatch((LEFT["verdict"], y - 0.08), 0.95, 0.16, **shape))
     if not row["reproduced"]:
         words = "not reproduced"
-    ax.text(LEFT["verdict"] + 0.425, y, words, ha="center", color="white", weight="bold", **style)
+    ax.text(LEFT["verdict"] + 0.475, y, words, ha="center", color="white", weight="bold", **style)
     _bar(ax, y, row["tightness"])
     ax.text(LEFT["tightness"] + BAR + 0.04, y, f"{row['tightness']:.2f}", **style)
     has_point = isinstance(row["counterexample"], str)  # a csv has nan for none
     point, _, numbers = (row["counterexample"] if has_point else "").rpartition(": ")
     broken = f"{point}: {numbers.replace(' ', NO_BREAK)}" if point else numbers
-    ax.text(LEFT["counter"], y, _wrapped(broken, 51), **style)
+    ax.text(LEFT["counter"], y, _wrapped(broken, 43), **style)
 
 
 def _bar(ax: Axes, y: float, tightness: float) -> None:

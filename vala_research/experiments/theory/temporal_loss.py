@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import Case
-from vala_research.evaluation.figures import BLUE, GREEN, PAPER, RED, STYLE, Picture, drawn
+from vala_research.evaluation.figures import BLUE, GREEN, PAGE, PAPER, RED, STYLE, Picture, drawn
 from vala_research.evaluation.probes import decoder_layers, feature_maps, short_name
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import save_rows
@@ -133,7 +133,7 @@ def figure(rows: pd.DataFrame, n_frames: int) -> Picture:
     its axis.
     """
     with rc_context(STYLE):
-        picture = Picture(figsize=(7.05, 4.5), layout="constrained")
+        picture = Picture(figsize=(PAGE, 4.5), layout="constrained")
         above, below = picture.subfigures(2, 1)
         _constants(above, rows)
         _flicker(below, rows[rows.part == "flicker"], pictured(n_frames))

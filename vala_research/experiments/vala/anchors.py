@@ -21,7 +21,7 @@ from torch import Tensor
 from vala_research import InputError, read_clip
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation import statistics
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.evaluation.verdicts import OPEN, Claim
 from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, save_rows
@@ -188,7 +188,7 @@ def figure(rows: pd.DataFrame, n_shots: int | None = None) -> Picture:
     n_shots: of the pictured clip; it belongs to the descriptors of frames.
     """
     with rc_context(STYLE):
-        fig = Picture(figsize=(6.9, 2.3), layout="constrained")
+        fig = Picture(figsize=(PAGE, 2.3), layout="constrained")
         first, second, last = fig.subplots(1, 3)
         effective_anchors_curve(rows[rows.panel == PER_FRAME], first, n_shots)
         effective_anchors_curve(rows[rows.panel == PER_SITE], second)

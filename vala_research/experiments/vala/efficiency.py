@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from torch import Tensor
 
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, COLUMN, STYLE, Picture, drawn
 from vala_research.evaluation.flops import meta_unet
 from vala_research.evaluation.memory import edit_memory
 from vala_research.evaluation.verdicts import Claim
@@ -192,7 +192,7 @@ def figure(rows: pd.DataFrame) -> Picture:
     """Draw FLOPs relative to editing frame by frame, against the number of frames."""
     counted = costs(rows).sort_values("frames", kind="stable")
     with rc_context(STYLE):
-        fig = Picture(figsize=(3.4, 2.6))
+        fig = Picture(figsize=(COLUMN, 2.6))
         axes = fig.add_subplot()
         for (name, label), colour, marker in zip(CURVES.items(), COLOURS, "osD^v", strict=False):
             line = counted[counted.policy == name].drop_duplicates("frames", keep="last")
@@ -207,7 +207,7 @@ def figure(rows: pd.DataFrame) -> Picture:
     return fig
 
 
-@drawn
+@drawn(claim="grow")
 def memory_figure(rows: pd.DataFrame, shows_process: bool = True) -> Picture:
     """Draw peak memory against frames: live tensors, and the growth of the process since the first.
 

@@ -23,7 +23,7 @@ from vala_research.diffusion.attention import ANCHORS
 from vala_research.diffusion.fixed_point import QUICK
 from vala_research.diffusion.inversion import InversionSettings
 from vala_research.editing.pipeline import quiet_pipeline
-from vala_research.evaluation.figures import COLOURS, STYLE, Picture, drawn
+from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
 from vala_research.evaluation.metrics import inversion_psnr
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments.contract import STABLE_DIFFUSION, Preset, save_rows
@@ -190,7 +190,7 @@ def figure(rows: pd.DataFrame) -> Picture:
     lines = dict(zip(ATTENTIONS, ("-", "--", ":"), strict=True))
     colours = dict(zip(WAYS, COLOURS, strict=False))
     with rc_context(STYLE):
-        fig = Picture(figsize=(5.2, 2.9))
+        fig = Picture(figsize=(PAGE, 2.9))
         axes = fig.add_subplot(
             xscale="log", xlabel="network passes of the inversion, forward and backward",
             ylabel="PSNR to the VAE round trip (dB)",
