@@ -118,9 +118,11 @@ def within_clips(rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
         spread = values.sub(levels, axis=0) - (values.mean() - levels.mean())
         widened = values.mean() + spread * np.sqrt(k / max(1, k - 1))
         for name in values:
-            own = per_clip(rows, metric, [name])[name]
-            alone = replace(UNKNOWN, mean=own.mean(), n=len(own))
-            s = summarise(widened[name].to_numpy()) if len(values) else alone
+            if len(values):
+                s = summarise(widened[name].to_numpy())
+            else:
+                own = per_clip(rows, metric, [name])[name]
+                s = replace(UNKNOWN, mean=own.mean(), n=len(own))
             high = 1.0 if metric in SHARES and s.high > 1 else s.high
             table.append({"setting": name, "metric": metric, "mean": s.mean, "low": s.low,
                           "high": high, "n": s.n})  # fmt: skip

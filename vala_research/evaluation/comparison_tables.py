@@ -63,14 +63,13 @@ def _by_edit(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     edit = [column for column in ("kind", "index", "motion") if column in rows]
     known = rows.assign(motion=rows.motion.fillna("")) if "motion" in rows else rows
     known = known.assign(value=rows[metric], unknown=rows[metric].isna().astype(float))
-    return known.pivot_table(["value", "unknown"], edit, "setting")
+    return known.groupby([*edit, "setting"])[["value", "unknown"]].mean().unstack("setting")
 
 
 def _clip_means(edits: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     """Means over each clip's edits, but for those without a value under one of these settings."""
     is_unknown = edits["unknown"].reindex(columns=order).gt(0).any(axis=1)
-    values = edits["value"] if "value" in edits else edits["unknown"] * float("nan")
-    return values.reindex(columns=order)[~is_unknown].groupby(level="index").mean()
+    return edits["value"].reindex(columns=order)[~is_unknown].groupby(level="index").mean()
 
 
 def comparison_table(
