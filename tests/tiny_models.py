@@ -41,13 +41,13 @@ SD_SCHEDULE = {
 
 
 def tiny_unet(seed: int = 0, **changes) -> UNet2DConditionModel:
-    """The class of Stable Diffusion 1.5, four latent channels, three levels."""
+    """The class of Stable Diffusion 1.5, four latent channels, two levels."""
     torch.manual_seed(seed)
     config = {
         "sample_size": 8,
-        "block_out_channels": (8, 16, 16),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
         "layers_per_block": 1,
         "norm_num_groups": 4,
         "attention_head_dim": 2,
@@ -63,7 +63,7 @@ def tiny_sdxl_unet() -> tuple[UNet2DConditionModel, dict[str, torch.Tensor]]:
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=4 * 6 + 10,
         use_linear_projection=True,
-        transformer_layers_per_block=(1, 1, 2),
+        transformer_layers_per_block=(1, 2),
     )
     generator = torch.Generator().manual_seed(1)
     added = {
@@ -172,7 +172,7 @@ def tiny_sdxl_checkpoint(folder: Path) -> Path:
     unet = tiny_unet(
         6, sample_size=64, cross_attention_dim=2 * D_TEXT, addition_embed_type="text_time",
         addition_time_embed_dim=4, projection_class_embeddings_input_dim=4 * 6 + 10,
-        use_linear_projection=True, transformer_layers_per_block=(1, 1, 2),
+        use_linear_projection=True, transformer_layers_per_block=(1, 2),
     )  # fmt: skip
     unet.conv_out.weight.mul_(0.2)
     pipe = StableDiffusionXLPipeline(
@@ -221,7 +221,7 @@ def tiny_motion_adapter() -> MotionAdapter:
     """Motion modules for `tiny_unet`, not zero: frames mix."""
     torch.manual_seed(2)
     return MotionAdapter(
-        block_out_channels=(8, 16, 16),
+        block_out_channels=(8, 16),
         motion_layers_per_block=1,
         motion_num_attention_heads=2,
         motion_norm_num_groups=4,

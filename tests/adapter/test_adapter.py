@@ -234,7 +234,7 @@ def test_cross_attention_sees_another_sequence_for_every_frame():
     cross = Patch(lambda n, _: n.endswith("attn2"), forward=look)
     with patched(unet, cross):
         call(rows)
-    assert len(seen) == 7
+    assert len(seen) == 4
     for tokens in seen:
         tokens = tokens.unflatten(0, (2, 3))  # g f l d
         assert torch.equal(tokens[0, :, :5], tokens[1, :, :5])  # both guidance branches alike
@@ -432,7 +432,7 @@ def test_a_damaged_folder_is_refused(tmp_path, part, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"block_out_channels": (8, 16, 24)}, r"block_out_channels \[8, 16, 16\] where this model"),
+        ({"block_out_channels": (8, 24)}, r"block_out_channels \[8, 16\] where this model"),
         ({"cross_attention_dim": 20}, "cross_attention_dim 16 where this model has 20"),
         ({"in_channels": 9}, "in_channels 4 where this model has 9"),
         ({"layers_per_block": 2}, "missing where this model has"),

@@ -164,7 +164,7 @@ def test_injection_sites_of_stable_diffusion_and_smaller_decoders():
     assert len(layers) == 8  # decoder layers 4 to 11 of Tumanyan et al.
     assert not any(name.startswith("up_blocks.1.attentions.0.") for name in layers)
     assert injected_feature_layer(sd) == "up_blocks.1.resnets.1.conv2"
-    assert injected_feature_layer(tiny_unet()) == "up_blocks.1.resnets.1.conv2"
+    assert injected_feature_layer(tiny_unet()) == "up_blocks.0.resnets.1.conv2"
     for unet in (sd, tiny_unet(), tiny_motion_unet()):
         with patched(unet, *attention_patches(unet, "own", 2, 1, True, True)) as count:
             assert count > len(injected_attention_layers(unet))

@@ -69,8 +69,8 @@ def test_patched_counts_and_refuses_to_patch_nothing():
     fresh = Patch(is_self_attention, processor=lambda _n, _m: AttnProcessor2_0())
     nothing = Patch(lambda name, _: name == "no.such.layer", forward=lambda _n, _m, old: old)
     with patched(unet, fresh) as count:
-        # Two decoder blocks of two, two encoder blocks of one, one in the middle.
-        assert count == 7
+        # A decoder block of two, an encoder block of one, one in the middle.
+        assert count == 4
     before = state(unet)
     with pytest.raises(LookupError, match="no module"), patched(unet, fresh, nothing):
         pass

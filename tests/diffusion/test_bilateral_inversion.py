@@ -80,14 +80,13 @@ def test_fractions_follow_the_inversion():
 
 
 def test_frames_are_filtered_at_the_last_decoder_blocks_first_two_attentions():
-    unet = tiny_unet(up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-                     layers_per_block=2)  # fmt: skip
+    unet = tiny_unet(up_block_types=("CrossAttnUpBlock2D",) * 2, layers_per_block=2)
     names = [n for n, m in unet.named_modules() if frame_filter(unet, RELEASED).select(n, m)]
-    sites = [f"up_blocks.2.attentions.{i}.transformer_blocks.0.attn1" for i in (0, 1)]
+    sites = [f"up_blocks.1.attentions.{i}.transformer_blocks.0.attn1" for i in (0, 1)]
     assert names == sites  # of three: as up_blocks[3].attentions[0] and [1] of Stable Diffusion
     with patched(tiny_motion_unet(), frame_filter(tiny_motion_unet(), RELEASED)) as count:
         assert count == 2  # and no motion module's attention in time
-    bare = tiny_unet(up_block_types=("UpBlock2D",) * 3)
+    bare = tiny_unet(up_block_types=("UpBlock2D",) * 2)
     with pytest.raises(InputError, match="no self-attention in its decoder: filter the 'latent'"):
         frame_filter(bare, RELEASED)
 

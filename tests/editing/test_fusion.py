@@ -438,7 +438,7 @@ def test_fusions_that_do_not_fit(tiny, video):
     with pytest.raises(InputError, match="cannot be loaded"):
         load_motion_unet(tiny.unet, "/nowhere/motion")
     with pytest.raises(InputError, match="made for another UNet"):
-        load_motion_unet(tiny_unet(block_out_channels=(16, 16, 16)), tiny_motion_adapter())
+        load_motion_unet(tiny_unet(block_out_channels=(16, 16)), tiny_motion_adapter())
     adapted = tiny_unet()
     adapted.add_adapter(LoraConfig(target_modules=["attn1.to_q"]))
     with pytest.raises(InputError, match="carries a LoRA or a temporal adapter"):

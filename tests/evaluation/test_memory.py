@@ -53,10 +53,10 @@ def growth(pipe, attention: str, granularity: str) -> float:
 
 
 def test_live_memory_is_linear_in_the_frames(tiny):
-    """Anchors add per frame K floats per site, on the grids of latents and of both layers, and
+    """Anchors add per frame K floats per site, on the grids of latents and of the layers, and
     their summaries; attending to all frames adds nothing."""
     own = growth(tiny, "own", "site")
-    anchors = 4 * 8 * (16 * 16 + 8 * 8 + 4 * 4 + 4) / MEBIBYTE
+    anchors = 4 * 8 * (16 * 16 + 8 * 8 + 4) / MEBIBYTE
     assert growth(tiny, "anchors", "token") - own == pytest.approx(anchors, abs=1e-4)
     assert growth(tiny, "extended", "site") - own == pytest.approx(0, abs=1e-4)
 

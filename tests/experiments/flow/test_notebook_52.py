@@ -57,6 +57,6 @@ def test_settings_are_models_and_fusions():
 
 def test_notebook_of_fusion_across_paths(tmp_path, miniature):
     out = tmp_path / "out"
-    assert run("52_flow_fusion", tmp_path, output=str(out)) < 240  # 30 on an idle machine
+    assert run("52_flow_fusion", tmp_path, steps=2, output=str(out)) < 240  # 20 on an idle machine
     rows = pd.read_csv(out / "rows.csv")
     assert set(rows.setting) == {IMAGE, FLOW, ON_DIFFUSION, ON_FLOW} and rows.psnr.notna().all()

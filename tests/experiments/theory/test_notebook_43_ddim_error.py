@@ -35,7 +35,7 @@ def test_its_claims_can_fail():
 
 
 def test_the_notebook(tmp_path, miniature):
-    parameters, rows = run("43_theory_ddim_error", tmp_path, n_steps=3, n_iterations=2)
+    parameters, rows = run("43_theory_ddim_error", tmp_path, n_steps=3, n_iterations=1)
     assert parameters["n_steps"] == 3
     growth = rows[rows.part == "growth"]
     sizes = growth.groupby(["model", "way", "start"]).size()
