@@ -38,7 +38,7 @@ from vala_research.miniature.training import Stage, named_device, part_of, train
 
 STAGE = Stage("flow", 1.0, batch=32, lr=2e-3, ema=0.998, weight_decay=0.0)  # batch: frames
 # From these shares of the training on, so many of four batches hold clips and not single frames.
-CLIPS = {0.0: 0, 0.4: 3, 0.75: 2}
+CLIPS = {0.0: 0, 0.4: 3, 0.5: 2}
 TAUGHT = 0.75, 0.4  # share of the teacher in the velocity of single frames: at first, and at least
 INDEX = {
     "_class_name": "WanPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -182,7 +182,7 @@ def export(run: Path, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vala_research.miniature.flow")
-    parser.add_argument("--minutes", type=float, default=150, help="of training")
+    parser.add_argument("--minutes", type=float, default=200, help="of training")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--work", type=Path, default=Path("runs/miniature_flow"))
     parser.add_argument("--out", type=Path, help="the weights (default: `flow` in --work)")
