@@ -168,14 +168,16 @@ def emit(
 def save_figure(fig: Figure, *paths: Path) -> None:
     """Save a figure as png, pdf or svg, by suffix, without dates: the same figure, the same bytes.
 
-    The png goes first: each drawing may move the layout by a fraction of a pixel. Pdf has TrueType
-    fonts. Pixels: those of the figure, or else 300 per inch.
+    The png goes first, and the others have its layout, for each drawing would move it by a
+    fraction of a pixel. Pdf has TrueType fonts. Pixels: those of the figure, or else 300 per inch.
     """
     pixels = getattr(fig, "pixels_per_inch", STYLE["savefig.dpi"])
     with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "figure"}):
         for path in sorted(paths, key=lambda path: path.suffix != ".png"):
             dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
             fig.savefig(path, dpi=pixels, metadata=dates.get(path.suffix[1:]))
+            if fig.get_layout_engine() is not None:
+                fig.set_layout_engine("none")
 
 
 def read_rows(path: Path) -> Any:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pandas as pd
 import torch
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from vala_research import chosen_from
-from vala_research.evaluation.figures import drawn_again, emit
+from vala_research.evaluation.figures import STYLE, drawn_again, emit
 from vala_research.evaluation.panel import papermill_line
 from vala_research.evaluation.recorded import record_metrics
 from vala_research.evaluation.verdicts import Claim, claims_table, stated
@@ -80,7 +81,9 @@ def finish(figure: Figure, preset: str, title: str = "") -> None:
         width, height = figure.get_size_inches()
         lines = textwrap.wrap(title, int(13 * width))  # letters of 8 points per inch
         figure.set_size_inches(width, height + 0.15 * len(lines))
-        figure.suptitle("\n".join(lines), fontsize=8, fontweight="bold")
+        with rc_context(STYLE):
+            size = STYLE["axes.titlesize"]
+            figure.suptitle("\n".join(lines), fontsize=size, fontweight="bold")
     if preset == "smoke":
         size = min(14, 2.4 * min(figure.get_size_inches()[0], 2 * figure.get_size_inches()[1]))
         figure.text(0.5, 0.5, WATERMARK, rotation=20, ha="center", va="center", fontsize=size,

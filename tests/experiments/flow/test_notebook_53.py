@@ -55,7 +55,8 @@ def test_a_velocity_without_change_is_inverted_exactly():
 
 def test_notebook_of_errors_along_flows(tmp_path, miniature):
     out = tmp_path / "out"
-    assert run("53_flow_theory", tmp_path, output=str(out), n_steps=2, n_iterations=1, trips="3,6") < 300
+    fewer = dict(n_steps=2, n_iterations=1, trips="3,6")
+    assert run("53_flow_theory", tmp_path, output=str(out), **fewer) < 300
     rows = pd.read_csv(out / "rows.csv")
     growth = rows[rows.part == "growth"]
     sizes = growth.groupby(["model", "way", "start"]).size()

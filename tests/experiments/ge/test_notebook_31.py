@@ -22,7 +22,8 @@ def test_temporal_adapter_on_the_miniature(tmp_path, miniature):
     if not Path(miniature_path("adapter")).is_dir():
         pytest.skip("the miniature has no adapter: run python -m vala_research.miniature.adapter")
     out = tmp_path / "out"
-    assert run("31_ge_temporal_adapter", tmp_path, n_clips=1, output=str(out)) < 240  # 15 on an idle machine
+    seconds = run("31_ge_temporal_adapter", tmp_path, n_clips=1, output=str(out))
+    assert seconds < 240  # 15 on an idle machine
     rows = pd.read_csv(out / "ge_temporal_adapter.csv")
     assert set(rows.setting) == {ALONE, ADAPTED, "training"}
     edits = rows[rows.setting != "training"]
