@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from vala_research import InputError
 from vala_research.evaluation.latex import latex_table
@@ -176,7 +177,7 @@ def save_figure(fig: Figure, *paths: Path) -> None:
         for path in sorted(paths, key=lambda path: path.suffix != ".png"):
             dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
             fig.savefig(path, dpi=pixels, metadata=dates.get(path.suffix[1:]))
-            if fig.get_layout_engine() is not None:
+            if isinstance(fig.get_layout_engine(), ConstrainedLayoutEngine):
                 fig.set_layout_engine("none")
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from vala_research import chosen_from
 from vala_research.evaluation.figures import STYLE, drawn_again, emit
@@ -77,7 +78,7 @@ def finish(figure: Figure, preset: str, title: str = "") -> None:
 
     The figure grows by the height of the title. A figure whose parts have fixed places gets none.
     """
-    if title and figure.get_layout_engine() is not None:
+    if title and isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         width, height = figure.get_size_inches()
         lines = textwrap.wrap(title, int(13 * width))  # letters of 8 points per inch
         figure.set_size_inches(width, height + 0.15 * len(lines))
