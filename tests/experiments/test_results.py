@@ -87,6 +87,8 @@ def test_the_pages_are_the_generated_ones():
         ("20_fldm_fusion", "fused", "image only", "warp_error", 2),
         ("22_fldm_schedules", "constant, tau 0", "decay_image, tau 0.5", "psnr", 2),
         ("12_vala_editing_quality", "VALA 2 key frames", "own", "psnr", 2),
+        ("35_ge_adapter_gains_as_paper", ("own, with", "anchors, with"),
+         ("own, without", "anchors, without"), "psnr", 2),
     ],
 )
 def test_a_gain_in_the_text_is_that_of_the_rows(name, better, than, metric, digits):

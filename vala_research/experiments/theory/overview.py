@@ -25,7 +25,7 @@ VERDICT_COLOURS = {
 }  # fmt: skip
 SHORT = {"holds with hypothesis": "with hypothesis"}
 LINE, HEAD = 0.4, 0.3  # inches
-LEFT = {"statement": 0.05, "claim": 0.85, "verdict": 3.0, "tightness": 4.02, "counter": 4.74}
+LEFT = {"statement": 0.05, "claim": 1.0, "verdict": 3.0, "tightness": 4.02, "counter": 4.74}
 BAR = 0.4  # inches of a tightness of 1
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -113,7 +113,7 @@ def figure(rows: pd.DataFrame) -> Picture:
 def _line(ax: Axes, y: float, row: Mapping) -> None:
     style = {"va": "center", "fontsize": 7, "parse_math": False, "linespacing": 1.1}
     ax.text(LEFT["statement"], y, row["statement"], weight="bold", **style)
-    ax.text(LEFT["claim"], y, _wrapped(row["claim"], 41), **style)
+    ax.text(LEFT["claim"], y, _wrapped(row["claim"], 38), **style)
     colour, words = VERDICT_COLOURS[row["verdict"]], SHORT.get(row["verdict"], row["verdict"])
     shape = {"boxstyle": "round,pad=0,rounding_size=0.05", "fc": colour, "lw": 0}
     ax.add_patch(FancyBboxPatch((LEFT["verdict"], y - 0.08), 0.95, 0.16, **shape))
