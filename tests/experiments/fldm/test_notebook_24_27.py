@@ -26,7 +26,7 @@ def motion(miniature) -> None:
 
 def test_long_clips(tmp_path):
     out = tmp_path / "out"
-    seconds = run("24_fldm_long_clips", tmp_path, output=str(out))
+    seconds = run("24_fldm_long_clips", tmp_path, size=32, output=str(out))
     assert seconds < 240  # 30 on an idle machine
     table = pd.read_csv(out / "fldm_long_clips.csv")
     assert list(table.frames) == [4] * 3 + [8] * 3
@@ -36,7 +36,7 @@ def test_long_clips(tmp_path):
 
 def test_many_sources(tmp_path):
     out = tmp_path / "out"
-    seconds = run("25_fldm_many_sources", tmp_path, output=str(out))
+    seconds = run("25_fldm_many_sources", tmp_path, size=32, output=str(out))
     assert seconds < 240  # 30 on an idle machine
     table = pd.read_csv(out / "fldm_many_sources.csv").drop_duplicates("setting")
     flops = table.set_index("setting").flops
@@ -60,7 +60,7 @@ def test_cost(tmp_path):
 
 def test_the_explorer(tmp_path):
     out = tmp_path / "out"
-    seconds = run("27_fldm_explorer", tmp_path, output=str(out))
+    seconds = run("27_fldm_explorer", tmp_path, size=32, output=str(out))
     assert seconds < 240  # 15 on an idle machine
     table = pd.read_csv(out / "fldm_explorer.csv")
     assert len(table) == 8 and table.edit.nunique() == 4

@@ -53,6 +53,6 @@ def test_settings_are_policies():
 
 def test_notebook_of_anchors_in_a_transformer(tmp_path, miniature):
     out = tmp_path / "out"
-    assert run("51_flow_anchors", tmp_path, output=str(out)) < 400  # 60 on an idle machine
+    assert run("51_flow_anchors", tmp_path, size=32, output=str(out)) < 400  # 60 on an idle machine
     rows = pd.read_csv(out / "rows.csv")
     assert set(rows.setting) == {NATIVE, "own", ANCHORS} and rows.psnr.notna().all()

@@ -15,7 +15,7 @@ from vala_research.experiments.ge.adapter_gains import ALL_HOSTS
 
 def test_prompt_tokens(tmp_path, miniature):
     out = tmp_path / "out"
-    seconds = run("32_ge_prompt_tokens", tmp_path, output=str(out))
+    seconds = run("32_ge_prompt_tokens", tmp_path, size=32, output=str(out))
     assert seconds < 240  # 30 on an idle machine
     table = pd.read_csv(out / "ge_prompt_tokens.csv")
     assert set(table.setting) == {"without", "no tokens", "shared removed", "18 shared"}
@@ -54,7 +54,7 @@ def test_another_training_has_another_folder(experiment, tmp_path):
 
 def test_activation_range(tmp_path, miniature):
     out = tmp_path / "out"
-    seconds = run("33_ge_activation_range", tmp_path, output=str(out))
+    seconds = run("33_ge_activation_range", tmp_path, size=32, output=str(out))
     assert seconds < 240  # 20 on an idle machine
     assert len(list(out.glob("ge_activation_strip.*"))) == 5
     rows = pd.read_csv(out / "rows.csv").set_index(["setting", "index"]).psnr
@@ -77,7 +77,7 @@ def test_the_claim_about_ranges_can_fail():
 
 def test_adapter_gains(tmp_path, miniature):
     out = tmp_path / "out"
-    seconds = run("35_ge_adapter_gains", tmp_path, output=str(out))
+    seconds = run("35_ge_adapter_gains", tmp_path, size=32, output=str(out))
     assert seconds < 240  # 25 on an idle machine
     table = pd.read_csv(out / "ge_adapter_gains.csv")
     assert set(table.setting) == {"without", "own", "extended", ALL_HOSTS}

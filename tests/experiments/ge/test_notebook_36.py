@@ -10,7 +10,7 @@ from vala_research.experiments.ge.hosts import Settings
 
 def test_notebook_of_the_hosts(tmp_path, miniature):
     out = tmp_path / "out"
-    run("36_ge_hosts", tmp_path, output=str(out))
+    run("36_ge_hosts", tmp_path, size=32, output=str(out))
     table = pd.read_csv(out / "ge_hosts.csv")
     assert {"token_flow", "rave", "mean over hosts"} <= set(table.setting)
     rows = pd.read_csv(out / "rows.csv").set_index("setting")

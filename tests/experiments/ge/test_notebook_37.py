@@ -13,7 +13,7 @@ from vala_research.experiments.ge.bilateral_hosts import Settings
 
 def test_notebook_of_bilateral_inversion_in_the_hosts(tmp_path, miniature):
     out = tmp_path / "out"
-    run("37_ge_bilateral_hosts", tmp_path, output=str(out))
+    run("37_ge_bilateral_hosts", tmp_path, size=32, output=str(out))
     table = pd.read_csv(out / "ge_bilateral_hosts.csv")
     assert {"token_flow", "mean over hosts"} <= set(table.setting)
     rows = pd.read_csv(out / "rows.csv").set_index("setting")

@@ -12,7 +12,7 @@ from vala_research.experiments.ge.controls import OF_STABLE_DIFFUSION, Settings
 
 def test_notebook_of_controlnets(tmp_path, miniature):
     out = tmp_path / "out"
-    run("38_ge_controls", tmp_path, output=str(out))
+    run("38_ge_controls", tmp_path, size=32, output=str(out))
     table = pd.read_csv(out / "ge_controls.csv")
     assert set(table.setting) == {"without", "depth", "mean over hosts"}
     rows = pd.read_csv(out / "rows.csv").set_index("setting").psnr

@@ -30,7 +30,7 @@ BEST = "VALA 2 site anchors"
 def test_editing_quality_on_the_miniature(tmp_path, miniature):
     """The notebook itself asserts the claims, on clips of the test split."""
     out = tmp_path / "out"
-    seconds = run("12_vala_editing_quality", tmp_path, output=str(out))
+    seconds = run("12_vala_editing_quality", tmp_path, size=32, output=str(out))
     assert seconds < 240  # 40 on an idle machine
     rows = pd.read_csv(out / "rows.csv")
     assert len(rows) == 4 and set(rows.kind) == {"several"}

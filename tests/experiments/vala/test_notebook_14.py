@@ -11,7 +11,7 @@ from vala_research.experiments.vala.key_frames_in_token_flow import RANDOM, VALA
 
 def test_notebook_of_the_key_frames(tmp_path, miniature):
     out = tmp_path / "out"
-    run("14_vala_key_frames_in_token_flow", tmp_path, output=str(out))
+    run("14_vala_key_frames_in_token_flow", tmp_path, size=32, output=str(out))
     table = pd.read_csv(out / "vala_key_frames_in_token_flow.csv")
     assert set(table.setting) == set(experiment.edit_settings(Settings.preset("sprites")))
     costs = table.drop_duplicates("setting").set_index("setting").cost
