@@ -26,6 +26,7 @@ from vala_research.experiments.ge import (
     bilateral_inversion,
     controls,
     hosts,
+    temporal_adapter,
 )
 from vala_research.experiments.page_cells import (
     Column,
@@ -47,7 +48,8 @@ RESULTS = {
     "12_vala_editing_quality": editing_quality, "20_fldm_fusion": fusion, "21_fldm_alpha": alpha,
     "22_fldm_schedules": schedules, "23_fldm_latent_compatibility": latent_compatibility,
     "24_fldm_long_clips": long_clips, "25_fldm_many_sources": many_sources,
-    "30_ge_bilateral_inversion": bilateral_inversion, "35_ge_adapter_gains": adapter_gains,
+    "30_ge_bilateral_inversion": bilateral_inversion,
+    "31_ge_temporal_adapter": temporal_adapter, "35_ge_adapter_gains": adapter_gains,
     "35_ge_adapter_gains_as_paper": adapter_gains, "36_ge_hosts": hosts,
     "37_ge_bilateral_hosts": bilateral_hosts, "38_ge_controls": controls,
     "50_flow_editing": editing, "50_flow_editing_wan": editing, "53_flow_theory": flow_theory,
