@@ -11,11 +11,10 @@ import psutil
 import pytest
 import torch
 from jupyter_client import AsyncKernelManager
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from tiny_models import tiny_checkpoint
 
 from vala_research import InputError, read_clip, write_clip
-from vala_research.evaluation.figures import COLUMN, PAGE, save_figure
+from vala_research.evaluation.figures import COLUMN, PAGE, is_laid_out, save_figure
 from vala_research.evaluation.metrics import psnr
 from vala_research.evaluation.verdicts import assert_claims
 from vala_research.experiments.batches.redraw import figure_of, records
@@ -64,7 +63,7 @@ def check_redrawn(output: Path, target: Path) -> None:
     for path, record in records(output):
         if "drawing" in record:
             figure = figure_of(path, record)
-            is_placed = not isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine)
+            is_placed = not is_laid_out(figure)
             save_figure(figure, target)
             assert target.read_bytes() == path.with_suffix(".png").read_bytes(), path
             if is_placed:

@@ -177,8 +177,13 @@ def save_figure(fig: Figure, *paths: Path) -> None:
         for path in sorted(paths, key=lambda path: path.suffix != ".png"):
             dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
             fig.savefig(path, dpi=pixels, metadata=dates.get(path.suffix[1:]))
-            if isinstance(fig.get_layout_engine(), ConstrainedLayoutEngine):
+            if is_laid_out(fig):
                 fig.set_layout_engine("none")
+
+
+def is_laid_out(fig: Figure) -> bool:
+    """Say whether drawing places the parts of a figure; those of a `Page` have fixed places."""
+    return isinstance(fig.get_layout_engine(), ConstrainedLayoutEngine)
 
 
 def read_rows(path: Path) -> Any:

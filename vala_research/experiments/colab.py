@@ -10,15 +10,14 @@ packages pip replaces.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from vala_research.files import written_whole
+from vala_research.experiments.batches.inspection import notebook_folder
+from vala_research.files import write_text
 
 REPOSITORY = "vala-research/vala_research"  # on GitHub
 BRANCH = "main"
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
 def badge(notebook: str) -> str:
@@ -56,10 +55,9 @@ def _write(cell: dict[str, Any], text: str) -> None:
 
 
 def main() -> None:
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        content = prepared(path.stem, json.loads(path.read_text()))
-        with written_whole(path) as unfinished:
-            unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    for path in sorted(notebook_folder().glob("*.ipynb")):
+        content = prepared(path.stem, json.loads(path.read_text("utf-8")))
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import pandas as pd
 
 from vala_research import InputError
 from vala_research.evaluation.comparison_tables import METRICS, Metric, gain_of, per_clip
+from vala_research.evaluation.edit_rows import ATTRIBUTES
 from vala_research.evaluation.statistics import FEWEST, Gain
 from vala_research.experiments.batches.inspection import notebook_folder
 
-ATTRIBUTES = ("shape", "colour", "pattern")  # each right in a share of the frames
 Shown = Literal["mean", "baseline", "gain", "gain and p"]
 
 

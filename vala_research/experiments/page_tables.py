@@ -15,11 +15,17 @@ def gain(title: str, metric: str, digits: int = 2, with_p: bool = False) -> Colu
     return Column(title, metric, "gain and p" if with_p else "gain", digits)
 
 
-def beside(names: dict[str, str], ways: tuple[str, str] = ("with", "without")) -> list[Line]:
+def lines(*settings: str | tuple[str, str], baseline: str = "") -> list[Line]:
+    """A line per setting, on one baseline; a pair: the setting, and its label on the page."""
+    pairs = [(s, s) if isinstance(s, str) else s for s in settings]
+    return [Line(label, setting, baseline) for setting, label in pairs]
+
+
+def beside(names: dict[str, str]) -> list[Line]:
     """A line per host: with on without; and one for all of them."""
-    lines = [Line(label, *(f"{name}, {way}" for way in ways)) for name, label in names.items()]
-    with_, without = (tuple(f"{name}, {way}" for name in names) for way in ways)
-    return [*lines, Line("**mean**", with_, without)]
+    each = [Line(label, f"{name}, with", f"{name}, without") for name, label in names.items()]
+    with_, without = (tuple(f"{name}, {way}" for name in names) for way in ("with", "without"))
+    return [*each, Line("**mean**", with_, without)]
 
 
 DEFAULT, FORMER = "default", "image model alone"
@@ -39,53 +45,46 @@ DEFAULT_EDIT = PageTable(
     ],
 )  # fmt: skip
 
-SEARCHED = {
-    "no motion modules": "no motion modules", "no adapter": "no adapter",
-    "no ControlNet": "no ControlNet", "no parts": "none of the three",
-    "image model alone, anchors": "former default: none, 50 steps, anchors",
-    "fusion, .7 video": "fused: .7 motion UNet, .3 image UNet",
-    "ControlNet x 1": "ControlNet x 1 (start 1.5)", "ControlNet x 2": "ControlNet x 2",
-    "steps 5": "5 steps (start 15)", "steps 10": "10 steps", "steps 25": "25 steps",
-    "steps 50": "50 steps", "guidance 1": "guidance 1 (start 2)", "guidance 1.5": "guidance 1.5",
-    "guidance 3": "guidance 3", "guidance 7.5": "guidance 7.5",
-    "exact inversion": "exact inversion", "strength 0.6": "strength 0.6",
-    "source prompt as negative prompt": "source prompt as negative prompt",
-    "features injected, .3": "features injected for 30% of the steps",
-    "prompt-to-prompt, .3": "prompt-to-prompt for 30% of the steps",
-    "prompt-to-prompt, .6": "prompt-to-prompt for 60% of the steps",
-    "attention anchors": "attention `anchors`", "attention extended": "attention `extended`",
-    "attention sparse_causal": "attention `sparse_causal`",
-}  # fmt: skip
-COMBINED = (
+SEARCHED = lines(
+    "no motion modules", "no adapter", "no ControlNet", ("no parts", "none of the three"),
+    ("image model alone, anchors", "former default: none, 50 steps, anchors"),
+    ("fusion, .7 video", "fused: .7 motion UNet, .3 image UNet"),
+    ("ControlNet x 1", "ControlNet x 1 (start 1.5)"), "ControlNet x 2",
+    ("steps 5", "5 steps (start 15)"), ("steps 10", "10 steps"), ("steps 25", "25 steps"),
+    ("steps 50", "50 steps"), ("guidance 1", "guidance 1 (start 2)"), "guidance 1.5",
+    "guidance 3", "guidance 7.5", "exact inversion", "strength 0.6",
+    "source prompt as negative prompt",
+    ("features injected, .3", "features injected for 30% of the steps"),
+    ("prompt-to-prompt, .3", "prompt-to-prompt for 30% of the steps"),
+    ("prompt-to-prompt, .6", "prompt-to-prompt for 60% of the steps"),
+    ("attention anchors", "attention `anchors`"), ("attention extended", "attention `extended`"),
+    ("attention sparse_causal", "attention `sparse_causal`"), baseline="start",
+)  # fmt: skip
+COMBINED = lines(
     "guidance 1.5", "guidance 1.5, 10 steps", "guidance 1.5, ControlNet x 1.25",
     "guidance 1.5, ControlNet x 1", "guidance 1.5, ControlNet x 1.25, 10 steps",
     "guidance 1.25, ControlNet x 1.25, 10 steps", "guidance 1.5, ControlNet x 1.25, 8 steps",
-    "guidance 1.5, ControlNet x 1.25, 10 steps, fused",
+    "guidance 1.5, ControlNet x 1.25, 10 steps, fused", baseline="start",
 )  # fmt: skip
 SEARCH = (
     Column("evaluations", "evaluations", digits=0), Column("all right, %", "success", digits=1),
     PATH, JITTER, PSNR, gain("gain on the start, dB", "psnr"),
 )  # fmt: skip
 
-POLICIES = {
-    "first": "`first` frame, instead of itself",
-    "sparse_causal": "first and previous, instead (`sparse_causal`)",
-    "extended": "every frame (`extended`)",
-} | {
-    label.strip("*"): label
-    for label in (
-        "uniform 2 key frames", "random 2 key frames", "k-means 2 key frames",
-        "VALA 2 key frames", "**VALA 2 site anchors**", "VALA 2 site anchors, contrastive",
-        "VALA 2 site anchors, refined", "VALA 4 site anchors", "VALA 256 token anchors",
-    )
-}  # fmt: skip
+POLICIES = lines(
+    ("first", "`first` frame, instead of itself"),
+    ("sparse_causal", "first and previous, instead (`sparse_causal`)"),
+    ("extended", "every frame (`extended`)"), "uniform 2 key frames", "random 2 key frames",
+    "k-means 2 key frames", "VALA 2 key frames", ("VALA 2 site anchors", "**VALA 2 site anchors**"),
+    "VALA 2 site anchors, contrastive", "VALA 2 site anchors, refined", "VALA 4 site anchors",
+    "VALA 256 token anchors", baseline="own",
+)  # fmt: skip
 
-FUSED = {
-    "image only": "image only", "video only": "video only",
-    "image only, anchors": "image only, anchors", "fused": "fused",
-    "fused, half and half": "**fused, half and half**",
-    "fused, image from noise": "fused, image from noise", "fused, anchors": "fused, anchors",
-}  # fmt: skip
+FUSED = lines(
+    "image only", "video only", "image only, anchors", "fused",
+    ("fused, half and half", "**fused, half and half**"), "fused, image from noise",
+    "fused, anchors",
+)  # fmt: skip
 FUSIONS = [
     Line("video model against image model", "video only", "image only"),
     Line("fused against image model", "fused", "image only"),
@@ -109,32 +108,24 @@ WAYS = (
 )  # fmt: skip
 
 
-def ways(file: str, settings: tuple[str, ...]) -> PageTable:
-    """Notebook 50's table of ways to edit."""
-    return PageTable(file, "base, way", [Line(s, s) for s in settings], WAYS)
-
-
 TABLES = {
     "default edit": DEFAULT_EDIT,
     "default search": PageTable(
         "02_default_search", "setting",
-        [Line("**start**: the default", "start"),
-         *(Line(label, name, "start") for name, label in SEARCHED.items())],
-        SEARCH,
+        [Line("**start**: the default", "start"), *SEARCHED], SEARCH,
     ),
     "default combinations": PageTable(
         "02_default_search_combinations", "setting",
-        [Line("start", "start"), *(Line(name, name, "start") for name in COMBINED)], SEARCH,
+        [Line("start", "start"), *COMBINED], SEARCH,
     ),
     "attention policies": PageTable(
         "12_vala_editing_quality", "attends to, besides itself",
-        [Line("nothing (`own`)", "own"),
-         *(Line(label, name, "own") for name, label in POLICIES.items())],
+        [Line("nothing (`own`)", "own"), *POLICIES],
         [Column("cost", "cost"), WARP, gain("reduced by", "warp_error"), JITTER,
          gain("reduced by", "jitter"), PSNR, gain("gain", "psnr"), PATH, RIGHT],
     ),
     "fusion": PageTable(
-        "20_fldm_fusion", "setting", [Line(label, name) for name, label in FUSED.items()],
+        "20_fldm_fusion", "setting", FUSED,
         [JITTER, PATH, WARP, RIGHT, Column("PSNR to the true edit, dB", "psnr"),
          Column("CLIP-T", "clip_t"), Column("CLIP-F", "clip_f")],
     ),
@@ -181,12 +172,12 @@ TABLES = {
          gain("lower by", "size_error", 1), Column("right shape, %", "shape", digits=1),
          gain("gain", "shape", 1), PSNR, gain("gain", "psnr")],
     ),
-    "flow editing": ways("50_flow_editing", (
+    "flow editing": PageTable("50_flow_editing", "base, way", lines(
         "image, inversion", "image, FlowEdit", "image, FlowAlign", "image, anchors, inversion",
         "image, anchors, FlowEdit", "motion, inversion", "motion, FlowEdit", "motion, FlowAlign",
-    )),
-    "flow editing, wan": ways("50_flow_editing_wan", (
+    ), WAYS),
+    "flow editing, wan": PageTable("50_flow_editing_wan", "base, way", lines(
         "wan, inversion", "wan, FlowEdit", "wan, FlowAlign", "wan, anchors, inversion",
         "wan, anchors, FlowEdit",
-    )),
+    ), WAYS),
 }  # fmt: skip

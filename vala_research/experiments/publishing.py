@@ -13,10 +13,9 @@ import pandas as pd
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from vala_research import chosen_from
-from vala_research.evaluation.figures import STYLE, drawn_again, emit
+from vala_research.evaluation.figures import STYLE, drawn_again, emit, is_laid_out
 from vala_research.evaluation.panel import papermill_line
 from vala_research.evaluation.recorded import record_metrics
 from vala_research.evaluation.verdicts import Claim, claims_table, stated
@@ -78,7 +77,7 @@ def finish(figure: Figure, preset: str, title: str = "") -> None:
 
     The figure grows by the height of the title. A figure whose parts have fixed places gets none.
     """
-    if title and isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+    if title and is_laid_out(figure):
         width, height = figure.get_size_inches()
         lines = textwrap.wrap(title, int(13 * width))  # letters of 8 points per inch
         figure.set_size_inches(width, height + 0.15 * len(lines))
