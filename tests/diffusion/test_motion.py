@@ -101,7 +101,7 @@ def test_training_clips_are_runs_of_one_scene_either_way():
         def ids(self, index, generator, dropout=0.0):
             return index[:, None]
 
-    sample, g = motion.clip_sampler(latents, Index(), "cpu"), torch.Generator().manual_seed(0)
+    sample, g = motion.clip_sampler(latents, Index()), torch.Generator().manual_seed(0)
     seen = set()
     for _ in range(60):
         z, eps, t, ids = sample(2, g, 0.0)

@@ -13,7 +13,9 @@ from vala_research import InputError
 from vala_research.evaluation.gpu.__main__ import main
 from vala_research.evaluation.gpu.correctness import MODES, compared, correctness
 from vala_research.evaluation.gpu.filter import filter_speed
+from vala_research.evaluation.gpu.fit import fit
 from vala_research.evaluation.gpu.machine import TINY, Machine, machine_of
+from vala_research.evaluation.gpu.policies import OF_BOTH, OF_IMAGES, policy_speed
 from vala_research.evaluation.gpu.report import is_right, run_report
 from vala_research.evaluation.gpu.speed import edit_speed, layouts
 from vala_research.evaluation.gpu.training import training_step
@@ -28,6 +30,20 @@ def test_every_part_gives_finite_numbers():
         numbers = [x for x in row.values() if isinstance(x, int | float)]
         assert "error" not in row and all(0 < x < float("inf") for x in numbers), row
     assert rows[1]["frames"] == 2 and rows[1]["steps timed"] == "1, 4"
+
+
+def test_policies_are_timed_beside_their_flops():
+    rows = list(policy_speed(CPU))
+    assert [r["policy"] for r in rows] == [*OF_BOTH, *OF_IMAGES, *OF_BOTH]
+    assert all("error" not in r and r["seconds"] > 0 for r in rows), rows
+    assert rows[0]["time"] == rows[0]["FLOPs"] == 1 and rows[1]["FLOPs"] < 1
+
+
+def test_an_edit_is_made_as_it_was_planned():
+    (row,) = fit(Machine(CPU.device, replace(TINY, cards=(4,), frames=(2, 3))))
+    assert row["right"] and row["frames"] == 3 and 0 < row["needed"] < 4
+    (row,) = fit(Machine(CPU.device, replace(TINY, cards=(1e-4,), frames=(2, 3))))
+    assert "GB are free" in row["error"]
 
 
 def test_layouts_time_the_bare_network():
@@ -50,10 +66,10 @@ def test_correctness_compares_with_the_cpu_and_twice():
 
 
 def test_correctness_on_a_pretended_device(tiny, monkeypatch):
-    def small(dtype=torch.float32):
+    def small(name, dtype=torch.float32):
         return type(tiny)(**copy.deepcopy(tiny.components))
 
-    monkeypatch.setattr("vala_research.evaluation.gpu.correctness.miniature", small)
+    monkeypatch.setattr("vala_research.evaluation.gpu.correctness.checkpoint", small)
     with FakeGpu():
         row = next(correctness(Machine(GPU, CPU.scale), ("anchors",), (torch.float32,)))
     assert row["right"] and row["difference"] < 1e-5, row

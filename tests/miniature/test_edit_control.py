@@ -77,7 +77,7 @@ def test_half_of_the_noise_is_inverted(run):
         def ids(self, index, generator, dropout):
             return torch.zeros(len(index), 8, dtype=torch.long)
 
-    sample = edit_pairs.pair_sampler(held, Empty(), "cpu")
+    sample = edit_pairs.pair_sampler(held, Empty())
     z, eps, t, _, before, mask = sample(400, torch.Generator().manual_seed(0), 0.0)
     gap = (eps[:, None] - held.noise.float()).abs().amax((2, 3, 4)).amin(1)
     assert 0.4 < (gap == 0).float().mean() < 0.6 and gap[gap > 0].min() > 1

@@ -79,7 +79,7 @@ def test_batches_are_frames_first_and_clips_later():
             "mask": torch.zeros(n, 16, 1, side, side)}  # fmt: skip
     tokenizer = CLIPTokenizer.from_pretrained(miniature_path(), subfolder="tokenizer")
     captions = Captions(tokenizer, [training_scene(i) for i in range(n)])
-    sample, generator = flow.sampler(pool, captions, "cpu"), torch.Generator().manual_seed(0)
+    sample, generator = flow.sampler(pool, captions), torch.Generator().manual_seed(0)
     z, noise, s, ids, mask = sample(32, generator, 0.0)
     assert z.shape == noise.shape == (16, 1, 4, side, side) and len(s) == len(ids) == 16
     assert 0 < s.min() < 0.35 and 0.75 < s.max() < 1 and mask.shape == (16, 1, 1, side, side)

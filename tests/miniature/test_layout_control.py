@@ -23,7 +23,7 @@ def test_the_recipe_learns_frames_from_their_depth(tmp_path, miniature, pipe, mo
     clip = render(training_scene(4), 3, SIZE)
     assert torch.equal(held["depth"][4], clip.depth[1].byte())
     shown = layout_control.layout_sampler(
-        {k: v[4:5] for k, v in held.items()}, SimpleNamespace(ids=lambda i, *_, dropout: i), "cpu"
+        {k: v[4:5] for k, v in held.items()}, SimpleNamespace(ids=lambda i, *_, dropout: i)
     )(1, torch.Generator(), 0.0)[4]
     assert torch.equal(shown[0], clip.depth_pictures[1])
     codes = pipe.encode(clip.frames[1:2])[0]
@@ -40,7 +40,7 @@ def test_samples_show_depths_of_their_own_latents():
     codes = depth[:, :, :2, :2].float().expand(-1, 4, -1, -1)
     captions = SimpleNamespace(ids=lambda index, *_, dropout: index)
     held = {"depth": depth, "codes": codes, "mask": codes[:, :1]}
-    sample = layout_control.layout_sampler(held, captions, "cpu")
+    sample = layout_control.layout_sampler(held, captions)
     z, eps, t, ids, pictures, mask = sample(64, torch.Generator().manual_seed(0), 0.0)
     assert torch.equal(z[:, 0, 0, 0].long(), ids) and z.shape == eps.shape
     assert torch.equal(pictures[:, 2, 0, 0], ids / 2) and torch.equal(mask[:, 0, 0, 0], ids.float())

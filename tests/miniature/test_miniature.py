@@ -18,6 +18,7 @@ from vala_research.evaluation.clip_scores import ClipScorer
 from vala_research.evaluation.edit_rows import ATTRIBUTES, edit_row
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.miniature import abilities, batches, card, configuration
+from vala_research.miniature.feeding import Batches
 from vala_research.miniature.training import Stage, train
 from vala_research.sprites import edits, scene
 from vala_research.sprites.captions import WORDINGS, vocabulary
@@ -41,6 +42,20 @@ class Line(nn.Module):
 
 def draw(batch, generator, progress):
     return (torch.randn(batch, 1, generator=generator),)
+
+
+def test_workers_make_different_batches_and_know_the_progress():
+    def sample(size, generator, progress):
+        return torch.rand(size, generator=generator), torch.tensor(progress)
+
+    feed = Batches(sample, 3)
+    made = feed.on(torch.device("cpu"), seed=1, n_workers=2)
+    first = [next(made) for _ in range(4)]
+    assert len({tuple(x.tolist()) for x, _ in first}) == 4
+    assert all(len(x) == 3 and progress == 0 for x, progress in first)
+    feed.progress.fill_(0.5)
+    assert any(progress == 0.5 for _, (_, progress) in zip(range(20), made, strict=False))
+    made.close()
 
 
 def test_training_learns_logs_and_resumes(tmp_path, ticking):
@@ -277,7 +292,7 @@ def test_training_timesteps_cover_all_and_favour_the_middle():
     captions = batches.Captions(
         configuration.build_tokenizer(), [configuration.training_scene(0)]
     )
-    sample = batches.latent_sampler(latents, pool, captions, "cpu")
+    sample = batches.latent_sampler(latents, pool, captions)
     generator = torch.Generator().manual_seed(0)
     t = torch.cat([sample(8, generator, 0.0)[2] for _ in range(2000)])
     shares = [(t < 150).float().mean(), ((t >= 150) & (t < 650)).float().mean()]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel, WanTransformer3DModel
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -124,29 +126,45 @@ def forward_flops(
     """
     if unet.device.type != "meta":
         raise InputError(f"The UNet is on {unet.device}: count on the meta device, by meta_unet.")
+    z = torch.empty(n_branches, n_frames, unet.config.in_channels, height, width, device="meta")
+    forward = bare_forward(unet, attention, z, n_text, frames_per_chunk)
+    with FlopCounterMode(display=False) as counter, UncountedNorms():
+        forward()
+    return counter.get_total_flops()
+
+
+def bare_forward(
+    unet: UNet, attention: str | Policy | CrossFrame, z: Tensor, n_text: int = 77,
+    frames_per_chunk: int | None = None,
+) -> Callable[[], None]:  # fmt: skip
+    """A call of a network alone, all frames under a policy.
+
+    z: branches f c h w, latents on the network's device and in its dtype. Its words are zeros.
+    """
+    n_branches, n_frames, _, height, width = z.shape
     size = n_frames if frames_per_chunk is None else frames_per_chunk
-    shape = n_branches, n_frames, unet.config.in_channels, height, width
-    z = torch.empty(shape, device="meta")
     if isinstance(attention, CrossFrame):
         attention = attention.at(0, n_frames, height * width)
         z = attention.arranged(z[:, attention.seen])
     patches = attention_patches(unet, attention, n_branches, size, size=(height, width))
-    if is_transformer(unet):
-        text = torch.empty(n_branches, 1, n_text, text_width(unet), device="meta")
-        call = record_of(unet).call
-        with torch.no_grad(), FlopCounterMode(display=False) as counter, patched(unet, *patches):
-            call(unet, z, 0.0, text, (8 * height, 8 * width, 4), {})
-        return counter.get_total_flops()
     if size < n_frames:
         patches.append(chunking(n_branches, size))
-    z = z.flatten(0, 1)
-    rows = n_text + reads_pooled(unet)  # the last one is the pooled text
-    text = torch.empty(len(z), rows, unet.config.cross_attention_dim, device="meta")
-    words = conditions(unet, text, (8 * height, 8 * width))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, patched(unet, *patches):
-        with UncountedNorms():
-            unet(z, 0, return_dict=False, **words)
-    return counter.get_total_flops()
+    pixels = 8 * height, 8 * width
+    if is_transformer(unet):
+        text = z.new_zeros(n_branches, 1, n_text, text_width(unet))
+        call = partial(record_of(unet).call, unet, z, 0.0, text, (*pixels, 4), {})
+    else:
+        z = z.flatten(0, 1)
+        rows = n_text + reads_pooled(unet)  # the last one is the pooled text
+        text = z.new_zeros(len(z), rows, unet.config.cross_attention_dim)
+        call = partial(unet, z, 0, return_dict=False, **conditions(unet, text, pixels))
+
+    @torch.no_grad()
+    def forward() -> None:
+        with patched(unet, *patches):
+            call()
+
+    return forward
 
 
 class UncountedNorms(TorchFunctionMode):

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -40,6 +39,7 @@ from vala_research.miniature.configuration import (
     build_vae,
     training_scene,
 )
+from vala_research.miniature.feeding import accelerator_on
 from vala_research.miniature.objectives import ClipLoss, DenoiserLoss, VaeLoss
 from vala_research.miniature.training import Stage, named_device, part_of, train
 
@@ -49,51 +49,41 @@ CPU_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-
-
-def stages(device: str) -> dict[str, Stage]:
-    """The stages of the recipe, in order; a GPU gets larger batches and the same clock."""
-    gpu = device == "cuda"
-    return {
-        "vae": Stage("vae", 0.15, 64 if gpu else 4, 2e-3),
-        "clip": Stage("clip", 0.04, 512 if gpu else 64, 1e-3),
-        "unet": Stage("unet", 0.81, 512 if gpu else 8, 1e-3, ema=0.998),
-    }
+STAGES = {
+    "vae": Stage("vae", 0.15, batch=4, lr=2e-3, gpu_batch=64),
+    "clip": Stage("clip", 0.04, batch=64, lr=1e-3, gpu_batch=512),
+    "unet": Stage("unet", 0.81, batch=8, lr=1e-3, ema=0.998, gpu_batch=512),
+}
 
 
 def build(run: Path, minutes: float, device: str, n_scenes: int, until: str = "unet") -> None:
     """Run the recipe up to a stage. Each stage resumes from its checkpoint in `run`."""
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    torch.set_flush_denormal(True)  # another 5% on a CPU
-    precision = "bf16" if device == "cuda" else "no"
-    views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(
-        cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[views]
-    )
+    accelerator = accelerator_on(device)
     with accelerator.main_process_first():
         pool = frame_pool(run, n_scenes)
-    todo, tokenizer = stages(device), build_tokenizer()
+    tokenizer = build_tokenizer()
 
     def stage(name: str, module: nn.Module, sample: Callable) -> dict:
-        budget = minutes * todo[name].share
-        return train(todo[name], module.to(device), sample, run, budget, accelerator)
+        budget = minutes * STAGES[name].share
+        return train(STAGES[name], module.to(device), sample, run, budget, accelerator)
 
     vae = build_vae()
-    vae.load_state_dict(part_of(stage("vae", VaeLoss(vae), vae_sampler(pool, device)), "model."))
+    vae.load_state_dict(part_of(stage("vae", VaeLoss(vae), vae_sampler(pool)), "model."))
     with accelerator.main_process_first():
         latents = encode_pool(vae, pool, run, device)
     if until == "vae":
         return
     captions = Captions(tokenizer, [training_scene(i) for i in range(n_scenes)])
     clip = build_clip(tokenizer)
-    ema = stage("clip", ClipLoss(clip), clip_sampler(pool, captions, device))
+    ema = stage("clip", ClipLoss(clip), clip_sampler(pool, captions))
     clip.load_state_dict(part_of(ema, "model."))
     if until == "clip":
         return
     denoiser = DenoiserLoss(*build_denoiser(tokenizer))
     denoiser.text_encoder.load_state_dict(clip.text_model.state_dict())  # words are known at once
-    stage("unet", denoiser, latent_sampler(latents, pool, captions, device))
+    stage("unet", denoiser, latent_sampler(latents, pool, captions))
 
 
 def start_from(parts: Path, run: Path) -> None:

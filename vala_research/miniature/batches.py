@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vala_research import InputError
 from vala_research.files import write_tensors
 from vala_research.frames import OPENAI_MEAN, OPENAI_STD, fit_to_size
 from vala_research.miniature.configuration import SCHEDULE, VISION, training_scene
+from vala_research.miniature.feeding import n_cores
 from vala_research.sprites.captions import caption, vocabulary
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import SIZE
@@ -30,15 +31,12 @@ def frame_pool(run: Path, n_scenes: int) -> dict[str, Tensor]:
     """
     path = run / "frames.safetensors"
     if not path.exists():
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
-
-        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-            starts = range(0, n_scenes, 500)
-            counts = [min(500, n_scenes - start) for start in starts]
-            chunks = list(tqdm(pool.map(_render_chunk, starts, counts), "frames", len(starts)))
-        whole = {k: torch.cat([c[k] for c in chunks]) for k in chunks[0]}
-        write_tensors(path, whole)
+        chunks = list(tqdm(rendered(n_scenes, 2, chunk=100), "frames", -(-n_scenes // 100)))
+        frames, masks = (torch.cat(made).flatten(0, 1) for made in zip(*chunks, strict=True))
+        write_tensors(path, {
+            "pixels": frames, "mask": F.avg_pool2d(masks, 4).mul(255).round().byte(),
+            "scene": torch.arange(n_scenes).repeat_interleave(2),
+        })  # fmt: skip
     pool = load_file(path)
     held = int(pool["scene"].max()) + 1
     if held != n_scenes:
@@ -46,18 +44,27 @@ def frame_pool(run: Path, n_scenes: int) -> dict[str, Tensor]:
     return pool
 
 
-def _render_chunk(start: int, n: int) -> dict[str, Tensor]:
-    torch.set_num_threads(1)
-    clips = [render(training_scene(i), 2, SIZE) for i in range(start, start + n)]
-    frames = torch.cat([c.frames for c in clips])
-    return {
-        "pixels": frames.mul(255).round().byte(),
-        "mask": F.avg_pool2d(torch.cat([c.mask for c in clips]), 4).mul(255).round().byte(),
-        "scene": torch.arange(start, start + n).repeat_interleave(2),
-    }
+@dataclass(frozen=True)
+class TrainingClips(Dataset):
+    """Training scenes 0..n-1 as clips: frames (f 3 h w, uint8) and the object's mask (f 1 h w)."""
+
+    n: int
+    n_frames: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        clip = render(training_scene(index), self.n_frames, SIZE)
+        return clip.frames.mul(255).round().byte(), clip.mask
 
 
-def vae_sampler(pool: dict[str, Tensor], device: str, crop: int = 32) -> Callable:
+def rendered(n: int, n_frames: int, chunk: int) -> DataLoader:
+    """Chunks of training clips, rendered on all cores: frames (b f 3 h w, uint8), masks."""
+    return DataLoader(TrainingClips(n, n_frames), chunk, num_workers=n_cores())
+
+
+def vae_sampler(pool: dict[str, Tensor], crop: int = 32) -> Callable:
     """Draw pixels in [-1, 1]: crops (four per frame) in the first half, then whole frames."""
     pixels = pool["pixels"]
 
@@ -70,7 +77,7 @@ def vae_sampler(pool: dict[str, Tensor], device: str, crop: int = 32) -> Callabl
             x = x[..., i : i + crop, j : j + crop]
         if torch.rand((), generator=generator) < 0.5:
             x = x.flip(-1)
-        return (x.to(device).to(memory_format=torch.channels_last) / 127.5 - 1,)
+        return (x.to(memory_format=torch.channels_last) / 127.5 - 1,)
 
     return sample
 
@@ -104,7 +111,7 @@ class Captions:
         return ids + [t.pad_token_id] * (n - len(ids))
 
 
-def clip_sampler(pool: dict[str, Tensor], captions: Captions, device: str) -> Callable:
+def clip_sampler(pool: dict[str, Tensor], captions: Captions) -> Callable:
     """Draw frames at the vision tower's size, normalised as for OpenAI's CLIP, with captions."""
     mean, std = (torch.tensor(x)[:, None, None] for x in (OPENAI_MEAN, OPENAI_STD))
     side = VISION["image_size"]
@@ -116,13 +123,12 @@ def clip_sampler(pool: dict[str, Tensor], captions: Captions, device: str) -> Ca
         ids = captions.ids(scene, generator)
         n_words = (ids == captions.tokenizer.eos_token_id).int().argmax(1, keepdim=True)
         mask = (torch.arange(ids.shape[1]) <= n_words).long()
-        batch = ((pixels - mean) / std, ids, mask, captions.meaning[scene])
-        return tuple(x.to(device) for x in batch)
+        return (pixels - mean) / std, ids, mask, captions.meaning[scene]
 
     return sample
 
 
-def latent_sampler(latents: Tensor, pool: dict, captions: Captions, device: str) -> Callable:
+def latent_sampler(latents: Tensor, pool: dict, captions: Captions) -> Callable:
     """Draw latents, noise, stratified timesteps, captions (10% of them empty) and object masks.
 
     Two thirds of the timesteps lie where shapes are decided. Below t = 150 little is left to
@@ -137,7 +143,7 @@ def latent_sampler(latents: Tensor, pool: dict, captions: Captions, device: str)
         strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         t = timesteps(strata, [0.0, 0.15, 0.65, 1.0], [0.0, 0.12, 0.78, 1.0])
         ids = captions.ids(pool["scene"][index], generator, dropout=0.1)
-        return tuple(x.to(device) for x in (z, eps, t, ids, mask))
+        return z, eps, t, ids, mask
 
     return sample
 
@@ -179,7 +185,7 @@ def encode_pool(vae: nn.Module, pool: dict, run: Path, device: str) -> Tensor:
     fold_whitening(vae, load_file(moments))
     if not path.exists():
         threads = torch.get_num_threads()
-        torch.set_num_threads(os.cpu_count() or 1)  # the other processes wait for this one
+        torch.set_num_threads(n_cores())  # the other processes wait for this one
         batches = tqdm(pool["pixels"].split(64), "latents")
         latents = torch.cat([encode(x).half() for x in batches])
         torch.set_num_threads(threads)

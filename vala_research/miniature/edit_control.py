@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -38,12 +37,13 @@ from vala_research.miniature.edit_pairs import (
     frame_sampler,
     pair_sampler,
 )
+from vala_research.miniature.feeding import accelerator_on
 from vala_research.miniature.objectives import EpsilonLoss, focus_of, weight_of
 from vala_research.miniature.training import Stage, named_device, part_of, train
 
 CONDITIONING = (16, 32, 64)  # channels of the picture's own layers; each change halves its size
-HINT = Stage("hint", 0.07, batch=32, lr=3e-3, weight_decay=0.0)
-STAGE = Stage("control", 0.93, batch=16, lr=8e-4, weight_decay=0.0)
+HINT = Stage("hint", 0.07, batch=32, lr=3e-3, weight_decay=0.0, gpu_batch=512)
+STAGE = Stage("control", 0.93, batch=16, lr=8e-4, weight_decay=0.0, gpu_batch=512)
 
 
 class HintLoss(nn.Module):
@@ -104,7 +104,8 @@ class ControlLoss(EpsilonLoss):
 
 
 def _mean_where(error: Tensor, chosen: Tensor) -> Tensor:
-    return error.detach()[chosen].mean() if chosen.any() else error.new_zeros(())
+    of_samples = error.detach().mean((1, 2, 3))
+    return (of_samples * chosen).sum() / chosen.sum().clamp(min=1)
 
 
 def frozen_parts(device: str) -> tuple:
@@ -136,8 +137,7 @@ def build(
     """Train in `run`, from where its last training stopped."""
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    torch.set_flush_denormal(True)
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = accelerator_on(device)
     tokenizer, vae, unet, text_encoder = frozen_parts(device)
     edits = [[edit_of(i, e) for e in range(N_EDITS)] for i in range(n)]
     sources = Captions(tokenizer, [of_one[0][0] for of_one in edits])
@@ -148,10 +148,10 @@ def build(
     # First its layers that read the picture, then the whole, which then has its own state.
     if not (run / f"{stage.name}.safetensors").exists():
         hint = HintLoss(controlnet.controlnet_cond_embedding, unet.conv_in)
-        frames, share = frame_sampler(pairs, device), HINT.share * minutes
+        frames, share = frame_sampler(pairs), HINT.share * minutes
         hint.load_state_dict(train(HINT, hint, frames, run, share, accelerator))
     loss = ControlLoss(controlnet, unet, text_encoder).to(device)
-    sample = pair_sampler(pairs, targets, device)
+    sample = pair_sampler(pairs, targets)
     train(stage, loss, sample, run, stage.share * minutes, accelerator)
 
 

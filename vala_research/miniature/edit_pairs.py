@@ -119,17 +119,17 @@ def _pairs(
     )  # fmt: skip
 
 
-def frame_sampler(pairs: Pairs, device: str) -> Callable:
+def frame_sampler(pairs: Pairs) -> Callable:
     """Draw frames before an edit, and their latents."""
 
     def sample(batch: int, generator: torch.Generator, progress: float):
         index = torch.randint(len(pairs.before), (batch,), generator=generator)
-        return (pairs.before[index].to(device) / 255, pairs.codes[index].to(device).float())
+        return pairs.before[index] / 255, pairs.codes[index].float()
 
     return sample
 
 
-def pair_sampler(pairs: Pairs, captions: Any, device: str) -> Callable:
+def pair_sampler(pairs: Pairs, captions: Any) -> Callable:
     """Draw edited latents, noise, timesteps, captions (10% empty), frames before, object masks.
 
     captions: `Captions` of all edits. Half of the noise is fresh.
@@ -146,6 +146,6 @@ def pair_sampler(pairs: Pairs, captions: Any, device: str) -> Callable:
         t = control_timesteps(batch, generator)
         ids = captions.ids(N_EDITS * index + edit, generator, dropout=0.1)
         before = pairs.before[index].float() / 255
-        return tuple(x.to(device) for x in (z, eps, t, ids, before, mask))
+        return z, eps, t, ids, before, mask
 
     return sample

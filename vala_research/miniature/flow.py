@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -32,11 +31,12 @@ from vala_research.miniature.configuration import (
     build_transformer,
     training_scene,
 )
+from vala_research.miniature.feeding import accelerator_on
 from vala_research.miniature.motion import N_FRAMES, clip_pool
 from vala_research.miniature.objectives import EpsilonLoss, focus_of
 from vala_research.miniature.training import Stage, named_device, part_of, train
 
-STAGE = Stage("flow", 1.0, batch=32, lr=2e-3, ema=0.998, weight_decay=0.0)  # batch: frames
+STAGE = Stage("flow", 1.0, batch=32, lr=2e-3, ema=0.998, gpu_batch=1024, weight_decay=0.0)  # frames
 # From these shares of the training on, so many of four batches hold clips and not single frames.
 CLIPS = {0.0: 0, 0.4: 3, 0.5: 2}
 TAUGHT = 0.75, 0.4  # share of the teacher in the velocity of single frames: at first, and at least
@@ -101,7 +101,7 @@ def read_text(
     return text.masked_fill(behind[..., None], 0.0)
 
 
-def sampler(pool: dict[str, Tensor], captions: Captions, device: str) -> Callable:
+def sampler(pool: dict[str, Tensor], captions: Captions) -> Callable:
     """Draw latents (b f c h w), noise, levels, captions (10% of them empty) and object masks.
 
     A batch holds about as many frames whatever their number: single frames at first; later mostly
@@ -132,7 +132,7 @@ def sampler(pool: dict[str, Tensor], captions: Captions, device: str) -> Callabl
         s = torch.sigmoid(torch.special.ndtri(strata) + 0.4)
         noise = torch.randn(z.shape, generator=generator)
         ids = captions.ids(index, generator, dropout=0.1)
-        return tuple(x.to(device) for x in (z, noise, s, ids, mask / 255))
+        return z, noise, s, ids, mask / 255
 
     return sample
 
@@ -144,8 +144,7 @@ def build(run: Path, minutes: float, n_clips: int, device: str = "cpu", stage=ST
 
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    torch.set_flush_denormal(True)
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = accelerator_on(device)
     folder = Path(miniature_path())
     vae, unet, text_encoder = (
         load_network(cls, folder / name, f"The miniature's {name}").to(device)
@@ -158,7 +157,7 @@ def build(run: Path, minutes: float, n_clips: int, device: str = "cpu", stage=ST
     captions = Captions(tokenizer, [training_scene(i) for i in range(n_clips)])
     unet = unet.to(memory_format=torch.channels_last)
     loss = FlowLoss(build_transformer().to(device), unet, text_encoder).to(device)
-    train(stage, loss, sampler(pool, captions, device), run, minutes, accelerator)
+    train(stage, loss, sampler(pool, captions), run, minutes, accelerator)
 
 
 def export(run: Path, folder: Path) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
@@ -28,11 +27,12 @@ from vala_research.files import write_tensors
 from vala_research.miniature.batches import Captions, control_timesteps
 from vala_research.miniature.configuration import training_scene
 from vala_research.miniature.edit_control import ControlLoss, export, frozen_parts, new_controlnet
+from vala_research.miniature.feeding import accelerator_on
 from vala_research.miniature.training import Stage, named_device, train
 from vala_research.sprites.render import depth_pictures, render
 from vala_research.sprites.scene import SIZE
 
-STAGE = Stage("layout", 1.0, batch=16, lr=8e-4, weight_decay=0.0)
+STAGE = Stage("layout", 1.0, batch=16, lr=8e-4, weight_decay=0.0, gpu_batch=512)
 CHUNK = 60  # frames that are rendered and encoded at once
 
 
@@ -69,7 +69,7 @@ def _layouts(indices: range, vae: Any, device: str) -> dict[str, Tensor]:
             "mask": torch.stack(masks)}  # fmt: skip
 
 
-def layout_sampler(held: dict[str, Tensor], captions: Any, device: str) -> Callable:
+def layout_sampler(held: dict[str, Tensor], captions: Any) -> Callable:
     """Draw latents, noise, timesteps, captions (30% empty), pictures of the depth, object masks."""
 
     def sample(batch: int, generator: torch.Generator, progress: float):
@@ -79,7 +79,7 @@ def layout_sampler(held: dict[str, Tensor], captions: Any, device: str) -> Calla
         t = control_timesteps(batch, generator)
         ids = captions.ids(index, generator, dropout=0.3)
         pictures = depth_pictures(held["depth"][index].float())
-        return tuple(x.to(device) for x in (z, eps, t, ids, pictures, held["mask"][index]))
+        return z, eps, t, ids, pictures, held["mask"][index]
 
     return sample
 
@@ -88,13 +88,12 @@ def build(run: Path, minutes: float, n: int, device: str = "cpu", stage: Stage =
     """Train in `run`, from where its last training stopped."""
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    torch.set_flush_denormal(True)
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = accelerator_on(device)
     tokenizer, vae, unet, text_encoder = frozen_parts(device)
     held = layouts(run, n, vae, device)
     captions = Captions(tokenizer, [training_scene(i) for i in range(n)])
     loss = ControlLoss(new_controlnet(unet, device), unet, text_encoder).to(device)
-    sample = layout_sampler(held, captions, device)
+    sample = layout_sampler(held, captions)
     train(stage, loss, sample, run, stage.share * minutes, accelerator)
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,11 +27,11 @@ from tqdm import tqdm
 from vala_research import InputError, miniature_path
 from vala_research.diffusion.loading import load_network
 from vala_research.files import write_json, write_tensors
-from vala_research.miniature.batches import Captions, timesteps
+from vala_research.miniature.batches import Captions, rendered, timesteps
 from vala_research.miniature.configuration import training_scene
+from vala_research.miniature.feeding import accelerator_on
 from vala_research.miniature.objectives import EpsilonLoss, weight_of
 from vala_research.miniature.training import Stage, named_device, part_of, train
-from vala_research.sprites.render import render
 from vala_research.sprites.scene import SIZE
 
 N_FRAMES = 16  # at most: the length of the positional encoding
@@ -42,7 +41,8 @@ MOTION = dict(
     motion_num_attention_heads=4, motion_norm_num_groups=16, motion_max_seq_length=N_FRAMES,
     use_motion_mid_block=True,
 )  # fmt: skip
-STAGE = Stage("motion", 1.0, batch=2, lr=1.5e-3, weight_decay=0.0)  # batch: clips of 8 frames
+# The batches are clips of 8 frames.
+STAGE = Stage("motion", 1.0, batch=2, lr=1.5e-3, weight_decay=0.0, gpu_batch=64)
 
 
 def build_adapter() -> nn.Module:
@@ -111,15 +111,14 @@ def clip_pool(run: Path, n_clips: int, vae: nn.Module, device: str) -> dict[str,
     """
     path = run / "clips.safetensors"
     if not path.exists():
-        latents, masks = [], []
-        for i in tqdm(range(n_clips), "clips"):
-            clip = render(training_scene(i), N_FRAMES, SIZE)
-            x = clip.frames.to(device).to(memory_format=torch.channels_last)
-            mode = vae.encode(2 * x - 1).latent_dist.mode()
-            latents.append((mode * vae.config.scaling_factor).half().cpu())
-            share = F.avg_pool2d(clip.mask, SIZE // mode.shape[-1])
-            masks.append(share.mul(255).round().byte())
-        write_tensors(path, {"latents": torch.stack(latents), "mask": torch.stack(masks)})
+        latents, masks, chunk = [], [], 10
+        for clips, shown in tqdm(rendered(n_clips, N_FRAMES, chunk), "clips", -(-n_clips // chunk)):
+            x = clips.flatten(0, 1).to(device).to(memory_format=torch.channels_last)
+            mode = vae.encode(x / 127.5 - 1).latent_dist.mode() * vae.config.scaling_factor
+            latents.append(mode.unflatten(0, clips.shape[:2]).half().cpu())
+            share = F.avg_pool2d(shown.flatten(0, 1), SIZE // mode.shape[-1])
+            masks.append(share.unflatten(0, clips.shape[:2]).mul(255).round().byte())
+        write_tensors(path, {"latents": torch.cat(latents), "mask": torch.cat(masks)})
     pool = load_file(path)
     if len(pool["latents"]) != n_clips:
         raise InputError(
@@ -128,7 +127,7 @@ def clip_pool(run: Path, n_clips: int, vae: nn.Module, device: str) -> dict[str,
     return pool
 
 
-def clip_sampler(latents: Tensor, captions: Captions, device: str) -> Callable:
+def clip_sampler(latents: Tensor, captions: Captions) -> Callable:
     """Draw clips of 8, 12 or 16 frames: latents, noise, timesteps, captions (10% of them empty).
 
     Half of the clips run backwards. Clips of 8 frames may skip every second frame. Between 0.3 T
@@ -154,7 +153,7 @@ def clip_sampler(latents: Tensor, captions: Captions, device: str) -> Callable:
         low = 0.2 if progress < 0.5 else 0.35
         t = timesteps(strata, [0.0, 0.3, 0.75, 1.0], [0.0, low, 0.85, 1.0])
         ids = captions.ids(index, generator, dropout=0.1)
-        return tuple(x.to(device) for x in (z, eps, t, ids))
+        return z, eps, t, ids
 
     return sample
 
@@ -166,8 +165,7 @@ def build(run: Path, minutes: float, n_clips: int, device: str = "cpu", stage=ST
 
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    torch.set_flush_denormal(True)
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = accelerator_on(device)
     folder = Path(miniature_path())
     vae = load_network(AutoencoderKL, folder / "vae", "The miniature's VAE")
     vae = vae.to(device, memory_format=torch.channels_last)
@@ -179,7 +177,7 @@ def build(run: Path, minutes: float, n_clips: int, device: str = "cpu", stage=ST
     adapter.requires_grad_(True)
     captions = Captions(tokenizer, [training_scene(i) for i in range(n_clips)])
     loss = MotionLoss(adapter, unet, text_encoder).to(device)
-    train(stage, loss, clip_sampler(latents, captions, device), run, minutes, accelerator)
+    train(stage, loss, clip_sampler(latents, captions), run, minutes, accelerator)
 
 
 def export(run: Path, folder: Path) -> None:

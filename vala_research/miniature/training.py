@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from vala_research.adapter.run import Stopped, locked, stop_asked
 from vala_research.adapter.state import Log, read_checkpoint, restore_moments, write_checkpoint
+from vala_research.miniature.feeding import Batches
 
 EMA_EVERY = 4  # updates; the average moves too slowly to notice
 LOG_EVERY, SAVE_EVERY = 20, 120  # seconds
@@ -30,6 +31,7 @@ class Stage:
     batch: int  # per process
     lr: float
     ema: float = 0.999
+    gpu_batch: int = 0  # on a GPU; 0: as elsewhere
     warmup: float = 0.01  # of the time
     weight_decay: float = 1e-2
 
@@ -44,7 +46,8 @@ def train(
     The state is written every two minutes, and at SIGTERM, which raises Stopped. A killed run needs
     nothing else to go on. Raises InputError if another run trains in the folder.
 
-    module: returns a dict with `loss`. sample: batch size, generator and progress -> a batch.
+    module: returns a dict with `loss`. sample: batch size, generator and progress -> a batch, on
+        the CPU.
     """
     optimizer = torch.optim.AdamW(
         module.parameters(), stage.lr, betas=(0.9, 0.99), weight_decay=stage.weight_decay,
@@ -56,14 +59,16 @@ def train(
         ema, step, seconds = _resume(path, module, optimizer)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     main = accelerator.is_main_process
-    generator = torch.Generator().manual_seed(1000 * step + accelerator.process_index)
+    on_gpu = accelerator.device.type != "cpu"
+    feed = Batches(sample, stage.gpu_batch * on_gpu or stage.batch)
+    made = feed.on(accelerator.device, seed=1000 * step + accelerator.process_index)
     clock = _Clock(seconds, minutes, accelerator.num_processes > 1)
     report, saved = _Report(stage.name, run, step, clock, main), clock.now
     with stop_asked() as is_asked, locked(run) if main else nullcontext():
         while clock.progress < 1:
             optimizer.param_groups[0]["lr"] = stage.lr * _rate(clock.progress, stage.warmup)
-            batch = sample(stage.batch, generator, clock.progress)
-            row = _update(wrapped, optimizer, batch, clock.progress, accelerator)
+            feed.progress.fill_(clock.progress)
+            row = _update(wrapped, optimizer, next(made), clock.progress, accelerator)
             step += 1
             clock.tick()
             if main and step % EMA_EVERY == 0:
@@ -106,14 +111,14 @@ def _rate(progress: float, warmup: float) -> float:
     return min(1.0, progress / warmup + 1e-2) * 0.5 * (1.02 + math.cos(math.pi * progress) * 0.98)
 
 
-def _update(wrapped, optimizer, batch: tuple, progress: float, accelerator) -> dict[str, float]:
-    """One step of AdamW; returns the log's row."""
+def _update(wrapped, optimizer, batch: tuple, progress: float, accelerator) -> dict[str, Tensor]:
+    """One step of AdamW; returns the log's row, on the device: a GPU is not waited for."""
     out = wrapped(*batch, progress=progress)
     accelerator.backward(out["loss"])
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return {k: v.item() for k, v in out.items()} | {"norm": norm.item()}
+    return {k: v.detach() for k, v in out.items()} | {"norm": norm}
 
 
 def _average(ema: dict[str, Tensor], module: nn.Module, decay: float, step: int) -> None:
@@ -132,11 +137,11 @@ class _Report:
         self.bar = tqdm(total=int(clock.budget), initial=int(clock.seconds), desc=name, unit="s",
                         disable=not is_shown)  # fmt: skip
 
-    def add(self, step: int, row: dict[str, float]) -> None:
+    def add(self, step: int, row: dict[str, Tensor]) -> None:
         self.rows.append(row)
         if not self.clock.is_due(self.logged, LOG_EVERY):
             return
-        means = {k: sum(r[k] for r in self.rows) / len(self.rows) for k in row}
+        means = {k: torch.stack([r[k] for r in self.rows]).mean().item() for k in row}
         line = {"step": step, "seconds": round(self.clock.seconds, 1), **means}
         self.log = self.log or Log(self.path, tuple(line), self.step)
         self.log.add(line)

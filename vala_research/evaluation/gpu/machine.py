@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from vala_research import InputError, miniature_path
 from vala_research.editing.pipeline import VideoEditPipeline
-from vala_research.evaluation.flops import STABLE_DIFFUSION_1_5
+from vala_research.evaluation.flops import STABLE_DIFFUSION_1_5, WAN_1_3B
 from vala_research.evaluation.memory import forget_peak, peak_mebibytes
 from vala_research.evaluation.weightless import TEXT_1_5, VAE_1_5
 
@@ -26,7 +26,8 @@ class Scale:
     frames: clip lengths, ascending. steps: the two numbers of steps that are timed. repeats: the
     best of so many is taken. checked_frames, checked_side, checked_steps: of the edits that are
     compared with the CPU. filtered: shapes of latents. copied: bytes; their copy gives the
-    bandwidth.
+    bandwidth. transformer, transformer_dtype, latents: a video transformer, and frames, height and
+    width of its latents. cards: GB of smaller cards.
     """
 
     unet: dict = field(default_factory=lambda: dict(STABLE_DIFFUSION_1_5))
@@ -42,6 +43,10 @@ class Scale:
     checked_steps: int = 3
     filtered: tuple[tuple[int, int, int, int], ...] = ((32, 4, 64, 64), (16, 4, 128, 128))
     copied: int = 2**28
+    transformer: dict = field(default_factory=lambda: dict(WAN_1_3B))
+    transformer_dtype: torch.dtype = torch.bfloat16
+    latents: tuple[int, int, int] = (21, 60, 104)
+    cards: tuple[float, ...] = (15, 8, 4)
 
 
 FULL = Scale()
@@ -54,6 +59,9 @@ TINY = Scale(
                          num_attention_heads=2),
     dtype=torch.float32, side=64, frames=(2, 3), steps=(1, 4), repeats=1, checked_frames=2,
     checked_side=32, checked_steps=1, filtered=((2, 4, 8, 8),), copied=2**16,
+    transformer=WAN_1_3B | dict(num_attention_heads=2, attention_head_dim=12, text_dim=16,
+                                freq_dim=16, ffn_dim=32, num_layers=1),
+    transformer_dtype=torch.float32, latents=(4, 4, 4), cards=(4,),
 )  # fmt: skip
 SCALES = {"full": FULL, "tiny": TINY}
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from vala_research.evaluation.gpu.correctness import correctness
 from vala_research.evaluation.gpu.filter import filter_speed
+from vala_research.evaluation.gpu.fit import fit
 from vala_research.evaluation.gpu.machine import Machine
+from vala_research.evaluation.gpu.policies import policy_speed
 from vala_research.evaluation.gpu.speed import edit_speed, layouts
 from vala_research.evaluation.gpu.training import training_step
 from vala_research.evaluation.provenance import jsonable, record
@@ -21,9 +23,11 @@ Part = Callable[[Machine], Iterator[dict]]
 # takes longest and comes last.
 PARTS: dict[str, tuple[Part, float]] = {
     "filter": (filter_speed, 0.05),
-    "speed": (edit_speed, 0.35),
-    "training": (training_step, 0.42),
-    "correctness": (correctness, 0.75),
+    "speed": (edit_speed, 0.2),
+    "training": (training_step, 0.25),
+    "policies": (policy_speed, 0.4),
+    "fit": (fit, 0.5),
+    "correctness": (correctness, 0.8),
     "layouts": (layouts, 1.0),
 }
 
