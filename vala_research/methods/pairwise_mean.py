@@ -42,14 +42,18 @@ def window_mean(
 
 
 def _piece_length(x: Tensor, dim: int, rh: int, rw: int) -> int:
-    """Length along `dim` to filter at once: about a CPU's cache, and twice the memory of x.
+    """Length along `dim` to filter at once.
 
-    Small x are filtered 4096 numbers at a time: below, calls cost more than their arithmetic.
+    On a CPU, about its cache, and twice the memory of x. Small x are filtered 4096 numbers at a
+    time: below, calls cost more than their arithmetic. On a device, 2^24 numbers of whole windows:
+    latents in one piece, for there each call costs more than their arithmetic.
     """
-    least, most = 1 << 12, 1 << (17 if x.device.type == "cpu" else 24)
-    wider = work_dtype(x).itemsize / x.element_size()
-    size = min(most, max(least, 2 * x.numel() / 7) / wider)  # seven numbers of work per site
     h, w = x.shape[2:]
+    if x.device.type == "cpu":
+        wider = work_dtype(x).itemsize / x.element_size()
+        size = min(1 << 17, max(1 << 12, 2 * x.numel() / 7) / wider)  # seven numbers per site
+    else:
+        size = (1 << 24) / ((2 * rh + 1) * (2 * rw + 1))
     return max(1, int(size / ((h + 2 * rh) * (w + 2 * rw) if dim == 0 else h + 2 * rh)))
 
 
@@ -81,8 +85,29 @@ class _Window:
 
         # The flat result starts at the first site of the first plane and ends at the last site.
         size, width = (h + 2 * rh) * (w + 2 * rw), w + 2 * rw
-        flat = _Shift.apply(p.view(-1), self, width, outside)
+        if p.is_cpu or (torch.is_grad_enabled() and p.requires_grad):
+            flat = _Shift.apply(p.view(-1), self, width, outside)
+        else:
+            flat = self._of_whole_windows(p.view(-1), width, outside)
         return flat.as_strided((n, 1, h, w), (size, size, width, 1))
+
+    def _of_whole_windows(self, p: Tensor, width: int, outside: Tensor | None) -> Tensor:
+        """What `_Shift` makes, in a few large calls: each pair costs two exponentials here."""
+        rows, columns = 2 * self.rh + 1, 2 * self.rw + 1
+        base = self.rh * width + self.rw
+        shape, strides = (rows, columns, p.numel() - 2 * base), (width, 1, 1)
+        d = p.as_strided(shape, strides) - p[base:-base]
+        y, x = (torch.arange(n) - n // 2 for n in (rows, columns))
+        far_off = torch.hypot(y[:, None].double(), x.double()) / self.sigma_spatial
+        exponent = -(far_off.square() / 2 / math.log(2)).to(p)[..., None] - self._bits(p) * d * d
+        if outside is not None:
+            exponent = exponent + outside.as_strided(shape, strides)
+        e = exponent.exp2()
+        return (e * d).sum((0, 1)) / e.sum((0, 1))
+
+    def _bits(self, p: Tensor) -> float:
+        """`sharpness` for powers of two: on some processors torch's exp2 is four times its exp."""
+        return min(self.sharpness / math.log(2), torch.finfo(p.dtype).max)
 
     def pairs(
         self, p: Tensor, width: int, outside: Tensor | None
@@ -92,8 +117,7 @@ class _Window:
         outside: 0 at sites and -inf in the padding, where padding is no site; otherwise None.
         """
         base = self.rh * width + self.rw  # padding before the first site, and after the last one
-        # Powers of two: on some processors torch's exp2 takes a quarter of the time of its exp.
-        bits = min(self.sharpness / math.log(2), torch.finfo(p.dtype).max)
+        bits = self._bits(p)
 
         # Half of the window's offsets: the other half are the same pairs from their far ends.
         steps = [(y, x) for y in range(self.rh + 1) for x in range(-self.rw, self.rw + 1)]

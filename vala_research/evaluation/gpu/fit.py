@@ -13,7 +13,8 @@ def fit(machine: Machine) -> Iterator[dict]:
     """Yield one row per memory and clip length: an edit as `fit_memory` planned it.
 
     free: GB of a smaller card, which this one pretends to be. needed: GB as planned. peak: GB that
-    torch took, weights included. measures: what the plan does. right: the edit was made.
+    torch took, weights included; reserved: with the cache of its allocator. measures: what the plan
+    does. right: the edit was made.
     """
     scale = machine.scale
     for free in scale.cards:
@@ -36,8 +37,10 @@ def edit_row(machine: Machine, free: float, n_frames: int) -> dict:
         gib = machine.peak_gib(lambda: pipe(
             clip, *PROMPTS, output_type="pt", frames_per_chunk=plan.frames_per_chunk, **call
         ))  # fmt: skip
-    measures = ", ".join(plan.measures) or "none"
-    return {"needed": plan.needed / 1e9, "peak": gib * 2**30 / 1e9, "measures": measures,
+    is_cuda = machine.device.type == "cuda"
+    reserved = {"reserved": torch.cuda.max_memory_reserved() / 1e9} if is_cuda else {}
+    measures = {"measures": ", ".join(plan.measures) or "none"}
+    return {"needed": plan.needed / 1e9, "peak": gib * 2**30 / 1e9, **reserved, **measures,
             "right": True}  # fmt: skip
 
 
