@@ -88,6 +88,15 @@ def test_key_frames_alone_are_extended_attention(tiny, clip):
     CLOSE(tiny(attention=OneChunk(local_ratio=0, max_downsample=9), **again).frames[0], extended)
 
 
+def test_random_key_frames_are_drawn_at_every_step_or_once():
+    def drawn(redraws):
+        flow = TokenFlow(batch=4, redraws=redraws).of_clip(torch.zeros(12, 1, 2, 2), None, None)
+        return {tuple(flow.at(t, 12, 4).seen[:3]) for t in range(0, 1000, 100)}
+
+    assert len(drawn(True)) > 5 and len(drawn(False)) == 1
+    assert all(a // 4 == i for i, a in enumerate(*drawn(False)))
+
+
 @pytest.mark.parametrize("name", CROSS_FRAME)
 def test_every_editor_changes_the_edit_and_repeats_itself(name, tiny, clip, by_frame):
     clip = torch.nn.functional.interpolate(clip, size=32)

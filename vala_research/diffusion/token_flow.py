@@ -30,6 +30,7 @@ class TokenFlow(CrossFrame):
     batch: frames per key frame. The last batch may be shorter; the released code drops it.
     keyframes: "random" draws one of each batch at every step, as the released code does; "vala" and
         the other methods of `select_keyframes` choose as many on the clip, once.
+    redraws: random key frames are drawn at every step; otherwise once.
     mixing: "batches" takes from the key frames of the own batch and of the one before, as the
         released code does; "nearest" from those before and after. None is "batches" for random key
         frames, and "nearest" for others.
@@ -40,6 +41,7 @@ class TokenFlow(CrossFrame):
     keyframes: str = "random"
     mixing: str | None = None
     chosen: tuple[int, ...] = ()
+    redraws: bool = True
     needs_source: ClassVar[bool] = True
     fits_video_models: ClassVar[bool] = False
 
@@ -63,7 +65,7 @@ class TokenFlow(CrossFrame):
         return n_frames + -(-n_frames // self.batch)
 
     def at(self, t: int, n_frames: int, n_sites: int) -> Pivots:
-        keyframes, drawing = self.chosen, self.drawing(t)
+        keyframes, drawing = self.chosen, self.drawing(t if self.redraws else 0)
         if not keyframes:
             batches = [range(n_frames)[batch] for batch in chunks(n_frames, self.batch)]
             drawn = (torch.randint(len(b), (), generator=drawing) for b in batches)

@@ -1,12 +1,14 @@
 """VALA's key frames in TokenFlow: the notebook runs, and its claims follow the rows; 40 s."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from test_notebooks import run
 
 from vala_research.evaluation.verdicts import assert_claims
 from vala_research.experiments.vala import key_frames_in_token_flow as experiment
-from vala_research.experiments.vala.key_frames_in_token_flow import RANDOM, VALA, Settings
+from vala_research.experiments.vala.key_frames_in_token_flow import ONCE, RANDOM, VALA, Settings
 
 
 def test_notebook_of_the_key_frames(tmp_path, miniature):
@@ -20,17 +22,18 @@ def test_notebook_of_the_key_frames(tmp_path, miniature):
 
 def test_only_the_choice_of_key_frames_differs():
     settings = experiment.edit_settings(Settings.preset("sprites"))
-    ours, random = settings[VALA].attention, settings[RANDOM].attention
-    assert (ours.keyframes, random.keyframes) == ("vala", "random")
-    assert ours.batch == random.batch == 8 and random.mixing == "nearest"
+    ours, once, random = (settings[name].attention for name in (VALA, ONCE, RANDOM))
+    assert (ours.keyframes, once.keyframes) == ("vala", "random")
+    assert ours.batch == once.batch == 8 and once.mixing == "nearest" and not once.redraws
+    assert random == replace(once, redraws=True)
 
 
 def rows(gain: float) -> pd.DataFrame:
     """Ten clips; gain: PSNR by VALA's key frames, give or take."""
     lines = []
     for index in range(10):
-        for name in (RANDOM, "uniform key frames", "released", VALA):
-            more = gain * (1 + index / 10) * (name == VALA)
+        for name in (RANDOM, ONCE, "uniform key frames", "released", VALA):
+            more = gain * (1 + index / 10) * {VALA: 1, RANDOM: 0.5}.get(name, 0)
             line = {"setting": name, "motion": "usual", "kind": "several", "index": index}
             lines.append(line | {"psnr": 20 + index + more, "warp_error": 1.0 - more, "cost": 1.0})
     return pd.DataFrame(lines)
