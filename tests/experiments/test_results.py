@@ -8,6 +8,7 @@ import pytest
 
 from vala_research import InputError
 from vala_research.evaluation.figures import COLUMN, PAGE
+from vala_research.evaluation.gpu.modes import MODES
 from vala_research.evaluation.verdicts import assert_claims, stated
 from vala_research.experiments import default_edit, default_search, page_cells
 from vala_research.experiments.fldm import (
@@ -18,7 +19,8 @@ from vala_research.experiments.fldm import (
     many_sources,
     schedules,
 )
-from vala_research.experiments.flow import editing
+from vala_research.experiments.flow import anchors, editing
+from vala_research.experiments.flow import fusion as flow_fusion
 from vala_research.experiments.flow import theory as flow_theory
 from vala_research.experiments.ge import (
     adapter_gains,
@@ -40,20 +42,26 @@ from vala_research.experiments.page_cells import (
 )
 from vala_research.experiments.pages import replaced, written_pages
 from vala_research.experiments.paper_map import ITEMS, status
-from vala_research.experiments.vala import editing_quality
+from vala_research.experiments.vala import editing_quality, key_frames_in_token_flow
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 RESULTS = {
     "01_default_edit": default_edit, "02_default_search": default_search,
-    "12_vala_editing_quality": editing_quality, "20_fldm_fusion": fusion, "21_fldm_alpha": alpha,
+    "12_vala_editing_quality": editing_quality, "12_vala_editing_quality_long": editing_quality,
+    "14_vala_key_frames_in_token_flow": key_frames_in_token_flow,
+    "20_fldm_fusion": fusion, "21_fldm_alpha": alpha,
     "22_fldm_schedules": schedules, "23_fldm_latent_compatibility": latent_compatibility,
     "24_fldm_long_clips": long_clips, "25_fldm_many_sources": many_sources,
     "30_ge_bilateral_inversion": bilateral_inversion,
     "31_ge_temporal_adapter": temporal_adapter, "35_ge_adapter_gains": adapter_gains,
     "35_ge_adapter_gains_as_paper": adapter_gains, "36_ge_hosts": hosts,
     "37_ge_bilateral_hosts": bilateral_hosts, "38_ge_controls": controls,
-    "50_flow_editing": editing, "50_flow_editing_wan": editing, "53_flow_theory": flow_theory,
+    "50_flow_editing": editing, "50_flow_editing_wan": editing, "51_flow_anchors": anchors,
+    "52_flow_fusion": flow_fusion, "53_flow_theory": flow_theory,
 }  # fmt: skip
+
+
+GPU = ("gpu_correctness", "gpu_edits", "gpu_policies")
 
 
 def rows_of(name: str) -> pd.DataFrame:
@@ -73,8 +81,19 @@ def test_the_claims_hold_for_the_committed_rows_and_the_figure_is_drawn(name):
 def test_every_file_is_listed():
     listed = (NOTEBOOKS / "results" / "README.md").read_text()
     files = {path.stem for path in (NOTEBOOKS / "results").glob("*.csv")}
-    assert files == {*RESULTS, "02_default_search_combinations", "33_ge_activation_range"}
+    others = {"02_default_search_combinations", "33_ge_activation_range", *GPU}
+    assert files == {*RESULTS, *others}
     assert all(f"`{name}.csv`" in listed for name in files)
+
+
+def test_what_the_page_says_of_a_graphics_card():
+    modes, edits = rows_of("gpu_correctness"), rows_of("gpu_edits")
+    page = (NOTEBOOKS / "README.md").read_text()
+    least = modes[["float32", "float16", "bfloat16"]].min()
+    assert f"{len(modes)} modes" in page and set(modes.setting) == set(MODES)
+    assert f"at least {least.float32:.0f} dB in float32, {least.float16:.0f} dB in" in page
+    assert f"float16, {least.bfloat16:.1f} dB in bfloat16" in page
+    assert (edits.estimated_gib / edits.peak_gib - 1).abs().max() < 0.02
 
 
 def test_the_pages_are_the_generated_ones():

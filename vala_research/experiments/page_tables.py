@@ -80,6 +80,29 @@ POLICIES = lines(
     "VALA 256 token anchors", baseline="own",
 )  # fmt: skip
 
+MOVING = [
+    Line(f"{motion}: {label}", setting, "own" if setting != "own" else "", {"motion": motion})
+    for motion in ("usual", "fast", "cut")
+    for setting, label in (
+        ("own", "nothing (`own`)"), ("extended", "every frame (`extended`)"),
+        ("uniform 2 key frames",) * 2, ("VALA 2 key frames",) * 2, ("VALA 2 site anchors",) * 2,
+        ("VALA 4 site anchors",) * 2,
+    )
+]  # fmt: skip
+RANDOM = "random key frames"
+CHOICES = [
+    Line(f"{motion}: {label}", setting, RANDOM if setting != RANDOM else "", {"motion": motion})
+    for motion in ("usual", "fast", "cut")
+    for setting, label in (
+        (RANDOM, "random at every step"), (f"{RANDOM}, drawn once", "random, drawn once"),
+        ("uniform key frames", "uniform"), ("k-means key frames", "k-means"),
+        ("VALA key frames", "**VALA**"), ("frame by frame", "none: frame by frame"),
+    )
+]  # fmt: skip
+
+COUNTED = ("all frames", "own", "own and 2 key frames", "own and 2 site anchors",
+           "own and 4 site anchors")  # fmt: skip
+
 FUSED = lines(
     "image only", "video only", "image only, anchors", "fused",
     ("fused, half and half", "**fused, half and half**"), "fused, image from noise",
@@ -123,6 +146,16 @@ TABLES = {
         [Line("nothing (`own`)", "own"), *POLICIES],
         [Column("cost", "cost"), WARP, gain("reduced by", "warp_error"), JITTER,
          gain("reduced by", "jitter"), PSNR, gain("gain", "psnr"), PATH, RIGHT],
+    ),
+    "attention policies, long": PageTable(
+        "12_vala_editing_quality_long", "motion: attends to, besides itself", MOVING,
+        [JITTER, gain("reduced by", "jitter"), WARP, gain("reduced by", "warp_error"), PSNR,
+         gain("gain", "psnr"), RIGHT],
+    ),
+    "key frames": PageTable(
+        "14_vala_key_frames_in_token_flow", "motion: key frames", CHOICES,
+        [WARP, gain("reduced by", "warp_error"), JITTER, gain("reduced by", "jitter"), PSNR,
+         gain("gain", "psnr"), RIGHT],
     ),
     "fusion": PageTable(
         "20_fldm_fusion", "setting", FUSED,
@@ -176,6 +209,38 @@ TABLES = {
         "image, inversion", "image, FlowEdit", "image, FlowAlign", "image, anchors, inversion",
         "image, anchors, FlowEdit", "motion, inversion", "motion, FlowEdit", "motion, FlowAlign",
     ), WAYS),
+    "flow anchors": PageTable(
+        "51_flow_anchors", "a frame attends to",
+        [Line("all frames (native)", "all frames"), *lines(
+            "own", "own and 2 key frames", ("own and 1 anchor", "own and 1 site anchor"),
+            ("own and 2 anchors", "own and 2 site anchors"),
+            ("own and 4 anchors", "own and 4 site anchors"), baseline="all frames",
+        )],
+        [JITTER, gain("reduced by", "jitter"), WARP, gain("reduced by", "warp_error"), PSNR,
+         gain("gain", "psnr"), RIGHT],
+    ),
+    "flow fusion": PageTable("52_flow_fusion", "denoised by", lines(
+        "image", "motion", "flow", "image + motion", "image + flow, path of diffusion",
+        "flow + image, path of flow",
+    ), WAYS),
+    "graphics card, edits": PageTable(
+        "gpu_edits", "clip of 512 pixels", lines("8 frames", "16 frames", "32 frames"),
+        [Column("seconds per step, inversion and guided edit", "step"),
+         Column("50 + 50 steps, seconds", "seconds", digits=1),
+         Column("TFLOP/s", "tflops", digits=0), Column("peak memory, GiB", "peak_gib"),
+         Column("`pipe.estimate`, GiB", "estimated_gib")],
+    ),
+    "graphics card, policies": PageTable(
+        "gpu_policies", "network: a frame attends to",
+        [Line(f"{network}: {setting}", setting, where={"kind": network})
+         for network, settings in (
+             ("image model", (*COUNTED, "sparse causal", "256 token anchors")),
+             ("video transformer", COUNTED))
+         for setting in settings],
+        [Column("seconds", "seconds", digits=3), Column("over all frames", "time"),
+         Column("FLOPs, over all frames", "flops"), Column("TFLOP/s", "tflops", digits=0),
+         Column("peak memory, GiB", "peak_gib", digits=1)],
+    ),
     "flow editing, wan": PageTable("50_flow_editing_wan", "base, way", lines(
         "wan, inversion", "wan, FlowEdit", "wan, FlowAlign", "wan, anchors, inversion",
         "wan, anchors, FlowEdit",

@@ -117,7 +117,8 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     The policy with the fewest site anchors is judged; where none is shown, no claim is made. Where
     the jitter is known, the anchors are compared in it and in PSNR, per motion, with frame by
     frame, with attention to all frames and with as many key frames. Then the contrastive term and
-    the refinement network are compared with plain variational Bayes.
+    the refinement network are compared with plain variational Bayes. All of these are reported.
+    Asserted: every policy comes nearer to the true edit than the source.
     """
     warp = per_clip(rows, "warp_error")
     anchored = [name for name in warp if name.endswith("site anchors")]
@@ -125,11 +126,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
         return []
     best = min(anchored, key=lambda name: int(name.split()[1]))
     less = paired_gain(warp["own"].to_numpy(), warp[best].to_numpy())
-    claims = [
-        Claim.of_gain(f"{best} lower E_warp", "E_warp, reduction", less),
-        Claim.of_fact(f"{best} lower E_warp on average over these clips", "E_warp, reduction",
-                      less.mean, less.mean > 0, n_clips=less.n),
-    ]  # fmt: skip
+    claims = [Claim.of_gain(f"{best} lower E_warp", "E_warp, reduction", less)]
 
     # Only in the sprite world is the true edit known.
     if "gain" in rows:
