@@ -147,6 +147,20 @@ def test_edit_as_a_host_does(tmp_path, clip, model):
     refused(tmp_path, *common, "tokenflow", naming="token_flow")
 
 
+def test_edit_by_a_checkpoint_s_own_flow_edit(tmp_path, clip):
+    """Its settings, and not those of the name alone, reach the edit and its record."""
+    common = [clip, *PROMPTS, "--model", "miniature_flow", "--frames", 2, "--size", 16]
+    used = {}
+    for name, options in {"own": [], "named": ["--method", "flow_edit"]}.items():
+        code, _, stderr = vala(
+            "edit", *common, "--steps", 2, *options, "-o", tmp_path / name, "--json", tmp_path / "j"
+        )
+        assert code == 0, stderr
+        used[name] = json.loads((tmp_path / "j").read_text())["parameters"]["inversion"]
+    assert used["own"]["n_max"] == used["own"]["source_guidance"] == 1
+    assert used["named"] == "flow_edit"
+
+
 def test_edit_with_a_video_model(tmp_path, clip, model):
     tiny_motion_adapter().save_pretrained(tmp_path / "motion")
     common = [clip, *PROMPTS, "--model", model, *QUICK, "--frames", 2]

@@ -224,6 +224,8 @@ def test_several_controlnets_see_the_clip_and_given_pictures(tiny, checkpoint, v
         ({"guidance_scale": "big"}, "guidance"),
         ({"attention": "all"}, "'all'"),
         ({"inversion": 3}, "3"),
+        ({"inversion": {"steps": 1}}, "holds 'steps': it may hold n_max"),
+        ({"inversion": {"n_max": 2}}, "n_max, the last share of the steps that edit, is 2"),
         ({"injection": 2}, "2"),
         ({"strength": -1}, "strength is -1"),
         ({"brings": ["controls"]}, "it may bring motion_adapter, temporal_adapter, in a list"),

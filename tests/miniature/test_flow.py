@@ -10,6 +10,7 @@ from transformers import CLIPTokenizer
 
 from vala_research import InputError, VideoEditPipeline, miniature_path
 from vala_research.cli.loading import model_side
+from vala_research.diffusion.difference import DifferenceEdit
 from vala_research.miniature import abilities, flow
 from vala_research.miniature.batches import Captions
 from vala_research.miniature.configuration import FLOW, build_transformer, training_scene
@@ -151,7 +152,8 @@ def test_it_shares_the_miniature_s_latents_and_words(pipe):
 def test_an_edit_of_few_words_moves_the_clip_itself(pipe):
     """FlowEdit is its default; its inversion is plain; the command line knows its size."""
     frames = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert pipe.edit_defaults.inversion == "flow_edit" and model_side(pipe) == 64
+    assert pipe.edit_defaults.inversion == DifferenceEdit(1.0, source_guidance=1.0)
+    assert model_side(pipe) == 64
     words = "a blue star on a plain red background", "a red star on a plain red background"
     found = pipe(frames, *words, num_inference_steps=2, output_type="pt",
                  generator=torch.Generator().manual_seed(0)).frames[0]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,7 +147,7 @@ class Editing(Inverting):
     prompt: str
     num_inference_steps: int | None = None
     attention: str | None = None
-    inversion: str | None = None
+    inversion: Any = None  # a name, or a checkpoint's own settings
     guidance_scale: float | None = None
     injection: Any = None
     words: float | None = None
@@ -158,7 +158,7 @@ class Editing(Inverting):
         """The arguments by their names, with the words in the injection. Raises InputError."""
         from vala_research.diffusion.injection import Injection
 
-        given = asdict(self)
+        given = dict(vars(self))
         injection = replace(Injection.of(self.injection), words=given.pop("words"))
         return given | {"injection": injection}
 

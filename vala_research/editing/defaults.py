@@ -10,7 +10,7 @@ from typing import Any
 from vala_research import InputError, number_in
 from vala_research.diffusion.attending import get_policy
 from vala_research.diffusion.controlnet import ControlSettings
-from vala_research.diffusion.difference import WITHOUT
+from vala_research.diffusion.difference import WITHOUT, DifferenceEdit
 from vala_research.diffusion.guidance import check_guidance
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.inversion import get_inversion
@@ -26,12 +26,13 @@ BROUGHT = ("motion_adapter", "temporal_adapter")  # folders that it may bring
 class EditDefaults:
     """Values of `VideoEditPipeline.__call__`, by its names. These are the field's.
 
+    inversion: a name, or a `DifferenceEdit`, which a file holds as an object of its values.
     control: how the checkpoint's ControlNet is used; None where it has none.
     """
 
     num_inference_steps: Any = 50  # a file may hold anything
     guidance_scale: float = 7.5
-    inversion: str = "ddim"
+    inversion: str | DifferenceEdit = "ddim"
     attention: str = "anchors"
     injection: float | Injection = 0.0
     strength: float = 1.0
@@ -88,8 +89,10 @@ def read_defaults(folder: str | Path) -> tuple[EditDefaults, tuple[str, ...]]:
         raise InputError(
             f"{path} brings {str(brings)[:50]}: it may bring {', '.join(BROUGHT)}, in a list."
         )
-    control = given.get("control")
-    for kind, content in ((EditDefaults, given), (ControlSettings, control or {})):
+    has = given.get if isinstance(given, dict) else {}.get
+    parts = {"control": ControlSettings} if has("control") else {}
+    parts |= {"inversion": DifferenceEdit} if isinstance(has("inversion"), dict) else {}
+    for kind, content in ((EditDefaults, given), *((kind, given[k]) for k, kind in parts.items())):
         known = [field.name for field in fields(kind)]
         unknown = sorted(set(content) - set(known)) if isinstance(content, dict) else [content]
         if unknown:
@@ -97,8 +100,7 @@ def read_defaults(folder: str | Path) -> tuple[EditDefaults, tuple[str, ...]]:
                 f"{path} holds {str(unknown[0])[:50]!r}: it may hold {', '.join(known)}."
             )
     try:
-        if control is not None:
-            given = {**given, "control": ControlSettings(**control)}
-        return EditDefaults(**given), tuple(brings)
+        made = {k: kind(**given[k]) for k, kind in parts.items()}
+        return EditDefaults(**given | made), tuple(brings)
     except (InputError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from vala_research.diffusion.difference import DifferenceEdit
 from vala_research.sprites.captions import vocabulary
 from vala_research.sprites.scene import SIZE, WORLD, random_scene, split_generator
 
@@ -44,8 +45,9 @@ SCHEDULE = dict(
 DEFAULTS = dict(num_inference_steps=50, guidance_scale=2.0)
 FULL_DEFAULTS = dict(num_inference_steps=15, guidance_scale=2.0, attention="own")
 FLOW_DEFAULTS = dict(
-    num_inference_steps=25, guidance_scale=2.0, inversion="flow_edit", attention="extended"
-)
+    num_inference_steps=25, guidance_scale=2.0, attention="extended",
+    inversion=DifferenceEdit(1.0, source_guidance=1.0),
+)  # fmt: skip
 CONTROL = dict(picture="frames", scale=1.5, in_inversion=False)
 
 

@@ -83,7 +83,7 @@ def planted(warp: float, gain: float, success: float, n_clips: int = 8) -> pd.Da
 
 
 def test_the_claims_can_fail():
-    """Edits that lose, and success that falls for sure, are refused; a raised E_warp is reported."""
+    """Edits that lose, and success that falls for sure, are refused; E_warp is reported."""
     right = claims(planted(0.5, 2.0, 0.9))
     assert_claims(right)
     assert [claim.verdict for claim in right] == ["confirmed"] * 3
