@@ -10,6 +10,7 @@ COMPILE = ($(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests/' .venv/lib
 help:
 	@echo "make quickstart   edit the demo clip; results in runs/quickstart/"
 	@echo "make test         ruff, import-linter and pytest, notebooks included"
+	@echo "make test-sdxl    the tests of the pipeline on Stable Diffusion XL"
 	@echo "make lint         ruff and import-linter only"
 	@echo "make gpu          check and time this machine's graphics card; report in runs/gpu/"
 	@echo "make lab          JupyterLab on notebooks/"
@@ -27,6 +28,10 @@ quickstart: .venv/core.stamp
 test: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# The tests of the pipeline once more, on Stable Diffusion XL: about 4 minutes.
+test-sdxl: .venv/test.stamp
+	$(BIN)/python -m pytest tests/editing --family sdxl -n logical --maxprocesses 4 --dist loadfile
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
@@ -76,4 +81,4 @@ clean:
 .venv/test.stamp .venv/notebooks.stamp: .venv/%.stamp: $(PINS) | .venv/bin/python
 	@$(INSTALL) '.[$*]' && $(COMPILE) && touch $@ .venv/core.stamp
 
-.PHONY: help quickstart test lint gpu lab figures miniature miniature-flow constraints clean
+.PHONY: help quickstart test test-sdxl lint gpu lab figures miniature miniature-flow constraints clean

@@ -54,7 +54,7 @@ import torch  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Long files first, so that at the end no worker waits for another one's last file."""
 
     def is_short(item: pytest.Item) -> bool:
@@ -62,6 +62,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return "notebook" not in name and folder not in ("miniature", "theory")
 
     items.sort(key=is_short)
+    if config.getoption("family") == "sdxl":
+        alone = (ROOT / "tests" / "editing" / "sd_alone.txt").read_text().splitlines()
+        for item in items:
+            if f"{item.path.name}::{item.originalname}" in alone:
+                item.add_marker(pytest.mark.skip(reason="asks for Stable Diffusion 1"))
 
 
 def pytest_collection_finish() -> None:
@@ -102,12 +107,19 @@ def pipe(miniature):
     return pipe
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
-    """Folder of a tiny random checkpoint of the Stable Diffusion class; no test writes in it."""
-    from tiny_models import tiny_checkpoint
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest tests/editing --family sdxl`: the tests of the pipeline on Stable Diffusion XL."""
+    parser.addoption("--family", default="sd", choices=("sd", "sdxl"), help="of `checkpoint`")
 
-    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, pytestconfig) -> Path:
+    """Folder of a tiny random checkpoint of the Stable Diffusion class; no test writes in it."""
+    from tiny_models import tiny_checkpoint, tiny_sdxl_checkpoint
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    is_xl = pytestconfig.getoption("family") == "sdxl"
+    return tiny_sdxl_checkpoint(folder) if is_xl else tiny_checkpoint(folder)
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from safetensors.torch import save_file
-from tiny_models import tiny_sdxl_checkpoint
+from tiny_models import tiny_motion_adapter, tiny_sdxl_checkpoint
 
 from vala_research import InputError, VideoEditPipeline
 from vala_research.adapter.settings import AdapterSettings
 from vala_research.adapter.temporal_adapter import TemporalAdapter
 from vala_research.diffusion.injection import Injection
+from vala_research.diffusion.motion import load_motion_unet
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.source import Source
 from vala_research.methods.fusion import FusionSchedule
@@ -55,6 +56,16 @@ def test_text_is_read_as_by_diffusers(xl, theirs):
     torch.testing.assert_close(xl.encode_prompt([TARGET], clip_skip=0)[:, :-1], skipped)
     with pytest.raises(InputError, match="clip_skip"):
         xl.encode_prompt([TARGET], clip_skip=1)
+
+
+def test_motion_modules_act_with_one_pooled_text_per_clip(xl, clip):
+    """Frames that meet by them differ from frames alone; with weight 0 they are frames alone."""
+    motion = load_motion_unet(xl.unet, tiny_motion_adapter())
+    alone = edit(xl, clip)
+    halves, first = (FusionSchedule("constant", w, 0.0) for w in ((0.5, 0.5), (0.0, 1.0)))
+    fused = edit(xl, clip, fusion=Fusion([Source(motion), Source()], halves))
+    assert fused.shape == clip.shape and not torch.allclose(fused, alone, atol=1e-3)
+    assert torch.equal(edit(xl, clip, fusion=Fusion([Source(motion), Source()], first)), alone)
 
 
 @pytest.mark.parametrize("negative", [None, "a circle"])
