@@ -11,6 +11,7 @@ from tiny_models import tiny_unet
 from vala_research import InputError, VideoEditPipeline
 from vala_research.diffusion.control_pictures import canny_edges
 from vala_research.diffusion.controlnet import Control, ControlSettings
+from vala_research.diffusion.difference import DifferenceEdit
 from vala_research.editing.defaults import EditDefaults, read_defaults
 
 WORDS = ("a blue square", "a red circle")
@@ -236,6 +237,16 @@ def test_wrong_values_are_refused(tmp_path, content, message):
     (tmp_path / "edit_defaults.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
         read_defaults(tmp_path)
+
+
+def test_objects_in_the_file_are_settings(tmp_path):
+    """An empty object is settings with their own values."""
+    own = EditDefaults(control=ControlSettings(), inversion=DifferenceEdit(1.0))
+    content = {"control": {}, "inversion": {"n_max": 1.0}}
+    (tmp_path / "edit_defaults.json").write_text(json.dumps(content))
+    assert read_defaults(tmp_path) == (own, ())
+    own.save(tmp_path)
+    assert read_defaults(tmp_path) == (own, ())
 
 
 def test_a_controlnet_that_does_not_fit_is_refused(tiny, owner, tmp_path, video):

@@ -66,10 +66,10 @@ def test_correctness_compares_with_the_cpu_and_twice():
 
 
 def test_correctness_on_a_pretended_device(tiny, monkeypatch):
-    def small(name, dtype=torch.float32):
+    def small(name, dtype=None):
         return type(tiny)(**copy.deepcopy(tiny.components))
 
-    monkeypatch.setattr("vala_research.evaluation.gpu.correctness.checkpoint", small)
+    monkeypatch.setattr("vala_research.evaluation.gpu.correctness.quiet_pipeline", small)
     with FakeGpu():
         row = next(correctness(Machine(GPU, CPU.scale), ("anchors",), (torch.float32,)))
     assert row["right"] and row["difference"] < 1e-5, row

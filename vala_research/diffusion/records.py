@@ -78,12 +78,11 @@ def _image_unet(network: nn.Module, z: Tensor, t: Time, rows: Rows, size: Size, 
 
 
 def _motion_unet(network: nn.Module, z: Tensor, t: Time, rows: Rows, size: Size, more: dict):
-    """Text is per frame; the pooled text and the sizes of Stable Diffusion XL are per clip."""
-    text = rows.expand(-1, z.shape[1], -1, -1).flatten(0, 1)
-    kwargs = conditions(network, text, size[:2]) | {
-        k: v for k, v in conditions(network, rows[:, 0], size[:2]).items() if k.startswith("added")
-    }
-    kwargs = _merged(kwargs, more)
+    """Words are per frame; the pooled text and the sizes of Stable Diffusion XL are per clip."""
+    of_clip = conditions(network, rows[:, 0], size[:2])
+    words = rows[:, :, : of_clip["encoder_hidden_states"].shape[1]]
+    words = words.expand(-1, z.shape[1], -1, -1).flatten(0, 1)
+    kwargs = _merged(of_clip | {"encoder_hidden_states": words}, more)
     return network(z.transpose(1, 2), t, return_dict=False, **kwargs)[0].transpose(1, 2)
 
 

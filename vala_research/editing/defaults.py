@@ -89,9 +89,9 @@ def read_defaults(folder: str | Path) -> tuple[EditDefaults, tuple[str, ...]]:
         raise InputError(
             f"{path} brings {str(brings)[:50]}: it may bring {', '.join(BROUGHT)}, in a list."
         )
-    has = given.get if isinstance(given, dict) else {}.get
-    parts = {"control": ControlSettings} if has("control") else {}
-    parts |= {"inversion": DifferenceEdit} if isinstance(has("inversion"), dict) else {}
+    parts = {} if given.get("control") is None else {"control": ControlSettings}
+    if isinstance(given.get("inversion"), dict):
+        parts["inversion"] = DifferenceEdit
     for kind, content in ((EditDefaults, given), *((kind, given[k]) for k, kind in parts.items())):
         known = [field.name for field in fields(kind)]
         unknown = sorted(set(content) - set(known)) if isinstance(content, dict) else [content]

@@ -58,6 +58,7 @@ def plan_memory(
     """
     device = pipe._execution_device
     free = free_bytes(pipe, device) if free is None else free
+    usable = usable_bytes(free, device)
     asked = call.pop("frames_per_chunk", None)
     ways = [(False, False, asked), (False, False, 1), (True, False, 1)]
     ways += [] if device.type == "cpu" else [(True, True, 1)]
@@ -66,7 +67,7 @@ def plan_memory(
             n_frames, height, width, frames_per_chunk=per_chunk, tiling=tiling, offload=offload,
             **call,
         ).peak_bytes  # fmt: skip
-        if needed <= (usable := usable_bytes(free, device)):
+        if needed <= usable:
             return MemoryPlan(needed, free, tiling, offload, per_chunk)
     raise InputError(
         f"The edit of {n_frames} frames of {height}x{width} needs about {needed / 1e9:.1f} GB and "

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from vala_research.evaluation.gpu.policies import OF_BOTH, OF_IMAGES
 from vala_research.experiments.page_cells import Column, Line, PageTable
+from vala_research.sprites.motions import MOTIONS
 
 PSNR = Column("PSNR, dB", "psnr")
 RIGHT = Column("attributes right, %", "success", digits=1)
@@ -19,6 +23,16 @@ def lines(*settings: str | tuple[str, str], baseline: str = "") -> list[Line]:
     """A line per setting, on one baseline; a pair: the setting, and its label on the page."""
     pairs = [(s, s) if isinstance(s, str) else s for s in settings]
     return [Line(label, setting, baseline) for setting, label in pairs]
+
+
+def in_each_motion(first: str | tuple[str, str], *others: str | tuple[str, str]) -> list[Line]:
+    """Such lines for each motion, of the other settings on the first one."""
+    (own,) = lines(first)
+    return [
+        replace(line, label=f"{motion}: {line.label}", where={"motion": motion})
+        for motion in MOTIONS
+        for line in (own, *lines(*others, baseline=own.setting))
+    ]
 
 
 def beside(names: dict[str, str]) -> list[Line]:
@@ -80,28 +94,20 @@ POLICIES = lines(
     "VALA 256 token anchors", baseline="own",
 )  # fmt: skip
 
-MOVING = [
-    Line(f"{motion}: {label}", setting, "own" if setting != "own" else "", {"motion": motion})
-    for motion in ("usual", "fast", "cut")
-    for setting, label in (
-        ("own", "nothing (`own`)"), ("extended", "every frame (`extended`)"),
-        ("uniform 2 key frames",) * 2, ("VALA 2 key frames",) * 2, ("VALA 2 site anchors",) * 2,
-        ("VALA 4 site anchors",) * 2,
-    )
-]  # fmt: skip
-RANDOM = "random key frames"
-CHOICES = [
-    Line(f"{motion}: {label}", setting, RANDOM if setting != RANDOM else "", {"motion": motion})
-    for motion in ("usual", "fast", "cut")
-    for setting, label in (
-        (RANDOM, "random at every step"), (f"{RANDOM}, drawn once", "random, drawn once"),
-        ("uniform key frames", "uniform"), ("k-means key frames", "k-means"),
-        ("VALA key frames", "**VALA**"), ("frame by frame", "none: frame by frame"),
-    )
-]  # fmt: skip
-
-COUNTED = ("all frames", "own", "own and 2 key frames", "own and 2 site anchors",
-           "own and 4 site anchors")  # fmt: skip
+MOVING = in_each_motion(
+    ("own", "nothing (`own`)"), ("extended", "every frame (`extended`)"), "uniform 2 key frames",
+    "VALA 2 key frames", "VALA 2 site anchors", "VALA 4 site anchors",
+)  # fmt: skip
+CHOICES = in_each_motion(
+    ("random key frames", "random at every step"),
+    ("random key frames, drawn once", "random, drawn once"), ("uniform key frames", "uniform"),
+    ("k-means key frames", "k-means"), ("VALA key frames", "**VALA**"),
+    ("frame by frame", "none: frame by frame"),
+)  # fmt: skip
+STEADINESS = (
+    JITTER, gain("reduced by", "jitter"), WARP, gain("reduced by", "warp_error"), PSNR,
+    gain("gain", "psnr"), RIGHT,
+)  # fmt: skip
 
 FUSED = lines(
     "image only", "video only", "image only, anchors", "fused",
@@ -138,8 +144,7 @@ TABLES = {
         [Line("**start**: the default", "start"), *SEARCHED], SEARCH,
     ),
     "default combinations": PageTable(
-        "02_default_search_combinations", "setting",
-        [Line("start", "start"), *COMBINED], SEARCH,
+        "02_default_search_combinations", "setting", [Line("start", "start"), *COMBINED], SEARCH,
     ),
     "attention policies": PageTable(
         "12_vala_editing_quality", "attends to, besides itself",
@@ -149,8 +154,7 @@ TABLES = {
     ),
     "attention policies, long": PageTable(
         "12_vala_editing_quality_long", "motion: attends to, besides itself", MOVING,
-        [JITTER, gain("reduced by", "jitter"), WARP, gain("reduced by", "warp_error"), PSNR,
-         gain("gain", "psnr"), RIGHT],
+        STEADINESS,
     ),
     "key frames": PageTable(
         "14_vala_key_frames_in_token_flow", "motion: key frames", CHOICES,
@@ -216,8 +220,7 @@ TABLES = {
             ("own and 2 anchors", "own and 2 site anchors"),
             ("own and 4 anchors", "own and 4 site anchors"), baseline="all frames",
         )],
-        [JITTER, gain("reduced by", "jitter"), WARP, gain("reduced by", "warp_error"), PSNR,
-         gain("gain", "psnr"), RIGHT],
+        STEADINESS,
     ),
     "flow fusion": PageTable("52_flow_fusion", "denoised by", lines(
         "image", "motion", "flow", "image + motion", "image + flow, path of diffusion",
@@ -232,11 +235,10 @@ TABLES = {
     ),
     "graphics card, policies": PageTable(
         "gpu_policies", "network: a frame attends to",
-        [Line(f"{network}: {setting}", setting, where={"kind": network})
-         for network, settings in (
-             ("image model", (*COUNTED, "sparse causal", "256 token anchors")),
-             ("video transformer", COUNTED))
-         for setting in settings],
+        [Line(f"{network}: {policy}", policy, where={"kind": network})
+         for network, policies in (
+             ("image model", OF_BOTH | OF_IMAGES), ("video transformer", OF_BOTH))
+         for policy in policies],
         [Column("seconds", "seconds", digits=3), Column("over all frames", "time"),
          Column("FLOPs, over all frames", "flops"), Column("TFLOP/s", "tflops", digits=0),
          Column("peak memory, GiB", "peak_gib", digits=1)],

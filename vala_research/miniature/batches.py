@@ -31,7 +31,7 @@ def frame_pool(run: Path, n_scenes: int) -> dict[str, Tensor]:
     """
     path = run / "frames.safetensors"
     if not path.exists():
-        chunks = list(tqdm(rendered(n_scenes, 2, chunk=100), "frames", -(-n_scenes // 100)))
+        chunks = list(tqdm(rendered(n_scenes, 2, chunk=100), "frames"))
         frames, masks = (torch.cat(made).flatten(0, 1) for made in zip(*chunks, strict=True))
         write_tensors(path, {
             "pixels": frames, "mask": F.avg_pool2d(masks, 4).mul(255).round().byte(),

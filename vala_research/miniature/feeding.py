@@ -58,8 +58,8 @@ class Batches(IterableDataset):
         generator = torch.Generator().manual_seed(seed)
         if n_workers is None:
             can_fork = "fork" in multiprocessing.get_all_start_methods()
-            n_workers = min(N_WORKERS, n_cores() - 1)
-            n_workers *= device.type != "cpu" and can_fork
+            is_fed = device.type != "cpu" and can_fork
+            n_workers = min(N_WORKERS, n_cores() - 1) if is_fed else 0
         made = self.drawn(generator)
         if n_workers:
             made = DataLoader(

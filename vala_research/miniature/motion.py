@@ -111,8 +111,8 @@ def clip_pool(run: Path, n_clips: int, vae: nn.Module, device: str) -> dict[str,
     """
     path = run / "clips.safetensors"
     if not path.exists():
-        latents, masks, chunk = [], [], 10
-        for clips, shown in tqdm(rendered(n_clips, N_FRAMES, chunk), "clips", -(-n_clips // chunk)):
+        latents, masks = [], []
+        for clips, shown in tqdm(rendered(n_clips, N_FRAMES, chunk=10), "clips"):
             x = clips.flatten(0, 1).to(device).to(memory_format=torch.channels_last)
             mode = vae.encode(x / 127.5 - 1).latent_dist.mode() * vae.config.scaling_factor
             latents.append(mode.unflatten(0, clips.shape[:2]).half().cpu())

@@ -59,8 +59,8 @@ def train(
         ema, step, seconds = _resume(path, module, optimizer)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     main = accelerator.is_main_process
-    on_gpu = accelerator.device.type != "cpu"
-    feed = Batches(sample, stage.gpu_batch * on_gpu or stage.batch)
+    is_cpu = accelerator.device.type == "cpu"
+    feed = Batches(sample, stage.batch if is_cpu else stage.gpu_batch or stage.batch)
     made = feed.on(accelerator.device, seed=1000 * step + accelerator.process_index)
     clock = _Clock(seconds, minutes, accelerator.num_processes > 1)
     report, saved = _Report(stage.name, run, step, clock, main), clock.now

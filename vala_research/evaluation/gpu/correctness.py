@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vala_research.editing.pipeline import VideoEditPipeline
+from vala_research.editing.pipeline import VideoEditPipeline, quiet_pipeline
 from vala_research.evaluation.gpu.machine import Machine, attempted
-from vala_research.evaluation.gpu.modes import CHECKPOINTS, MODES, checkpoint
+from vala_research.evaluation.gpu.modes import CHECKPOINTS, MODES
 from vala_research.evaluation.memory import PROMPTS
 from vala_research.evaluation.metrics import psnr
 from vala_research.sprites.render import render
@@ -39,13 +39,14 @@ def correctness(
         random_scene(split_generator("test", 0), world=WORLD), scale.checked_frames,
         scale.checked_side,
     ).frames  # fmt: skip
-    steps, on_cpu = scale.checked_steps, {name: checkpoint(name) for name in CHECKPOINTS}
+    steps = scale.checked_steps
+    on_cpu = {name: quiet_pipeline(name).to("cpu") for name in CHECKPOINTS}
     expected = {
         name: edited(on_cpu[MODES[name].checkpoint], clip, name, steps)
         for name in {FIRST: None} | dict.fromkeys(modes)
     }
     for dtype in dtypes:
-        pipes = {name: checkpoint(name, dtype).to(machine.device) for name in CHECKPOINTS}
+        pipes = {name: quiet_pipeline(name, dtype).to(machine.device) for name in CHECKPOINTS}
         for name in modes:
             pipe = pipes[MODES[name].checkpoint]
             yield attempted(
@@ -60,13 +61,13 @@ def correctness(
     def offloaded(method: str) -> dict:
         if machine.device.type == "cpu":
             return {"error": "offload needs a device other than the CPU"}
-        pipe = checkpoint(MODES[FIRST].checkpoint)
+        pipe = quiet_pipeline(MODES[FIRST].checkpoint).to("cpu")
         getattr(pipe, method)(device=machine.device)
         found = edited(pipe, clip, FIRST, steps)
         return compared(found, expected[FIRST], LEAST[torch.float32])
 
     def repeated() -> dict:
-        pipe = checkpoint(MODES[FIRST].checkpoint).to(machine.device)
+        pipe = quiet_pipeline(MODES[FIRST].checkpoint).to(machine.device)
         one, two = (edited(pipe, clip, FIRST, steps) for _ in range(2))
         return compared(one, two, float("inf"))
 

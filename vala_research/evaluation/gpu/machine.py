@@ -2,13 +2,15 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from vala_research import InputError, miniature_path
@@ -133,6 +135,22 @@ def machine_of(device: str, scale: str) -> Machine:
     return Machine(place, SCALES[scale])
 
 
+@contextmanager
+def random_weights(machine: Machine) -> Iterator[None]:
+    """Networks that are built in the block lie on the device, and have the same weights each time.
+
+    What is drawn elsewhere stays the same.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device(machine.device):
+        torch.manual_seed(0)
+        yield
+
+
+def frozen(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The network in a dtype, to be run and not trained; its own `to` would print a warning."""
+    return nn.Module.to(network, dtype).eval().requires_grad_(False)
+
+
 def random_pipeline(machine: Machine, dtype: torch.dtype | None = None) -> VideoEditPipeline:
     """A pipeline of the scale's configurations with random weights, built on the device.
 
@@ -143,15 +161,14 @@ def random_pipeline(machine: Machine, dtype: torch.dtype | None = None) -> Video
     tokenizer = CLIPTokenizer.from_pretrained(small / "tokenizer", local_files_only=True)
     tokenizer.model_max_length = scale.text["max_position_embeddings"]
     scheduler = DDIMScheduler.from_pretrained(small / "scheduler", local_files_only=True)
-    with torch.random.fork_rng(devices=[]), torch.device(machine.device):
-        torch.manual_seed(0)
+    with random_weights(machine):
         unet = UNet2DConditionModel(**scale.unet)
         vae = AutoencoderKL(**scale.vae)
         text = CLIPTextModel(CLIPTextConfig(**scale.text))
     with torch.no_grad():
         unet.conv_out.weight.mul_(0.2)
-    for network in (vae, text, unet):  # the networks' own `to` prints a warning
-        torch.nn.Module.to(network, dtype or scale.dtype).eval().requires_grad_(False)
+    for network in (vae, text, unet):
+        frozen(network, dtype or scale.dtype)
     pipe = VideoEditPipeline(vae, text, tokenizer, unet, scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(machine.device)

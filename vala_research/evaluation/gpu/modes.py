@@ -15,7 +15,6 @@ from vala_research.diffusion.fixed_point import QUICK
 from vala_research.diffusion.injection import Injection
 from vala_research.diffusion.null_text import NullTextSettings
 from vala_research.diffusion.token_flow import TokenFlow
-from vala_research.editing.extras import BARE
 from vala_research.editing.hosts import HOSTS
 from vala_research.editing.pipeline import VideoEditPipeline
 from vala_research.editing.plan import Plan
@@ -24,7 +23,7 @@ from vala_research.methods.anchors import AnchorSettings
 from vala_research.methods.fusion import FusionSchedule
 
 HALF = FusionSchedule("constant", (0.5, 0.5))
-CHECKPOINTS: dict[str, dict] = {"miniature": BARE, "miniature_flow": {}}
+CHECKPOINTS = ("miniature", "miniature_flow")
 
 
 @dataclass(frozen=True)
@@ -112,10 +111,3 @@ MODES: dict[str, Mode] = {
         inversion=QUICK, fusion=Plan(("image", "flow"), ("own", None), schedule=HALF)
     ),
 }
-
-
-def checkpoint(name: str, dtype: torch.dtype = torch.float32) -> VideoEditPipeline:
-    """A committed checkpoint on the CPU, without what it may bring."""
-    pipe = VideoEditPipeline.from_pretrained(name, dtype, **CHECKPOINTS[name])
-    pipe.set_progress_bar_config(disable=True)
-    return pipe

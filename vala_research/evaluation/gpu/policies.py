@@ -16,7 +16,7 @@ from vala_research.evaluation.flops import (
     meta_unet,
     meta_wan,
 )
-from vala_research.evaluation.gpu.machine import Machine, attempted
+from vala_research.evaluation.gpu.machine import Machine, attempted, frozen, random_weights
 from vala_research.methods.anchors import AnchorSettings
 
 NATIVE = "all frames"
@@ -24,8 +24,10 @@ OF_BOTH: dict[str, Any] = {
     NATIVE: "extended", "own": "own", "own and 2 key frames": Keyframes("uniform", 2),
     "own and 2 site anchors": AnchorSettings(2), "own and 4 site anchors": AnchorSettings(4),
 }  # fmt: skip
-OF_IMAGES = {"sparse causal": "sparse_causal"}
-OF_IMAGES["256 token anchors"] = AnchorSettings(256, granularity="token")
+OF_IMAGES: dict[str, Any] = {
+    "sparse causal": "sparse_causal",
+    "256 token anchors": AnchorSettings(256, granularity="token"),
+}
 
 
 def policy_speed(machine: Machine) -> Iterator[dict]:
@@ -41,12 +43,13 @@ def policy_speed(machine: Machine) -> Iterator[dict]:
                               scale.transformer_dtype, scale.latents, OF_BOTH),
     }  # fmt: skip
     for name, (cls, meta, config, dtype, shape, policies) in networks.items():
-        network, weightless, native = built(machine, cls, config, dtype), meta(config), {}
+        with random_weights(machine):
+            network = frozen(cls(**config), dtype)
+        weightless, native = meta(config), {}
         for policy, attention in policies.items():
-            labels = {"network": name, "frames": shape[0], "latents": f"{shape[1]}x{shape[2]}"}
-            labels["policy"] = policy
+            latents = f"{shape[1]}x{shape[2]}"
             yield attempted(
-                labels,
+                {"network": name, "frames": shape[0], "latents": latents, "policy": policy},
                 lambda a=attention, n=network, w=weightless, s=shape, first=native: timed(
                     machine, n, w, a, s, first
                 ),
@@ -54,14 +57,6 @@ def policy_speed(machine: Machine) -> Iterator[dict]:
             )
         del network
         machine.clear()
-
-
-def built(machine: Machine, cls: type, config: dict, dtype: torch.dtype) -> nn.Module:
-    """A network with random weights, made on the device."""
-    with torch.random.fork_rng(devices=[]), torch.device(machine.device):
-        torch.manual_seed(0)
-        network = cls(**config)
-    return nn.Module.to(network, dtype).eval().requires_grad_(False)
 
 
 def timed(
