@@ -16,6 +16,7 @@ from vala_research.diffusion.inversion import InversionSettings, get_inversion
 from vala_research.editing.plan import Plan
 from vala_research.methods.anchors import AnchorSettings
 
+ALWAYS = (0.0, 1.0)  # all steps
 PARTS = ("motion", "controlnet", "control", "control_scale", "control_interval", "adapter")
 
 
@@ -28,7 +29,8 @@ class EditSetting:
     ControlNet. control: what it sees; "frames" and it acts in the edit alone, "canny", or the name
     of pictures that the clips come with, such as "depth", and it acts in the inversion too.
     fusion: several models at once; attention is then its sources'. negates_source: the source
-    prompt is the negative prompt.
+    prompt is the negative prompt. guidance_interval: the share of the steps in which guidance acts,
+    as (0, 0.5) is the first half; the other steps are not guided.
     """
 
     attention: str | AnchorSettings | Keyframes | CrossFrame = "extended"
@@ -47,6 +49,7 @@ class EditSetting:
     control_interval: tuple[float, float] = (0.0, 1.0)
     strength: float = 1.0
     negates_source: bool = False
+    guidance_interval: tuple[float, float] = ALWAYS
 
     @property
     def n_sampling(self) -> int:
@@ -58,7 +61,8 @@ class EditSetting:
             scales = [self.guidance_scale if g is None else g for g in plan.guidances[:n_used]]
         if isinstance(difference := get_inversion(self.inversion), DifferenceEdit):
             return sum(difference.n_calls(n_steps, scale) for scale in scales)
-        edits = n_steps * sum(1 + (scale > 1) for scale in scales)
+        n_guided = sum(is_guided(self.guidance_interval, i, n_steps) for i in range(n_steps))
+        edits = sum(n_steps + n_guided * (scale > 1) for scale in scales)
         attention = self.attention if plan is None else "own"
         return edits + n_source_steps(attention, Injection.of(self.injection), n_steps)
 
@@ -69,8 +73,12 @@ class EditSetting:
 
     def arguments(self) -> dict:
         """The arguments of the edit, but for the fusion and the prompts."""
-        others = (*PARTS, "fusion", "negates_source")
-        return {k: v for k, v in vars(self).items() if k not in others}
+        others = (*PARTS, "fusion", "negates_source", "guidance_interval")
+        given = {k: v for k, v in vars(self).items() if k not in others}
+        if self.guidance_interval == ALWAYS:
+            return given
+        callback = GuidedSteps(self.guidance_scale, self.guidance_interval)
+        return given | {"guidance_scale": callback.scale_at(0, 1), "callback_on_step_end": callback}
 
     def inverting(self) -> dict:
         """Arguments that inversion and edit share: settings that agree in them invert alike."""
@@ -89,6 +97,30 @@ class EditSetting:
                 plan = replace(plan, flow=revision(plan.flow, "flow"))
         parts = {k: revision(getattr(self, k), k) for k in ("motion", "controlnet", "adapter")}
         return replace(self, fusion=plan, **parts)
+
+
+def is_guided(interval: tuple[float, float], i: int, n_steps: int) -> bool:
+    """Whether step i of n lies in an interval of the steps."""
+    return interval[0] * n_steps <= i < interval[1] * n_steps
+
+
+@dataclass(frozen=True)
+class GuidedSteps:
+    """A `callback_on_step_end` that guides an edit in an interval of its steps alone.
+
+    Kynkäänniemi et al. 2024 (arXiv 2404.07724) bound the noise levels; here the steps are bounded.
+    """
+
+    guidance_scale: float
+    interval: tuple[float, float]
+
+    def scale_at(self, i: int, n_steps: int) -> float:
+        """The scale of step i of n."""
+        return self.guidance_scale if is_guided(self.interval, i, n_steps) else 1.0
+
+    def __call__(self, pipe: Any, i: int, _t: float, _tensors: dict) -> dict:
+        pipe._guidance_scale = self.scale_at(i + 1, pipe.num_timesteps)
+        return {}
 
 
 def equip(

@@ -145,13 +145,20 @@ class EditPreset(Preset):
             )
         return edit_cases(WORLD, "test", self.n_clips, self.kinds)
 
-    def compare(self, edit_settings: dict, output: str | Path, **options: Any) -> pd.DataFrame:
-        """`comparison.compare` on these cases, kept in `output`/rows.csv; resumes from it."""
+    def compare(
+        self, edit_settings: dict, output: str | Path,
+        cases: Sequence[EditCase | ClipCase] | None = None, **options: Any,
+    ) -> pd.DataFrame:  # fmt: skip
+        """`comparison.compare` on cases, kept in `output`/rows.csv; resumes from it.
+
+        cases: None is those of the settings.
+        """
         run = Run(
             self.model, self.n_frames, self.size, self.clip_model, self.dtype,
             self.n_processes or None,
         )  # fmt: skip
-        return compare(self.cases(), edit_settings, Path(output) / "rows.csv", run, **options)
+        cases = self.cases() if cases is None else cases
+        return compare(cases, edit_settings, Path(output) / "rows.csv", run, **options)
 
     def strip_of(
         self, edits: Mapping[str, EditSetting], seen: Sequence[str] = (), n_columns: int = 6,

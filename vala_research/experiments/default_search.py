@@ -15,8 +15,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from vala_research import chosen_from
-from vala_research.diffusion.injection import Injection
-from vala_research.editing.plan import Plan
+from vala_research.adapter.one_shot import TUNING, tune
+from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
 from vala_research.evaluation.comparison_figures import axis_title, gains_figure
 from vala_research.evaluation.comparison_tables import METRICS, comparison_table, gain_of, in_units
@@ -25,7 +25,7 @@ from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, draw
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments import default_edit
 from vala_research.experiments.contract import CLIP, PUBLISHED, EditPreset
-from vala_research.experiments.fldm.settings import FRAMEWISE, constant
+from vala_research.experiments.search_settings import TUNED, settings_beside
 from vala_research.sprites.edits import EDITS
 from vala_research.sprites.scene import WORLD
 
@@ -33,7 +33,6 @@ SHOWN = ("psnr", "path_error", "jitter", "success", "presence")
 PLOTTED = ("psnr", "path_error", "jitter")
 LOOKS = [(colour, marker) for marker in "s^D" for colour in COLOURS[2:]]  # of points with a name
 START = "start"
-STEPS, GUIDANCES = (5, 10, 25, 50), (1.0, 1.5, 3.0, 5.0, 7.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,90 +74,35 @@ def edit_settings(settings: Settings) -> dict[str, EditSetting]:
     start = default_edit.edit_settings(of_model)[default_edit.DEFAULT]
     if start.controlnet and settings.control_scale:
         start = replace(start, control_scale=settings.control_scale)
-    others = (
-        _parts(start) | _steps(settings, start) | _guidance(start) | _place(start)
-        | {"image model alone, anchors": default_edit.FORMER} | _together(start)
-    )  # fmt: skip
+    steps = (2,) if settings.preset_name == "smoke" else (5, 10, 25, 50)
+    others = settings_beside(start, steps) | {"image model alone, anchors": default_edit.FORMER}
     for name in settings.shown:
         chosen_from("setting", name, others)
     return {START: start} | {name: others[name] for name in settings.shown or others}
 
 
-def _parts(start: EditSetting) -> dict[str, EditSetting]:
-    """Fewer parts, another base, and ControlNets of another strength."""
-    free = replace(start, controlnet="", control_scale=1.0)
-    settings = {"no parts": replace(free, motion="", adapter="")}
-    if start.controlnet:
-        settings["ControlNet alone"] = replace(start, motion="", adapter="")
-        settings["no ControlNet"] = free
-        settings["no motion modules"] = replace(start, motion="")
-        settings["no adapter"] = replace(start, adapter="")
-        for scale in (1.0, 2.0):
-            settings[f"ControlNet x {scale:g}"] = replace(start, control_scale=scale)
-        for first, last in ((0.0, 0.5), (0.5, 1.0)):
-            name = f"ControlNet from {first:g} to {last:g} T"
-            settings[name] = replace(start, control_interval=(first, last))
-        if start.motion:
-            settings["fusion, .7 video"] = _fused(start)
-    for first, last in ((0.0, 0.5), (0.5, 1.0)) if start.adapter else ():
-        name = f"adapter from {first:g} to {last:g} T"
-        settings[name] = replace(start, adapter_interval=(first, last))
-    return settings
-
-
-def _steps(settings: Settings, start: EditSetting) -> dict[str, EditSetting]:
-    """More and fewer steps, and fewer of them walked."""
-    steps = STEPS if settings.preset_name != "smoke" else (2,)
-    more = {f"steps {n}": replace(start, num_inference_steps=n) for n in steps}
-    return more | {f"strength {s:g}": replace(start, strength=s) for s in (0.6, 0.8)}
-
-
-def _guidance(start: EditSetting) -> dict[str, EditSetting]:
-    settings = {f"guidance {g:g}": replace(start, guidance_scale=g) for g in GUIDANCES}
-    return settings | {"source prompt as negative prompt": replace(start, negates_source=True)}
-
-
-def _place(start: EditSetting) -> dict[str, EditSetting]:
-    """What holds an edit to the clip's layout, or its frames to each other."""
-    return {
-        "exact inversion": replace(start, inversion="exact"),
-        "features injected, .3": replace(start, injection=0.3),
-        "prompt-to-prompt, .3": replace(start, injection=Injection(0, 0, words=0.3)),
-        "prompt-to-prompt, .6": replace(start, injection=Injection(0, 0, words=0.6)),
-    } | {
-        f"attention {name}": replace(start, attention=name)
-        for name in ("sparse_causal", "extended", "anchors")
-    }
-
-
-def _together(start: EditSetting) -> dict[str, EditSetting]:
-    """Less guidance with a weaker ControlNet, fewer steps and fusion."""
-    less = replace(start, guidance_scale=1.5)
-    if not start.controlnet:
-        return {"guidance 1.5, steps 10": replace(less, num_inference_steps=10)}
-    few = replace(less, num_inference_steps=10, control_scale=1.25)
-    settings = {
-        "guidance 1.5, ControlNet x 1.25": replace(less, control_scale=1.25),
-        "guidance 1.5, ControlNet x 1": replace(less, control_scale=1.0),
-        "guidance 1.5, steps 10": replace(less, num_inference_steps=10),
-        "guidance 1.5, ControlNet x 1.25, steps 10": few,
-        "guidance 1.25, ControlNet x 1.25, steps 10": replace(few, guidance_scale=1.25),
-        "guidance 1.5, ControlNet x 1.25, steps 8": replace(few, num_inference_steps=8),
-    }
-    if start.motion:
-        settings["guidance 1.5, ControlNet x 1.25, steps 10, fusion"] = _fused(few)
-    return settings
-
-
-def _fused(setting: EditSetting) -> EditSetting:
-    """The motion UNet and the image UNet at once, at .7 and .3."""
-    plan = Plan(attentions=FRAMEWISE, schedule=constant(0.7), motion=setting.motion)
-    return replace(setting, motion="", fusion=plan)
-
-
 def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     """One row per clip, kind of edit and setting; rows of `comparison.compare`."""
-    return settings.compare(edit_settings(settings), output)
+    chosen = edit_settings(settings)
+    of_clips = {name: chosen.pop(name) for name in TUNED if name in chosen}
+    rows = [settings.compare(chosen, output)]
+    clips = {}  # the edits of a clip share what was tuned on it
+    for case in settings.cases() if of_clips else ():
+        clips.setdefault((case.index, case.source_prompt), []).append(case)
+    for name, setting in of_clips.items():
+        for number, cases in enumerate(clips.values()):
+            folder = Path(output) / "tuned" / f"{number}-{TUNED[name]}"
+            adapter = str(_tuned(settings, cases[0], TUNED[name], folder))
+            tuned = {name: replace(setting, adapter=adapter)}
+            rows.append(settings.compare(tuned, output, cases=cases))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _tuned(settings: Settings, case: EditCase | ClipCase, n_steps: int, folder: Path) -> Path:
+    """The folder of an adapter that learnt the clip of a case."""
+    frames = case.material(settings.n_frames, settings.size).frames
+    pipe = quiet_pipeline(settings.model)
+    return tune(pipe, frames, case.source_prompt, folder, replace(TUNING, max_steps=n_steps))
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
