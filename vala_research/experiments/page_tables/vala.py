@@ -1,0 +1,67 @@
+"""Tables of VALA: attention policies and key frames."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vala_research.experiments.page_cells import Column, Line, PageTable
+from vala_research.experiments.page_tables.columns import (
+    JITTER,
+    PATH,
+    PSNR,
+    RIGHT,
+    STEADINESS,
+    WARP,
+    gain,
+    lines,
+)
+from vala_research.sprites.motions import MOTIONS
+
+
+def in_each_motion(first: str | tuple[str, str], *others: str | tuple[str, str]) -> list[Line]:
+    """Such lines for each motion, of the other settings on the first one."""
+    (own,) = lines(first)
+    return [
+        replace(line, label=f"{motion}: {line.label}", where={"motion": motion})
+        for motion in MOTIONS
+        for line in (own, *lines(*others, baseline=own.setting))
+    ]
+
+
+POLICIES = lines(
+    ("first", "`first` frame, instead of itself"),
+    ("sparse_causal", "first and previous, instead (`sparse_causal`)"),
+    ("extended", "every frame (`extended`)"), "uniform 2 key frames", "random 2 key frames",
+    "k-means 2 key frames", "VALA 2 key frames", ("VALA 2 site anchors", "**VALA 2 site anchors**"),
+    "VALA 2 site anchors, contrastive", "VALA 2 site anchors, refined", "VALA 4 site anchors",
+    "VALA 256 token anchors", baseline="own",
+)  # fmt: skip
+
+MOVING = in_each_motion(
+    ("own", "nothing (`own`)"), ("extended", "every frame (`extended`)"), "uniform 2 key frames",
+    "VALA 2 key frames", "VALA 2 site anchors", "VALA 4 site anchors",
+)  # fmt: skip
+CHOICES = in_each_motion(
+    ("random key frames", "random at every step"),
+    ("random key frames, drawn once", "random, drawn once"), ("uniform key frames", "uniform"),
+    ("k-means key frames", "k-means"), ("VALA key frames", "**VALA**"),
+    ("frame by frame", "none: frame by frame"),
+)  # fmt: skip
+
+TABLES = {
+    "attention policies": PageTable(
+        "12_vala_editing_quality", "attends to, besides itself",
+        [Line("nothing (`own`)", "own"), *POLICIES],
+        [Column("cost", "cost"), WARP, gain("reduced by", "warp_error"), JITTER,
+         gain("reduced by", "jitter"), PSNR, gain("gain", "psnr"), PATH, RIGHT],
+    ),
+    "attention policies, long": PageTable(
+        "12_vala_editing_quality_long", "motion: attends to, besides itself", MOVING,
+        STEADINESS,
+    ),
+    "key frames": PageTable(
+        "14_vala_key_frames_in_token_flow", "motion: key frames", CHOICES,
+        [WARP, gain("reduced by", "warp_error"), JITTER, gain("reduced by", "jitter"), PSNR,
+         gain("gain", "psnr"), RIGHT],
+    ),
+}  # fmt: skip
