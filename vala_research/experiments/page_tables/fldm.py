@@ -1,4 +1,4 @@
-"""Tables of FLDM: fusions, and their gains by length."""
+"""Tables of FLDM: fusions, their gains by length, and their costs."""
 
 from __future__ import annotations
 

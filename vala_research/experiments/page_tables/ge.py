@@ -1,8 +1,10 @@
-"""Tables of GE-Adapter: the adapter and bilateral inversion on hosts, and beside controls."""
+"""Tables of GE-Adapter and of hosts: their costs, and what the adapter and the filter bring."""
 
 from __future__ import annotations
 
-from vala_research.experiments.page_cells import Column, Line, PageTable
+from vala_research.editing.hosts import HOSTS
+from vala_research.experiments.host_costs import OWN
+from vala_research.experiments.page_cells import Column, Line, PageTable, Plain, PlainTable
 from vala_research.experiments.page_tables.columns import PATH, PSNR, gain
 
 
@@ -23,6 +25,13 @@ PAIRED = (
 )  # fmt: skip
 
 TABLES = {
+    "host costs": PlainTable(
+        "host_costs", "host", {f"`{name}`": f"setting == '{name}'" for name in (OWN, *HOSTS)},
+        [Plain("FLOPs over those of `own`, 16 frames", "flops", where="frames == 16"),
+         Plain("32 frames", "flops", where="frames == 32"),
+         Plain("peak memory, GB, 16 frames", "bytes / 1e9", 1, "frames == 16"),
+         Plain("32 frames", "bytes / 1e9", 1, "frames == 32")],
+    ),
     "adapter gains": PageTable(
         "35_ge_adapter_gains", "host (attention)",
         beside({name: f"`{name}`" for name in ("own", "sparse_causal", "anchors")}),

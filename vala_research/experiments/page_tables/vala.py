@@ -1,10 +1,10 @@
-"""Tables of VALA: attention policies and key frames."""
+"""Tables of VALA: anchors, inversions, attention policies and key frames."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from vala_research.experiments.page_cells import Column, Line, PageTable
+from vala_research.experiments.page_cells import Column, Line, PageTable, Plain, PlainTable
 from vala_research.experiments.page_tables.columns import (
     JITTER,
     PATH,
@@ -15,6 +15,7 @@ from vala_research.experiments.page_tables.columns import (
     gain,
     lines,
 )
+from vala_research.experiments.vala.attention_cost import CURVES
 from vala_research.sprites.motions import MOTIONS
 
 
@@ -48,7 +49,29 @@ CHOICES = in_each_motion(
     ("frame by frame", "none: frame by frame"),
 )  # fmt: skip
 
+CHOOSERS = {
+    "optimal": "trying all sets", "kmedoids": "k-medoids", "vala": "**VALA**",
+    "uniform": "even spacing", "kmeans": "k-means", "random": "chance",
+}  # fmt: skip
+KEY_FRAMES = {
+    words: f"panel == 'key frames' and method == '{method}'" for method, words in CHOOSERS.items()
+}
+COSTS = {
+    words: f"part in ('policies', 'curves') and policy == '{policy}'"
+    for policy, words in CURVES.items()
+}
+
 TABLES = {
+    "key frames of anchors": PlainTable(
+        "10_vala_anchors", "key frames by", KEY_FRAMES,
+        [Plain("1000 D(S)", "1000 * distortion"),
+         Plain("above the best set, %: median", "100 * excess", 1, how="median"),
+         Plain("mean", "100 * excess", 1), Plain("worst clip", "100 * excess", 1, how="max")],
+    ),
+    "costs of policies": PlainTable(
+        "13_vala_efficiency", "a frame attends to", COSTS,
+        [Plain(f"{n} frames", "ratio", where=f"frames == {n}") for n in (8, 32, 128)],
+    ),
     "attention policies": PageTable(
         "12_vala_editing_quality", "attends to, besides itself",
         [Line("nothing (`own`)", "own"), *POLICIES],
