@@ -56,6 +56,12 @@ CHOOSERS = {
 KEY_FRAMES = {
     words: f"panel == 'key frames' and method == '{method}'" for method, words in CHOOSERS.items()
 }
+INVERSIONS = {
+    f"{words}, {n} steps": f"method == '{method}' and attention == 'own' and steps == {n}"
+    for method, words in (("ddim", "DDIM"), ("exact, quick", "exact, quick setting"),
+                          ("exact", "exact"))
+    for n in (10, 25, 50)
+}  # fmt: skip
 COSTS = {
     words: f"part in ('policies', 'curves') and policy == '{policy}'"
     for policy, words in CURVES.items()
@@ -67,6 +73,12 @@ TABLES = {
         [Plain("1000 D(S)", "1000 * distortion"),
          Plain("above the best set, %: median", "100 * excess", 1, how="median"),
          Plain("mean", "100 * excess", 1), Plain("worst clip", "100 * excess", 1, how="max")],
+    ),
+    "inversions": PlainTable(
+        "11_vala_inversion_fidelity", "inversion", INVERSIONS,
+        [Plain("evaluations", "evaluations", 0),
+         Plain("reconstruction, dB: mean", "to_vae", 1),
+         Plain("worst clip", "to_vae", 1, how="min")],
     ),
     "costs of policies": PlainTable(
         "13_vala_efficiency", "a frame attends to", COSTS,
