@@ -1,4 +1,4 @@
-"""Each file of rows says which run made it, and the run can be made again; no model, about 8 s."""
+"""Each file of rows says which run made it, and the run can be made again; no model, about 10 s."""
 
 import json
 from pathlib import Path

@@ -6,6 +6,7 @@ import pandas as pd
 
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.experiments.contract import part_of
+from vala_research.experiments.fldm import cost
 from vala_research.experiments.page_cells import number, p_text
 from vala_research.experiments.theory import attention
 
@@ -27,6 +28,14 @@ def test_as_many_anchors_as_shots():
     counts = rows_of("10_vala_anchors").query("panel == 'shots'")
     share = (counts.found == counts.scenes).mean()
     assert f"as many anchors as shots on {share:.0%} of {len(counts)} test clips" in PAGE
+
+
+def test_the_cost_of_a_fused_edit():
+    counted = cost.ratios(part_of(rows_of("26_fldm_cost"), "counted"))
+    flops = [x for (_, key), x in counted.items() if key == "tflop"]
+    peak = max(x for (_, key), x in counted.items() if key == "peak")
+    assert f"{plain(min(flops), 3)} to {plain(max(flops), 3)} of the sum of their FLOPs" in PAGE
+    assert f"peak memory at most {peak:.3f} of the largest source" in PAGE
 
 
 def test_what_fine_tuning_does_to_the_alignment_error():

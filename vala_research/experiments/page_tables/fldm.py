@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from vala_research.experiments.page_cells import Column, Line, PageTable
+from vala_research.experiments.fldm.settings import FUSED, IMAGE, VIDEO
+from vala_research.experiments.page_cells import Column, Line, PageTable, Plain, PlainTable
 from vala_research.experiments.page_tables.columns import JITTER, PATH, RIGHT, WARP, gain, lines
 
-FUSED = lines(
+FUSED_EDITS = lines(
     "image only", "video only", "image only, anchors", "fused",
     ("fused, half and half", "**fused, half and half**"), "fused, image from noise",
     "fused, anchors",
@@ -18,9 +19,19 @@ FUSIONS = [
     Line("half and half against video model", "fused, half and half", "video only"),
 ]
 
+COSTS = [
+    Plain(f"{words}: {name}", value, digits, f"setting == '{setting}'")
+    for words, value, digits in (("TFLOP", "tflop", 0), ("peak memory, GiB", "peak / 1024", 2))
+    for name, setting in (("image model", IMAGE), ("video model", VIDEO), ("fused", FUSED))
+]
+
 TABLES = {
+    "fused costs": PlainTable(
+        "26_fldm_cost", "frames",
+        {f"{n}": f"part == 'counted' and frames == {n}" for n in (8, 16, 32, 64)}, COSTS,
+    ),
     "fusion": PageTable(
-        "20_fldm_fusion", "setting", FUSED,
+        "20_fldm_fusion", "setting", FUSED_EDITS,
         [JITTER, PATH, WARP, RIGHT, Column("PSNR to the true edit, dB", "psnr"),
          Column("CLIP-T", "clip_t"), Column("CLIP-F", "clip_f")],
     ),
