@@ -30,6 +30,13 @@ def test_as_many_anchors_as_shots():
     assert f"as many anchors as shots on {share:.0%} of {len(counts)} test clips" in PAGE
 
 
+def test_inversions_with_anchors():
+    rows = rows_of("11_vala_inversion_fidelity_anchors").query("attention == 'anchors, site'")
+    mean = rows.groupby("method").to_vae.mean()
+    assert f"DDIM {mean['ddim']:.1f} dB, the quick setting" in PAGE
+    assert f"of exact inversion {mean['exact, quick']:.1f} dB" in PAGE
+
+
 def test_the_cost_of_a_fused_edit():
     counted = cost.ratios(part_of(rows_of("26_fldm_cost"), "counted"))
     flops = [x for (_, key), x in counted.items() if key == "tflop"]
