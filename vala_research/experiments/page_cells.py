@@ -60,8 +60,7 @@ class PageTable:
         """The table in Markdown."""
         titles = [self.first, *(c.title for c in self.columns)]
         cells = [[line.label, *(self.cell(line, c) for c in self.columns)] for line in self.lines]
-        lines = [titles, ["---"] * len(titles), *cells]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return as_markdown([titles, ["---"] * len(titles), *cells])
 
     def cell(self, line: Line, column: Column) -> str:
         """What stands in a line under a column; empty: a gain of a line without a baseline."""
@@ -74,6 +73,44 @@ class PageTable:
             return mean_text(self.file, column.metric, line.baseline, column.digits, **line.where)
         gain = gain_in(self.file, column.metric, line.setting, line.baseline, **line.where)
         return gain_text(gain, column.digits, "+", with_p=column.shown == "gain and p")
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A column of plain numbers: an expression of the rows' columns, its mean, least or largest.
+
+    where: a pandas query that the column's rows meet, beside the line's.
+    """
+
+    title: str
+    value: str
+    digits: int = 2
+    where: str = ""
+    how: Literal["mean", "median", "min", "max"] = "mean"
+
+
+@dataclass(frozen=True)
+class PlainTable:
+    """A table of rows that are no edits; lines: by label, the pandas query of the line's rows."""
+
+    file: str
+    first: str
+    lines: Mapping[str, str]
+    columns: Sequence[Plain]
+
+    def written(self) -> str:
+        """The table in Markdown."""
+        titles = [self.first, *(c.title for c in self.columns)]
+        cells = [
+            [label, *(self.cell(where, c) for c in self.columns)]
+            for label, where in self.lines.items()
+        ]
+        return as_markdown([titles, ["---"] * len(titles), *cells])
+
+    def cell(self, where: str, column: Plain) -> str:
+        """What stands in a line under a column."""
+        both = " and ".join(f"({x})" for x in (where, column.where) if x)
+        return plain_text(self.file, column.value, both, column.digits, column.how)
 
 
 @cache
@@ -110,6 +147,17 @@ def mean_text(
     return number(of(metric).factor * per_clip(rows, metric)["it"].mean(), digits)
 
 
+def plain_text(file: str, value: str, where: str, digits: int = 2, how: str = "mean") -> str:
+    """Mean, or another statistic, of the rows of a pandas query, in the metric's unit.
+
+    value: a column, or an expression of columns. Raises InputError if no row meets the query.
+    """
+    rows = rows_of(file).query(where)
+    if rows.empty:
+        raise InputError(f"{file}.csv has no rows where {where}.")
+    return number(of(value).factor * getattr(rows.eval(value), how)(), digits)
+
+
 def gain_in(
     file: str, metric: str, better: str | tuple[str, ...], than: str | tuple[str, ...], **where: Any
 ) -> Gain:
@@ -143,9 +191,14 @@ def p_text(p: float) -> str:
 
 
 def number(value: float, digits: int, sign: str = "") -> str:
-    """A number with so many digits; no minus before a zero."""
+    """A number with so many digits, its thousands parted by commas; no minus before a zero."""
     rounded = round(value, digits)
-    return f"{rounded if rounded else 0.0:{sign if rounded else ''}.{digits}f}"
+    return f"{rounded if rounded else 0.0:{sign if rounded else ''},.{digits}f}"
+
+
+def as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def of(metric: str) -> Metric:
@@ -159,7 +212,8 @@ def filled(text: str) -> str:
     {{file | metric | setting}}: a mean. {{file | metric | better > than | unit}}: a gain; the unit
     "lower" drops the sign. A number after the last bar: digits. @column=value after a setting: of
     these rows only. A star in a name stands for all settings of this ending, taken together.
-    {{file | metric | where CONDITION}}: the plain mean of the rows of a pandas query.
+    {{file | metric | where CONDITION}}: the plain mean of a pandas query; the metric may be
+    any expression of columns.
     """
     return re.sub(r"\{\{(.+?)\}\}", lambda found: _field(*found[1].split("|")), text)
 
@@ -168,8 +222,7 @@ def _field(file: str, metric: str, settings: str, *rest: str) -> str:
     file, metric, rest = file.strip(), metric.strip(), [part.strip() for part in rest]
     digits = int(rest.pop()) if rest and rest[-1].isdigit() else 2
     if settings.strip().startswith("where "):
-        rows = rows_of(file).query(settings.strip().removeprefix("where "))
-        return number(of(metric).factor * rows[metric].mean(), digits)
+        return plain_text(file, metric, settings.strip().removeprefix("where "), digits)
     names, _, condition = settings.strip().partition("@")
     column, _, value = condition.strip().partition("=")
     where = {column: value} if column else {}

@@ -1,8 +1,9 @@
-"""Writes the tables of README.md and notebooks/README.md from the rows in notebooks/results/.
+"""Writes the tables of four pages from the rows in notebooks/results/.
 
-`python -m vala_research.experiments.pages` writes each table between its two marks. page_tables.py
-says what stands in those of notebooks/README.md. The headline results of README.md are a text with
-fields, notebooks/results/headline.md. A test compares the pages with the rows.
+`python -m vala_research.experiments.pages` writes each table between its two marks: of README.md,
+notebooks/README.md, notebooks/results/README.md and theory/README.md. page_tables/ says what stands
+in them. Some are a text with fields in notebooks/results/: headline.md, the results of README.md,
+and adapter.md. A test compares the pages with the rows.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from pathlib import Path
 
 from vala_research import InputError
 from vala_research.experiments.batches.inspection import notebook_folder
+from vala_research.experiments.kept_runs import written_runs
 from vala_research.experiments.page_cells import filled
 from vala_research.experiments.page_tables import TABLES
+from vala_research.experiments.page_tables.theory import THEORY
 from vala_research.experiments.paper_map import written_map
 from vala_research.files import write_text
 
@@ -31,17 +34,29 @@ def replaced(page: str, name: str, text: str) -> str:
 
 
 def written_pages() -> dict[Path, str]:
-    """Both pages as they should be."""
-    top, page = notebook_folder().parent / "README.md", notebook_folder() / "README.md"
-    text = replaced(page.read_text("utf-8"), "map", written_map())
-    for name, table in TABLES.items():
-        text = replaced(text, name, table.written())
-    headline = filled((page.parent / "results" / "headline.md").read_text("utf-8")).strip()
-    return {top: replaced(top.read_text("utf-8"), "headline", headline), page: text}
+    """The pages as they should be."""
+    folder = notebook_folder()
+    results, top = folder / "results", folder.parent
+    headline, adapter = (filled((results / f"{name}.md").read_text("utf-8")).strip()
+                         for name in ("headline", "adapter"))  # fmt: skip
+    tables = {name: table.written() for name, table in TABLES.items()}
+    parts = {
+        top / "README.md": {"headline": headline},
+        folder / "README.md": {"map": written_map(), "adapter": adapter, **tables},
+        results / "README.md": {"runs": written_runs()},
+        top / "theory" / "README.md": {name: table.written() for name, table in THEORY.items()},
+    }
+    pages = {}
+    for path, texts in parts.items():
+        page = path.read_text("utf-8")
+        for name, text in texts.items():
+            page = replaced(page, name, text)
+        pages[path] = page
+    return pages
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write the pages."""
     for path, text in written_pages().items():
         write_text(path, text)
 

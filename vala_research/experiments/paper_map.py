@@ -1,7 +1,7 @@
 """Which notebook makes which figure, table or question of the four papers, and what has been run.
 
 `python -m vala_research.experiments.pages` writes the map into notebooks/README.md. What was run is
-read from the notebooks and from notebooks/results/, so the map cannot claim more.
+read from the notebooks and from notebooks/results/runs.json, so the map cannot claim more.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vala_research.evaluation.provenance import notebook_sources
 from vala_research.experiments.batches.inspection import notebook_folder
+from vala_research.experiments.kept_runs import kept_runs
 
 GE, THEORY, FLDM, VALA = "GE-Adapter", "GE-Adapter theory", "FLDM", "VALA"
 FLOW = "FlowEdit, FlowAlign"
@@ -95,7 +96,11 @@ def status(folder: Path, number: str) -> tuple[Path, dict[str, str]]:
     (path,) = folder.glob(f"{number}_*.ipynb")
     text = "\n".join(notebook_sources(path.read_text("utf-8")))
     told = dict(re.findall(r"^\| `(\w+)` \|(.*)$", text, re.M))
-    has_rows = any((folder / "results").glob(f"{path.stem}*.csv"))
+    kept = {
+        run.preset
+        for name, run in kept_runs(folder / "results").items()
+        if run.notebook == path.stem and (folder / "results" / f"{name}.csv").is_file()
+    }
     ran = {}
     for preset in ("sprites", "paper"):
         if preset not in told:
@@ -103,5 +108,7 @@ def status(folder: Path, number: str) -> tuple[Path, dict[str, str]]:
         elif "not run" in told[preset]:
             ran[preset] = "not run"
         else:
-            ran[preset] = "measured, rows kept" if preset == "sprites" and has_rows else "measured"
+            ran[preset] = "measured, rows kept" if preset in kept else "measured"
+    if "sprites" not in told and "smoke" in kept:
+        ran["sprites"] += "; rows of `smoke` kept"
     return path, ran
