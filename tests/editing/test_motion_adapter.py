@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,6 +87,27 @@ def test_attention_of_a_call_acts_beside_motion_modules(host, video):
     own = edit(host, video, **MILD)
     assert torch.equal(edit(host, video, attention="own", **MILD), own)
     assert (edit(host, video, attention="first", **MILD) - own).abs().max() > 1e-4
+
+
+def test_a_short_clip_is_edited_without_the_motion_modules(host, video):
+    """motion_from frames and more have them. An adapter and a ControlNet act all the same."""
+    plain = edit(host, video, attention="own", **MILD)
+    host.load_motion_adapter(tiny_motion_adapter())
+    moved = edit(host, video, **MILD)
+    host.edit_defaults = replace(host.edit_defaults, motion_from=len(video))
+    assert torch.equal(edit(host, video, **MILD), moved)
+    host.edit_defaults = replace(host.edit_defaults, motion_from=len(video) + 1)
+    torch.testing.assert_close(edit(host, video, **MILD), plain, atol=1e-5, rtol=0)
+    known = host.invert(video, WORDS[1], 2, "exact", "own", return_inversion=True)
+    found = host.reconstruct(known, WORDS[1], 2)
+    torch.testing.assert_close(found, host.decode(host.encode(video)), atol=1e-4, rtol=0)
+    assert (edit(host, video, fusion=alone(host), **MILD) - plain).abs().max() > 0.01
+
+
+def alone(pipe) -> Fusion:
+    """A video model of the caller's own, whatever the clip's length is."""
+    video = Source(load_motion_unet(pipe.image_unet, tiny_motion_adapter()))
+    return Fusion([video, Source()], FusionSchedule("constant", (1.0, 0.0)))
 
 
 def test_an_inversion_is_undone_by_the_same_network(host, video):

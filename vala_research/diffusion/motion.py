@@ -4,20 +4,29 @@ AnimateDiff (Guo et al. 2023, arXiv 2307.04725): attention along frames after ev
 image UNet.
 """
 
+from collections.abc import Callable
 from functools import partial
 from os import PathLike
 
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from diffusers.utils import logging
 from torch import nn
 
 from vala_research import InputError, miniature_path
 from vala_research.diffusion.backbone import UNet
 from vala_research.diffusion.loading import load_network, reason_of, silenced
-from vala_research.diffusion.patching import is_temporal, lora_layers
+from vala_research.diffusion.patching import Patch, is_temporal, lora_layers
 from vala_research.diffusion.records import is_video_model, refuse_transformer
 from vala_research.diffusion.variants import half_first
 
+
+def _passed_over(_name: str, _module: nn.Module, _forward: Callable) -> Callable:
+    return lambda hidden_states, *_, **__: hidden_states
+
+
+# Motion modules return what they are given: the network is its image model.
+STILL = Patch(lambda _, module: isinstance(module, AnimateDiffTransformer3D), forward=_passed_over)
 MOTION = "give the folder or hub id of an AnimateDiff MotionAdapter with safetensors weights."
 
 

@@ -28,6 +28,8 @@ class EditDefaults:
 
     inversion: a name, or a `DifferenceEdit`, which a file holds as an object of its values.
     control: how the checkpoint's ControlNet is used; None where it has none.
+    motion_from: least frames of a clip in which the checkpoint's motion modules act. They learnt
+        from longer clips, and displace what moves in shorter ones.
     """
 
     num_inference_steps: Any = 50  # a file may hold anything
@@ -37,10 +39,12 @@ class EditDefaults:
     injection: float | Injection = 0.0
     strength: float = 1.0
     control: ControlSettings | None = None
+    motion_from: Any = 0
 
     def __post_init__(self):
         number_in("num_inference_steps", self.num_inference_steps, 1, 1000, whole=True)
         number_in("strength", self.strength, 0, 1)
+        number_in("motion_from", self.motion_from, 0, 1000, whole=True)
         check_guidance(self.guidance_scale)
         get_inversion(self.inversion), get_policy(self.attention), Injection.of(self.injection)
 

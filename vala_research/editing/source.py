@@ -17,7 +17,7 @@ from vala_research.diffusion.backbone import Backbone
 from vala_research.diffusion.controlnet import Control, control_residuals
 from vala_research.diffusion.inversion import Inversion
 from vala_research.diffusion.level import Level
-from vala_research.diffusion.patching import chunks, scaled_lora
+from vala_research.diffusion.patching import Patch, chunks, scaled_lora
 from vala_research.diffusion.schedule import Schedule
 from vala_research.diffusion.solvers import check_scheduler, is_flow
 
@@ -148,7 +148,7 @@ class SourceBackbone(Backbone):
     factor of the latents, where this network is of another path. as_flow: the schedule of a
     diffusion network in the edit of a flow, whose predictions become velocities. activation: where
     an adapter acts; it is off at all other timesteps. controls: with their pictures; n_timesteps: T
-    of this network. pictures: what IP-Adapters read, without and with a picture.
+    of this network. pictures: what IP-Adapters read, without and with one. always: of every call.
     """
 
     timesteps: dict[float, float] = field(default_factory=dict)
@@ -161,6 +161,7 @@ class SourceBackbone(Backbone):
     n_timesteps: int = 1000
     cross_attention_kwargs: dict[str, Any] | None = None
     pictures: list[Float[Tensor, "2 f ..."]] | None = None
+    always: tuple[Patch, ...] = ()
     unread: list[tuple[float, Tensor]] = field(default_factory=list)  # timestep, whether all finite
 
     @cached_property
@@ -173,9 +174,8 @@ class SourceBackbone(Backbone):
         return super().frames_seen(x[:, self.windows[0]] if self.windows else x)
 
     def __call__(
-        self, z, t, text, patches=(), shown: Sequence[int] = (),
-        frames: Frames = slice(None),
-    ) -> Float[Tensor, "g f c h w"]:  # fmt: skip
+        self, z, t, text, patches=(), shown: Sequence[int] = (), frames: Frames = slice(None)
+    ) -> Float[Tensor, "g f c h w"]:
         """As `Backbone`.
 
         shown: for each branch, 1 where it sees the pictures; () is nowhere. frames: which frames of
@@ -228,10 +228,10 @@ class SourceBackbone(Backbone):
         with a.adapter.active(a.holds(t, a.interval), a.scale):
             return self._asked(x, t, text, patches, residuals)
 
-    def _asked(self, *args: Any) -> Tensor:
+    def _asked(self, x: Tensor, t: float, text: Tensor, patches: Sequence[Patch], more) -> Tensor:
         # After a call at scale 0, diffusers would leave its LoRAs at weight 1.
         with scaled_lora(self.unet, 1.0 if self.cross_attention_kwargs else None):
-            return super().__call__(*args)
+            return super().__call__(x, t, text, [*patches, *self.always], more)
 
 
 def confirm_finite(backbones: Sequence[SourceBackbone]) -> None:

@@ -16,6 +16,7 @@ from vala_research.diffusion.fixed_point import ExactSettings
 from vala_research.diffusion.guidance import check_guidance, rescaled_guidance
 from vala_research.diffusion.injection import Injection, check_transformer, n_source_steps
 from vala_research.diffusion.inversion import Inversion, InversionSettings, invert
+from vala_research.diffusion.motion import STILL
 from vala_research.diffusion.null_text import NullTextSettings, frozen, optimise_null_text
 from vala_research.diffusion.patching import Patch
 from vala_research.diffusion.records import is_transformer
@@ -222,6 +223,7 @@ def streams_of(
             time_factor=group_of(pipe.vae) // per_group(pipe.vae),
             cross_attention_kwargs=source.cross_attention_kwargs,
             pictures=source.pictures,
+            always=(STILL,) if is_own and is_too_short(pipe, clip) else (),
         )
         kind = schedule.prediction_type if backbone.as_flow else own.prediction_type
         levels = replace(schedule, prediction_type=kind)
@@ -235,3 +237,8 @@ def streams_of(
             )
         )  # fmt: skip
     return streams
+
+
+def is_too_short(pipe: Any, clip: KnownClip) -> bool:
+    """Whether a clip has fewer frames than the pipeline's motion modules learnt from."""
+    return pipe.image_unet is not None and clip.shape[0] < pipe.edit_defaults.motion_from
