@@ -33,9 +33,6 @@ from vala_research.miniature.adapter import ADAPTER, TRAINING, SpriteGroups
 
 BESIDE = ("controlnet", "motion")  # parts of an edit beside an adapter
 ADAPTERS = "adapters"  # folder of the trained adapters, in the output
-SPRITES = dict(
-    training_steps=150, n_clips=16, steps=10, kinds=("several", "colour"), n_processes=0
-)
 PAPER = PUBLISHED | dict(
     clip_model=CLIP, training_steps=10_000, learning_rate=3e-5, n_processes=0
 )
