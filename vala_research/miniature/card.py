@@ -201,7 +201,8 @@ motion modules ([`motion_adapter`](motion_adapter/README.md)), a ControlNet that
 before the edit ([`controlnet`](controlnet/README.md)) and a temporal adapter
 ([`temporal_adapter`](temporal_adapter/README.md)). The last two learnt from true edits of training
 scenes, which real clips do not have. An edit of which nothing else is said uses all three
-(`edit_defaults.json`). Plain diffusers loads the image model alone. These are test clips 200 to
+(`edit_defaults.json`), in a clip of fewer than 8 frames all but the motion modules. Plain
+diffusers loads the image model alone. These are test clips 200 to
 204, and the [numbers](../../../notebooks/README.md#the-default-edit) of 100 edits.
 
 ![Source, edit and true edit of five test clips](../default_edit.png)

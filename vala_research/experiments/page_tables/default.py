@@ -29,13 +29,23 @@ SEARCHED = lines(
     ("ControlNet x 1", "ControlNet x 1 (start 1.5)"), "ControlNet x 2",
     ("steps 5", "5 steps (start 15)"), ("steps 10", "10 steps"), ("steps 25", "25 steps"),
     ("steps 50", "50 steps"), ("guidance 1", "guidance 1 (start 2)"), "guidance 1.5",
-    "guidance 3", "guidance 7.5", "exact inversion", "strength 0.6",
+    "guidance 3", "guidance 7.5", ("guided in steps 0 to 0.5", "guided in the first half"),
+    ("guided in steps 0.5 to 1", "guided in the second half"), "exact inversion", "strength 0.6",
     "source prompt as negative prompt",
     ("features injected, .3", "features injected for 30% of the steps"),
+    ("self-attention injected, .6", "self-attention alone injected for 60%"),
+    ("one residual injected, .6", "one residual alone injected for 60%"),
     ("prompt-to-prompt, .3", "prompt-to-prompt for 30% of the steps"),
     ("prompt-to-prompt, .6", "prompt-to-prompt for 60% of the steps"),
     ("attention anchors", "attention `anchors`"), ("attention extended", "attention `extended`"),
-    ("attention sparse_causal", "attention `sparse_causal`"), baseline="start",
+    ("attention sparse_causal", "attention `sparse_causal`"),
+    *((f"tuned on the clip, {n} steps",
+       f"in place of the adapter, one tuned on the clip for {n} steps") for n in (50, 200)),
+    baseline="start",
+)  # fmt: skip
+LONGER = lines(
+    "no motion modules", "no adapter", "no ControlNet", ("ControlNet x 1", "ControlNet x 1"),
+    ("steps 10", "10 steps"), ("steps 25", "25 steps"), "guidance 1.5", baseline="start",
 )  # fmt: skip
 COMBINED = lines(
     "guidance 1.5", "guidance 1.5, 10 steps", "guidance 1.5, ControlNet x 1.25",
@@ -53,6 +63,10 @@ TABLES = {
     "default search": PageTable(
         "02_default_search", "setting",
         [Line("**start**: the default", "start"), *SEARCHED], SEARCH,
+    ),
+    "default search, 16 frames": PageTable(
+        "02_default_search_16_frames", "setting",
+        [Line("**start**: the default", "start"), *LONGER], SEARCH,
     ),
     "default combinations": PageTable(
         "02_default_search_combinations", "setting", [Line("start", "start"), *COMBINED], SEARCH,
