@@ -14,7 +14,7 @@ from vala_research.experiments.default_edit import BARE, DEFAULT, Settings
 
 def test_notebook_of_the_default_edit(tmp_path, miniature):
     out = tmp_path / "out"
-    run("01_default_edit", tmp_path, output=str(out), steps=3)
+    run("01_default_edit", tmp_path, output=str(out), steps=3, size=32)
     table = pd.read_csv(out / "default_edit.csv")
     assert set(table.setting) == {DEFAULT, BARE} and {"path_error", "psnr"} <= set(table.metric)
     assert json.loads((out / "default_edit.json").read_text())["parameters"]["steps"] == 3

@@ -168,6 +168,6 @@ def test_it_draws_what_prompts_say(pipe):
 
 
 def test_it_inverts_exactly(pipe):
-    rows = abilities.reconstruction_quality(pipe, scene.WORLD, 1, 4, (10,), "extended")
+    rows = abilities.reconstruction_quality(pipe, scene.WORLD, 1, 2, (10,), "extended")
     found = {row["inversion"]: row["to_vae"] for row in rows}
     assert found["exact"] > 60 and found["exact"] > found["ddim"] + 15

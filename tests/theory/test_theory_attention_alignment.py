@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import sympy
@@ -16,14 +17,20 @@ from theory.verdict import ROUNDING, Verdict
 from vala_research import InputError
 from vala_research.methods.prompt_tokens import PromptTokens, pooled_tokens
 
-CHECKS = (alignment, decomposition, weights_differ, attention_norm, combined, token_sufficiency,
-          lipschitz_constant)  # fmt: skip
 SEED = 5  # the table's is 0
+ATTACKS = (alignment, weights_differ, attention_norm, combined)
+CHECKS = (
+    *(partial(check, n_steps=100) for check in ATTACKS), partial(token_sufficiency, n_steps=400),
+    decomposition, lipschitz_constant,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Verdict]:
-    """Every verdict of the group, searched from another seed than the table's."""
+    """Every verdict of the group, searched from another seed than the table's.
+
+    Half of the table's steps attain every bound, and see one that lacks a factor (below).
+    """
     return {v.statement: v for v in (check(seed=SEED) for check in CHECKS)}
 
 

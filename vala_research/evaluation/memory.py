@@ -10,7 +10,7 @@ import contextlib
 import os
 import resource
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vala_research import InputError
 from vala_research.editing.pipeline import quiet_pipeline
@@ -49,22 +48,32 @@ class LiveTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if _is_tensor(x)}
-        for storage in (x.untyped_storage() for x in tree_leaves(out) if _is_tensor(x)):
-            key = storage._cdata
-            if key not in self._sizes and key not in given:  # neither known nor a view of weights
-                self._sizes[key] = storage.nbytes()
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._drop, key)
-        self.peak = max(self.peak, self.now)
+        made = [x.untyped_storage() for x in _tensors(out)]
+        made = [storage for storage in made if storage._cdata not in self._sizes]
+        if made:
+            given = {x.untyped_storage()._cdata for x in _tensors((args, kwargs))}
+            for storage in made:
+                key = storage._cdata
+                if key not in given and key not in self._sizes:  # no view of weights, not met twice
+                    self._sizes[key] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._drop, key)
+            self.peak = max(self.peak, self.now)
         return out
 
     def _drop(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
 
 
-def _is_tensor(x: Any) -> bool:
-    return isinstance(x, Tensor)
+def _tensors(of: Any) -> Iterator[Tensor]:
+    """The tensors of an operation's arguments or results, several times as fast as a pytree's."""
+    if isinstance(of, Tensor):
+        yield of
+    elif isinstance(of, (tuple, list)):
+        for part in of:
+            yield from _tensors(part)
+    elif isinstance(of, dict):
+        yield from _tensors(tuple(of.values()))
 
 
 # --- one edit per process -----------------------------------------------------------------------

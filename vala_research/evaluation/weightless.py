@@ -24,7 +24,7 @@ from vala_research.editing.extras import BARE
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.pipeline import VideoEditPipeline
 from vala_research.editing.source import Source
-from vala_research.evaluation.flops import STABLE_DIFFUSION_1_5, meta_unet
+from vala_research.evaluation.flops import STABLE_DIFFUSION_1_5, fused_attention, meta_unet
 from vala_research.evaluation.known_calls import KnownCalls
 from vala_research.evaluation.memory import PROMPTS, LiveTensors
 
@@ -110,11 +110,9 @@ class FusedAttention(TorchFunctionMode):
     """Make attention on the meta device one operation that keeps no scores, as real kernels do."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        query, key, value = args[:3]  # a mask changes neither count nor shape
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        if func is F.scaled_dot_product_attention:
+            func = fused_attention
+        return func(*args, **(kwargs or {}))
 
 
 def counted_edit(

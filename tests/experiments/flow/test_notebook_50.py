@@ -14,7 +14,7 @@ from vala_research.sprites.scene import WORLD
 
 def test_notebook_of_edits_without_inversion(tmp_path, miniature):
     out = tmp_path / "out"
-    asked = dict(output=str(out), bases="image,wan")
+    asked = dict(output=str(out), bases="image,wan", size=32)
     assert run("50_flow_editing", tmp_path, **asked) < 240  # 40 on an idle machine
     rows = pd.read_csv(out / "rows.csv")
     ways = ("inversion", "FlowEdit", "FlowAlign")

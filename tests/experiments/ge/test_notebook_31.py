@@ -21,17 +21,17 @@ def test_temporal_adapter_on_the_miniature(tmp_path, miniature):
     """The claim is asserted inside, on clips of the test split."""
     if not Path(miniature_path("adapter")).is_dir():
         pytest.skip("the miniature has no adapter: run python -m vala_research.miniature.adapter")
-    out = tmp_path / "out"
-    seconds = run("31_ge_temporal_adapter", tmp_path, n_clips=1, output=str(out))
+    out, few = tmp_path / "out", dict(n_clips=1, n_frames=3, steps=2)
+    seconds = run("31_ge_temporal_adapter", tmp_path, **few, output=str(out))
     assert seconds < 240  # 15 on an idle machine
     rows = pd.read_csv(out / "ge_temporal_adapter.csv")
     assert set(rows.setting) == {ALONE, ADAPTED, "training"}
     edits = rows[rows.setting != "training"]
-    assert edits.groupby("setting").size().tolist() == [3] * 2
+    assert edits.groupby("setting").size().tolist() == [2] * 2
     training = rows[rows.setting == "training"]
     assert training.temporal.notna().all() and training.similarity.notna().all()
     record = json.loads((out / "ge_temporal_adapter.json").read_text())
-    assert record["parameters"]["steps"] == 3 and record["model"]["name"] == "miniature"
+    assert record["parameters"]["steps"] == 2 and record["model"]["name"] == "miniature"
     assert (out / "training" / "log.csv").read_text().count("\n") == 3
 
 

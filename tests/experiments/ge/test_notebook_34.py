@@ -42,7 +42,7 @@ def adapter(pipe, tmp_path_factory) -> str:
 
 
 def test_maps_with_an_adapter_of_ones_own(tmp_path, miniature, adapter):
-    found = run(tmp_path, adapter=adapter, n_clips=2)
+    found = run(tmp_path, adapter=adapter, n_clips=2, token_clips=1, token_steps=1)
     record = found["ge_attention_maps"]
     assert record["parameters"]["adapter"] == adapter and record["figure"] == "8, 10"
     assert found["ge_feature_maps"]["figure"] == "3"
@@ -55,7 +55,7 @@ def test_maps_with_an_adapter_of_ones_own(tmp_path, miniature, adapter):
 def test_maps_with_the_miniatures_adapter(tmp_path, miniature):
     if not list(Path(miniature_path("adapter")).glob("*.safetensors")):
         pytest.skip("no weights of the miniature's adapter")
-    run(tmp_path)
+    run(tmp_path, n_clips=2, token_clips=1, token_steps=1)
 
 
 def planted(on_object=0.3, area=0.13, alike=0.95) -> pd.DataFrame:

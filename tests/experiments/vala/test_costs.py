@@ -3,10 +3,11 @@
 import pytest
 import torch
 from tiny_models import tiny_unet
+from torch.utils.flop_counter import FlopCounterMode
 
 from vala_research import InputError
 from vala_research.diffusion.attention import AnchorAttention
-from vala_research.evaluation.flops import forward_flops, meta_anchors, meta_unet
+from vala_research.evaluation.flops import bare_forward, forward_flops, meta_anchors, meta_unet
 from vala_research.experiments.vala.assignment_cost import FLOPS_PER_ELEMENT, assignment_flops
 from vala_research.experiments.vala.attention_cost import (
     editors,
@@ -88,6 +89,16 @@ def test_compression_is_counted():
     more = forward_flops(unet, policy, f, 8, 8) - forward_flops(unet, "own", f, 8, 8)
     seen = sum(4 * f * n * k * c for n, c in self_attention_layers(unet, 8, 8))
     assert more == 2 * seen
+
+
+@pytest.mark.parametrize("name", ["own", "extended", "own + 8 site anchors"])
+def test_short_cuts_change_no_count(name):
+    """Beside torch's own counter on the forward that leaves nothing out."""
+    unet, policy = meta_unet(dict(tiny_unet().config)), editors(3, 8, 8)[name].policy
+    z = torch.empty(2, 3, 4, 8, 8, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        bare_forward(unet, policy, z)()
+    assert counter.get_total_flops() == forward_flops(unet, policy, 3, 8, 8, n_branches=2) > 0
 
 
 def test_counts_are_for_the_meta_device():
