@@ -20,7 +20,7 @@ def settings_beside(start: EditSetting, steps: Iterable[int]) -> dict[str, EditS
 
     steps: numbers of steps to try.
     """
-    tuned = {name: replace(start, adapter="") for name in TUNED}
+    tuned = {name: replace(start, adapter=name) for name in TUNED}  # until it is trained
     parts, place, together = _parts(start), _place(start), _together(start)
     return parts | _steps(start, steps) | _guidance(start) | place | tuned | together
 

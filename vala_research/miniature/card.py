@@ -199,11 +199,10 @@ this project trained on its own sprite world, `vala_research.sprites`, with
 The checkpoint brings three parts beside those of Stable Diffusion, each with a card of its own:
 motion modules ([`motion_adapter`](motion_adapter/README.md)), a ControlNet that sees the frames
 before the edit ([`controlnet`](controlnet/README.md)) and a temporal adapter
-([`temporal_adapter`](temporal_adapter/README.md)). The last two learnt from true edits of training
-scenes, which real clips do not have. An edit of which nothing else is said uses all three
-(`edit_defaults.json`), in a clip of fewer than 8 frames all but the motion modules. Plain
-diffusers loads the image model alone. These are test clips 200 to
-204, and the [numbers](../../../notebooks/README.md#the-default-edit) of 100 edits.
+([`temporal_adapter`](temporal_adapter/README.md)), which both learnt from true edits of training
+scenes. Real clips have none. An edit uses all three where nothing else is said, but no motion
+modules in a clip of fewer than 8 frames (`edit_defaults.json`). Plain diffusers loads the image
+model alone. Test clips 200 to 204 ([all 100](../../../notebooks/README.md#the-default-edit)):
 
 ![Source, edit and true edit of five test clips](../default_edit.png)
 
