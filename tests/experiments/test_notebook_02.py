@@ -1,4 +1,4 @@
-"""The search's notebook runs, and its claims follow the rows; 20 s."""
+"""The search's notebook runs, and its claims follow the rows; 25 s."""
 
 import pandas as pd
 import pytest
@@ -8,6 +8,7 @@ from vala_research import InputError
 from vala_research.evaluation.verdicts import assert_claims
 from vala_research.experiments import default_search
 from vala_research.experiments.default_search import START, Settings
+from vala_research.experiments.search_settings import TUNED
 
 
 def test_notebook_of_the_search(tmp_path, miniature):
@@ -31,6 +32,20 @@ def test_every_setting_differs_from_the_start_alone(miniature):
 def test_a_wrong_name_is_refused(miniature):
     with pytest.raises(InputError, match="setting"):
         default_search.edit_settings(Settings.preset("sprites", shown=("steps 11",)))
+
+
+def test_each_clip_is_learnt_by_an_adapter_of_its_own(checkpoint, tmp_path, monkeypatch):
+    """Also where runs of other clips share the folder; the second time nothing is learnt."""
+    (name, _), *_ = TUNED.items()
+    monkeypatch.setitem(TUNED, name, 1)
+    few = dict(model=str(checkpoint), shown=(name,), clip_model="", kinds="colour,background",
+               n_frames=3, size=32, steps=2)  # fmt: skip
+    for first_clip in (0, 1, 0):
+        settings = Settings.preset("smoke", **few, first_clip=first_clip)
+        made = default_search.run(settings, tmp_path)
+        assert list(made.setting) == [START] * 2 + [name] * 2
+        assert set(made["index"]) == {first_clip}
+    assert len(list((tmp_path / "tuned").iterdir())) == 2
 
 
 def rows(**gains: float) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from vala_research import chosen_from
+from vala_research.adapter.identity import digest
 from vala_research.adapter.one_shot import TUNING, tune
 from vala_research.editing.pipeline import quiet_pipeline
 from vala_research.evaluation.cases import ClipCase, EditCase, edit_cases
@@ -22,6 +24,7 @@ from vala_research.evaluation.comparison_figures import axis_title, gains_figure
 from vala_research.evaluation.comparison_tables import METRICS, comparison_table, gain_of, in_units
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import COLOURS, PAGE, STYLE, Picture, drawn
+from vala_research.evaluation.provenance import revision
 from vala_research.evaluation.verdicts import Claim
 from vala_research.experiments import default_edit
 from vala_research.experiments.contract import CLIP, PUBLISHED, EditPreset
@@ -86,23 +89,28 @@ def run(settings: Settings, output: str | Path) -> pd.DataFrame:
     chosen = edit_settings(settings)
     of_clips = {name: chosen.pop(name) for name in TUNED if name in chosen}
     rows = [settings.compare(chosen, output)]
-    clips = {}  # the edits of a clip share what was tuned on it
-    for case in settings.cases() if of_clips else ():
-        clips.setdefault((case.index, case.source_prompt), []).append(case)
-    for name, setting in of_clips.items():
-        for number, cases in enumerate(clips.values()):
-            folder = Path(output) / "tuned" / f"{number}-{TUNED[name]}"
-            adapter = str(_tuned(settings, cases[0], TUNED[name], folder))
-            tuned = {name: replace(setting, adapter=adapter)}
-            rows.append(settings.compare(tuned, output, cases=cases))
+    if of_clips:
+        rows += _tuned_rows(settings, of_clips, output)
     return pd.concat(rows, ignore_index=True)
 
 
-def _tuned(settings: Settings, case: EditCase | ClipCase, n_steps: int, folder: Path) -> Path:
-    """The folder of an adapter that learnt the clip of a case."""
-    frames = case.material(settings.n_frames, settings.size).frames
-    pipe = quiet_pipeline(settings.model)
-    return tune(pipe, frames, case.source_prompt, folder, replace(TUNING, max_steps=n_steps))
+def _tuned_rows(
+    settings: Settings, of_clips: dict[str, EditSetting], output: str | Path
+) -> list[pd.DataFrame]:
+    """The rows of settings of `TUNED`: the edits of a clip share the adapter that learnt it."""
+    pipe, model = quiet_pipeline(settings.model), revision(settings.model)
+    clips, rows = {}, []
+    for case in settings.cases():
+        clips.setdefault((case.index, case.source_prompt), []).append(case)
+    for (name, setting), cases in product(of_clips.items(), clips.values()):
+        training = replace(TUNING, max_steps=TUNED[name])
+        frames = cases[0].material(settings.n_frames, settings.size).frames
+        learnt = digest([frames, cases[0].source_prompt, model, training])
+        folder = Path(output) / "tuned" / learnt
+        adapter = tune(pipe, frames, cases[0].source_prompt, folder, training)
+        tuned = {name: replace(setting, adapter=str(adapter))}
+        rows.append(settings.compare(tuned, output, cases=cases))
+    return rows
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
