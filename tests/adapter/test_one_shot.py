@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vala_research import InputError, VideoEditPipeline
-from vala_research.adapter.one_shot import TUNING, OneClip, tune
+from vala_research.adapter.one_shot import TUNING, one_clip, tune
 from vala_research.adapter.state import LOG
 
 CAPTION = "a red circle"
@@ -59,7 +59,7 @@ def test_a_clip_of_two_frames_and_another_clip_are_refused(pipe, video, tmp_path
 
 
 def test_the_data_set_is_one_clip(video):
-    data = OneClip(video, CAPTION)
+    data = one_clip(video, CAPTION)
     assert len(data) == 1 and data[0]["frames"] is video and data[0]["caption"] == CAPTION
     with pytest.raises(IndexError):
         data[1]

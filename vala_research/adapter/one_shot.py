@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from vala_research.adapter.loss import LossSettings
 from vala_research.adapter.settings import AdapterSettings
@@ -26,19 +25,9 @@ TUNING = TrainingSettings(
 )  # fmt: skip
 
 
-class OneClip(Dataset):
+def one_clip(frames: Float[Tensor, "f 3 h w"], caption: str) -> list[dict[str, Any]]:
     """A data set of one clip: {"frames": f 3 h w in [0, 1], "caption", "name"}."""
-
-    def __init__(self, frames: Float[Tensor, "f 3 h w"], caption: str):
-        self.frames, self.caption = frames, caption
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        if i:
-            raise IndexError(i)
-        return {"frames": self.frames, "caption": self.caption, "name": "clip"}
+    return [{"frames": frames, "caption": caption, "name": "clip"}]
 
 
 def tune(
@@ -57,6 +46,6 @@ def tune(
     generator = torch.Generator().manual_seed(training.seed)
     adapter = TemporalAdapter.attach(pipe.unet, settings, generator=generator)
     try:
-        return train(pipe, adapter, OneClip(frames, caption), folder, training)
+        return train(pipe, adapter, one_clip(frames, caption), folder, training)
     finally:
         adapter.detach()

@@ -48,17 +48,15 @@ class LiveTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        made = [x.untyped_storage() for x in _tensors(out)]
-        made = [storage for storage in made if storage._cdata not in self._sizes]
-        if made:
-            given = {x.untyped_storage()._cdata for x in _tensors((args, kwargs))}
-            for storage in made:
-                key = storage._cdata
-                if key not in given and key not in self._sizes:  # no view of weights, not met twice
-                    self._sizes[key] = storage.nbytes()
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self._drop, key)
-            self.peak = max(self.peak, self.now)
+        storages = (x.untyped_storage() for x in _tensors(out))
+        made = {s._cdata: s for s in storages if s._cdata not in self._sizes}
+        for x in _tensors((args, kwargs)) if made else ():
+            made.pop(x.untyped_storage()._cdata, None)  # a view, such as one of weights
+        for key, storage in made.items():
+            self._sizes[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._drop, key)
+        self.peak = max(self.peak, self.now)
         return out
 
     def _drop(self, key: int) -> None:

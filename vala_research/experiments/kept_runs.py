@@ -48,12 +48,12 @@ def kept_runs(folder: Path | None = None) -> dict[str, KeptRun]:
 def written_runs(runs: Mapping[str, KeptRun] | None = None) -> str:
     """The runs as a table in Markdown."""
     titles = ["file", "notebook", "preset", "other parameters", "commit", "holds"]
-    lines = [titles, ["---"] * len(titles)]
+    lines = []
     for name, run in (kept_runs() if runs is None else runs).items():
         maker = run.notebook[:2] or f"`{run.command}`"
         given = " ".join(f"`-p {key} {_written(value)}`" for key, value in run.parameters.items())
         lines.append([f"`{name}.csv`", maker, run.preset, given, run.commit[:10], run.holds])
-    return as_markdown(lines)
+    return as_markdown(titles, lines)
 
 
 def _written(value: Any) -> str:

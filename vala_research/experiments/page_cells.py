@@ -60,7 +60,7 @@ class PageTable:
         """The table in Markdown."""
         titles = [self.first, *(c.title for c in self.columns)]
         cells = [[line.label, *(self.cell(line, c) for c in self.columns)] for line in self.lines]
-        return as_markdown([titles, ["---"] * len(titles), *cells])
+        return as_markdown(titles, cells)
 
     def cell(self, line: Line, column: Column) -> str:
         """What stands in a line under a column; empty: a gain of a line without a baseline."""
@@ -105,7 +105,7 @@ class PlainTable:
             [label, *(self.cell(where, c) for c in self.columns)]
             for label, where in self.lines.items()
         ]
-        return as_markdown([titles, ["---"] * len(titles), *cells])
+        return as_markdown(titles, cells)
 
     def cell(self, where: str, column: Plain) -> str:
         """What stands in a line under a column."""
@@ -196,9 +196,9 @@ def number(value: float, digits: int, sign: str = "") -> str:
     return f"{rounded if rounded else 0.0:{sign if rounded else ''},.{digits}f}"
 
 
-def as_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as a table in Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def as_markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells below their titles, as a table in Markdown."""
+    return "\n".join(f"| {' | '.join(x)} |" for x in (titles, ["---"] * len(titles), *lines))
 
 
 def of(metric: str) -> Metric:

@@ -22,10 +22,10 @@ from vala_research.evaluation.comparison_tables import comparison_table
 from vala_research.evaluation.edit_settings import EditSetting
 from vala_research.evaluation.figures import drawn
 from vala_research.evaluation.verdicts import Claim
-from vala_research.experiments.contract import POINT
 from vala_research.experiments.ge.adapter_variants import (
     ADAPTERS,
     PAPER,
+    SPRITES,
     Variant,
     VariantPreset,
     adapter_folders,
@@ -43,7 +43,7 @@ class Settings(VariantPreset):
     PRESETS = {
         "smoke": {"trained": (0.5,), "acting": (0.5, 0.9), "n_frames": 2, "n_clips": 1,
                   "steps": 4},
-        "sprites": POINT | {"training_steps": 150, "n_clips": 8, "kinds": ("several", "colour")},
+        "sprites": SPRITES | {"kinds": ("several", "colour")},
         "paper": PAPER,
     }
 

@@ -28,11 +28,12 @@ from vala_research.evaluation.frechet import Inception, fid, fid_miniature_clip
 from vala_research.evaluation.kept_rows import hash_of
 from vala_research.evaluation.perceptual import Lpips, lpips, lpips_miniature
 from vala_research.evaluation.provenance import revision
-from vala_research.experiments.contract import ATTENTIONS, CLIP, PUBLISHED, EditPreset
+from vala_research.experiments.contract import ATTENTIONS, CLIP, POINT, PUBLISHED, EditPreset
 from vala_research.miniature.adapter import ADAPTER, TRAINING, SpriteGroups
 
 BESIDE = ("controlnet", "motion")  # parts of an edit beside an adapter
 ADAPTERS = "adapters"  # folder of the trained adapters, in the output
+SPRITES = POINT | dict(training_steps=150, n_clips=8)
 PAPER = PUBLISHED | dict(
     clip_model=CLIP, training_steps=10_000, learning_rate=3e-5, n_processes=0
 )

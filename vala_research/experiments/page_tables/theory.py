@@ -29,11 +29,11 @@ class VerdictTable:
         """The table in Markdown."""
         rows = rows_of("45_theory_overview").dropna(subset="part_of")
         first = rows.drop_duplicates("part_of").set_index("part_of").verdict
-        lines = [["verdict", "numbered statements"], ["---"] * 2]
+        lines = []
         for verdict, words in VERDICTS.items():
             names = [PARTED.get(name, name) for name in first.index[first == verdict]]
             lines.append([words, ", ".join(names)])
-        return as_markdown(lines)
+        return as_markdown(["verdict", "numbered statements"], lines)
 
 
 class FlickerTable:
@@ -52,7 +52,7 @@ class FlickerTable:
             for (name, noise, t), (flicker, moving, lower) in zip(
                 means.index, means.itertuples(index=False), strict=True)
         ]  # fmt: skip
-        return as_markdown([titles, ["---"] * len(titles), *lines])
+        return as_markdown(titles, lines)
 
 
 class LayerTable:
@@ -68,7 +68,7 @@ class LayerTable:
                 near = f", Z* + {share:g} ΔZ" if pair in attention.APPROACHES else ""
                 lines.append([words + near, number(100 * row["paper's broken"], 0),
                               number(row["F ratio"], 3), number(row["R ratio"], 3)])  # fmt: skip
-        return as_markdown([titles, ["---"] * len(titles), *lines])
+        return as_markdown(titles, lines)
 
 
 TABLES = {"verdicts": VerdictTable()}
