@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from vala_research import InputError
+from vala_research.editing.plan import Plan
 from vala_research.evaluation.edit_settings import ALWAYS, EditSetting, is_guided
 
 WORDS = ("a blue square", "a red circle")
@@ -39,3 +41,10 @@ def test_guidance_acts_in_its_steps_alone(tiny, video):
     edits = [edit(tiny, video, guided(*x))[0] for x in ((0.0, 0.5), (0.5, 1.0), ALWAYS)]
     for i, one in enumerate([never, *edits]):
         assert all((one - other).abs().max() > 1e-4 for other in edits[i:])
+
+
+@pytest.mark.parametrize("other", [{"fusion": Plan()}, {"inversion": "flow_edit"}])
+def test_other_edits_are_guided_in_all_steps(other):
+    assert EditSetting(**other).n_sampling > 0
+    with pytest.raises(InputError, match="guidance_interval: fused edits"):
+        EditSetting(**other, guidance_interval=(0.0, 0.5))

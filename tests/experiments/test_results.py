@@ -1,6 +1,5 @@
 """The pages say what the committed rows say; no model, about 40 s of one busy core."""
 
-from inspect import signature
 from pathlib import Path
 from types import ModuleType
 
@@ -11,23 +10,23 @@ import pytest
 from vala_research import InputError
 from vala_research.evaluation.figures import COLUMN, PAGE, Picture
 from vala_research.evaluation.gpu.modes import MODES
-from vala_research.evaluation.verdicts import Claim, assert_claims, stated
+from vala_research.evaluation.verdicts import assert_claims, stated
 from vala_research.experiments import page_cells
 from vala_research.experiments.batches.inspection import experiment_of, find_notebook
 from vala_research.experiments.ge.attention_maps import token_figure
-from vala_research.experiments.kept_runs import kept_runs
+from vala_research.experiments.kept_runs import kept_claims, kept_runs
 from vala_research.experiments.page_cells import (
     Column,
     Line,
     PageTable,
     Plain,
     PlainTable,
-    filled,
     gain_in,
     gain_text,
     number,
     p_text,
 )
+from vala_research.experiments.page_fields import filled
 from vala_research.experiments.pages import replaced, written_pages
 from vala_research.experiments.paper_map import ITEMS, status
 from vala_research.experiments.theory.steady_flicker import setting_claims
@@ -49,14 +48,6 @@ def experiment_named(name: str) -> ModuleType:
     return experiment_of(find_notebook(RUNS[name].notebook))
 
 
-def claims_of(name: str, rows: pd.DataFrame) -> list[Claim]:
-    """The claims of a notebook; some need the settings of its run."""
-    run, experiment = RUNS[name], experiment_named(name)
-    if "settings" not in signature(experiment.claims).parameters:
-        return experiment.claims(rows)
-    return experiment.claims(rows, experiment.Settings.preset(run.preset, **run.parameters))
-
-
 def figure_of(name: str, rows: pd.DataFrame) -> Picture:
     """The notebook's figure that is drawn from rows."""
     if name == "34_ge_attention_maps":
@@ -68,7 +59,7 @@ def figure_of(name: str, rows: pd.DataFrame) -> Picture:
 @pytest.mark.parametrize("name", RESULTS)
 def test_the_claims_hold_for_the_committed_rows_and_the_figure_is_drawn(name):
     rows = rows_of(name)
-    assert_claims(claims := claims_of(name, rows))
+    assert_claims(claims := kept_claims(name))
     assert len(claims) > 0
     if name != "01_default_edit":  # whose figure shows frames
         figure = figure_of(name, rows)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vala_research import InputError
 from vala_research.diffusion.attention import Keyframes
 from vala_research.diffusion.control_pictures import PICTURES
 from vala_research.diffusion.controlnet import GIVEN
@@ -30,7 +31,8 @@ class EditSetting:
     of pictures that the clips come with, such as "depth", and it acts in the inversion too.
     fusion: several models at once; attention is then its sources'. negates_source: the source
     prompt is the negative prompt. guidance_interval: the share of the steps in which guidance acts,
-    as (0, 0.5) is the first half; the other steps are not guided.
+    as (0, 0.5) is the first half; the other steps are not guided. Only an edit that is neither
+    fused nor made without inversion may have an interval: others raise InputError.
     """
 
     attention: str | AnchorSettings | Keyframes | CrossFrame = "extended"
@@ -50,6 +52,14 @@ class EditSetting:
     strength: float = 1.0
     negates_source: bool = False
     guidance_interval: tuple[float, float] = ALWAYS
+
+    def __post_init__(self):
+        is_other = self.fusion or isinstance(get_inversion(self.inversion), DifferenceEdit)
+        if is_other and self.guidance_interval != ALWAYS:
+            raise InputError(
+                "guidance_interval: fused edits, and edits without inversion, are guided in all "
+                "steps. Leave it out."
+            )
 
     @property
     def n_sampling(self) -> int:

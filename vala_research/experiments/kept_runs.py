@@ -9,12 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from vala_research import InputError
-from vala_research.experiments.batches.inspection import notebook_folder
-from vala_research.experiments.page_cells import as_markdown
+from vala_research.evaluation.verdicts import Claim
+from vala_research.experiments.batches.inspection import (
+    experiment_of,
+    find_notebook,
+    notebook_folder,
+)
+from vala_research.experiments.page_cells import as_markdown, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,16 @@ def kept_runs(folder: Path | None = None) -> dict[str, KeptRun]:
     path = Path(folder or notebook_folder() / "results") / "runs.json"
     runs = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     return {name: KeptRun(**run) for name, run in runs.items()}
+
+
+def kept_claims(name: str) -> list[Claim]:
+    """What a file's rows say of the claims of its notebook; some need the settings of the run."""
+    run = kept_runs()[name]
+    experiment = experiment_of(find_notebook(run.notebook))
+    if "settings" not in signature(experiment.claims).parameters:
+        return experiment.claims(rows_of(name))
+    settings = experiment.Settings.preset(run.preset, **run.parameters)
+    return experiment.claims(rows_of(name), settings)
 
 
 def written_runs(runs: Mapping[str, KeptRun] | None = None) -> str:

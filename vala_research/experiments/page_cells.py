@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -179,7 +177,7 @@ def gain_text(
     if gain.n < FEWEST:
         return mean
     text = f"{mean} [{number(gain.low, digits, sign)}, {number(gain.high, digits, sign)}]"
-    is_plain = gain.p_value >= 0.05 and gain.low <= 0 <= gain.high
+    is_plain = gain.p_value >= 0.05 and round(gain.low, 9) <= 0 <= round(gain.high, 9)
     return text if is_plain and not with_p else f"{text}, {p_text(gain.p_value)}"
 
 
@@ -204,37 +202,3 @@ def as_markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def of(metric: str) -> Metric:
     """How a metric is printed; attributes are shares, and a notebook's own is printed as it is."""
     return METRICS.get(metric, Metric(metric, metric, 100 if metric in ATTRIBUTES else 1))
-
-
-def filled(text: str) -> str:
-    """A text with its fields replaced by what the rows say.
-
-    {{file | metric | setting}}: a mean. {{file | metric | better > than | unit}}: a gain; the unit
-    "lower" drops the sign. A number after the last bar: digits. @column=value after a setting: of
-    these rows only. A star in a name stands for all settings of this ending, taken together.
-    {{file | metric | where CONDITION}}: the plain mean of a pandas query; the metric may be
-    any expression of columns.
-    """
-    return re.sub(r"\{\{(.+?)\}\}", lambda found: _field(*found[1].split("|")), text)
-
-
-def _field(file: str, metric: str, settings: str, *rest: str) -> str:
-    file, metric, rest = file.strip(), metric.strip(), [part.strip() for part in rest]
-    digits = int(rest.pop()) if rest and rest[-1].isdigit() else 2
-    if settings.strip().startswith("where "):
-        return plain_text(file, metric, settings.strip().removeprefix("where "), digits)
-    names, _, condition = settings.strip().partition("@")
-    column, _, value = condition.strip().partition("=")
-    where = {column: value} if column else {}
-    better, *than = (_members(file, name.strip()) for name in names.split(" > "))
-    if not than:
-        return mean_text(file, metric, better, digits, **where)
-    unit = f" {rest[0]}" if rest and rest[0] else ""
-    gain = gain_in(file, metric, better, than[0], **where)
-    return gain_text(gain, digits, "" if "lower" in unit else "+", unit)
-
-
-def _members(file: str, name: str) -> tuple[str, ...]:
-    if "*" not in name:
-        return (name,)
-    return tuple(fnmatch.filter(dict.fromkeys(rows_of(file).setting), name))

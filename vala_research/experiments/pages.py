@@ -2,8 +2,8 @@
 
 `python -m vala_research.experiments.pages` writes each table between its two marks: of README.md,
 notebooks/README.md, notebooks/results/README.md and theory/README.md. page_tables/ says what stands
-in them. Some are a text with fields in notebooks/results/: headline.md, the results of README.md,
-and adapter.md. A test compares the pages with the rows.
+in them. Others are texts with fields in notebooks/results/, such as headline.md, the results of
+README.md. A test compares the pages with the rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from vala_research import InputError
 from vala_research.experiments.batches.inspection import notebook_folder
 from vala_research.experiments.kept_runs import written_runs
-from vala_research.experiments.page_cells import filled
+from vala_research.experiments.page_fields import filled
 from vala_research.experiments.page_tables import TABLES
 from vala_research.experiments.page_tables.theory import THEORY
 from vala_research.experiments.paper_map import written_map
@@ -37,19 +37,22 @@ def written_pages() -> dict[Path, str]:
     """The pages as they should be."""
     folder = notebook_folder()
     results, top = folder / "results", folder.parent
-    headline, adapter = (filled((results / f"{name}.md").read_text("utf-8")).strip()
-                         for name in ("headline", "adapter"))  # fmt: skip
+    texts = {
+        path.stem: filled(path.read_text("utf-8")).strip()
+        for path in sorted(results.glob("*.md"))
+        if path.stem != "README"
+    }
     tables = {name: table.written() for name, table in TABLES.items()}
     parts = {
-        top / "README.md": {"headline": headline},
-        folder / "README.md": {"map": written_map(), "adapter": adapter, **tables},
+        top / "README.md": {"headline": texts.pop("headline")},
+        folder / "README.md": {"map": written_map(), **texts, **tables},
         results / "README.md": {"runs": written_runs()},
         top / "theory" / "README.md": {name: table.written() for name, table in THEORY.items()},
     }
     pages = {}
-    for path, texts in parts.items():
+    for path, named in parts.items():
         page = path.read_text("utf-8")
-        for name, text in texts.items():
+        for name, text in named.items():
             page = replaced(page, name, text)
         pages[path] = page
     return pages
