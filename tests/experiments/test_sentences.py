@@ -1,5 +1,6 @@
 """Sentences of the pages say what the committed rows say; no model, about 1 s."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -66,3 +67,28 @@ def test_the_attention_of_a_network_s_layers():
     assert f"not broken on these layers (largest ratio {plain(largest, 3)};" in PROOFS
     assert f"median of {medians.min():.1f} to {medians.max():.1f} per layer" in PROOFS
     assert f"a maximum of {layers.norm.max():.2f}, not 1" in PROOFS
+
+
+EDITS = {"colour": "colour", "background": "background colour", "pattern": "pattern",
+         "shape": "shape", "several": "shape, colour and background"}  # fmt: skip
+
+
+def test_what_the_miniature_s_card_says():
+    """The page repeats numbers of the card, whose rows are quality.json."""
+    folder = ROOT / "vala_research" / "assets" / "miniature"
+    quality = json.loads((folder / "quality.json").read_text("utf-8"))
+    assert f"| VAE round trip | {quality['vae']['sprites_psnr']:.1f} dB |" in PAGE
+    for key in ("prompts", "prompts_of_held_out_pairs"):
+        found = quality[key]
+        parts = (f"{found[x]:.2f}" for x in ("colour", "background", "pattern", "shape", "all"))
+        assert f"(n = {found['n']}) | {' / '.join(parts)} |" in PAGE
+    ddim = (f"{quality['reconstruction'][f'ddim {n}']['to_vae']:.1f}" for n in (10, 25, 50))
+    assert f"10 / 25 / 50 steps | {' / '.join(ddim)} dB |" in PAGE
+    shown = [row for row in quality["edits"] if row["setting"] == "extended"]
+    assert {row["kind"] for row in shown} == set(EDITS)
+    for x in shown:
+        assert (
+            f"| {EDITS[x['kind']]} | {x['psnr']:.1f} | {x['source_psnr']:.1f} | {x['gain']:+.1f} "
+            f"[{x['gain_low']:+.1f}, {x['gain_high']:+.1f}] | {x['edited']:.2f} | "
+            f"{x['success']:.2f} |"
+        ) in PAGE
