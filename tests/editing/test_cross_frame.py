@@ -94,7 +94,20 @@ def test_random_key_frames_are_drawn_at_every_step_or_once():
         return {tuple(flow.at(t, 12, 4).seen[:3]) for t in range(0, 1000, 100)}
 
     assert len(drawn(True)) > 5 and len(drawn(False)) == 1
+    assert len(drawn(None)) > 5
     assert all(a // 4 == i for i, a in enumerate(*drawn(False)))
+
+
+def test_key_frames_that_were_chosen_can_be_drawn_anew(clip):
+    """At every step one of the frames that each of them serves: here, of each of two shots."""
+    z_0 = torch.cat([clip[:1].expand(2, -1, -1, -1), 1 - clip[:1].expand(4, -1, -1, -1)])
+
+    def drawn(redraws):
+        flow = TokenFlow(batch=3, keyframes="uniform", redraws=redraws).of_clip(z_0, None, None)
+        return {tuple(flow.at(t, 6, 4).seen[:2]) for t in range(0, 1000, 5)}
+
+    assert drawn(None) == drawn(False) == {(1, 4)}
+    assert drawn(True) == {(a, b) for a in (0, 1) for b in (2, 3, 4, 5)}
 
 
 @pytest.mark.parametrize("name", CROSS_FRAME)

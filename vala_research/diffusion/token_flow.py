@@ -20,6 +20,7 @@ from vala_research.diffusion.attention_processor import FrameAttention, attend
 from vala_research.diffusion.cross_frame import CrossFrame, Meeting
 from vala_research.diffusion.patching import chunks
 from vala_research.methods.anchors import KEYFRAME_METHODS, select_keyframes
+from vala_research.methods.keyframes import served_frames
 from vala_research.methods.token_flow import Shares, correspond
 
 
@@ -30,18 +31,20 @@ class TokenFlow(CrossFrame):
     batch: frames per key frame. The last batch may be shorter; the released code drops it.
     keyframes: "random" draws one of each batch at every step, as the released code does; "vala" and
         the other methods of `select_keyframes` choose as many on the clip, once.
-    redraws: random key frames are drawn at every step; otherwise once.
+    redraws: a key frame is drawn at every step from each batch or, where a method chose key frames,
+        from the frames that each of them serves best. Otherwise there are the same ones at every
+        step. None: random ones are drawn at every step, and others are not.
     mixing: "batches" takes from the key frames of the own batch and of the one before, as the
         released code does; "nearest" from those before and after. None is "batches" for random key
         frames, and "nearest" for others.
-    chosen: the key frames of this clip, once it is known.
+    groups: of this clip, once it is known: the frames from which each key frame is drawn.
     """
 
     batch: int = 8
     keyframes: str = "random"
     mixing: str | None = None
-    chosen: tuple[int, ...] = ()
-    redraws: bool = True
+    groups: tuple[tuple[int, ...], ...] = ()
+    redraws: bool | None = None
     needs_source: ClassVar[bool] = True
     fits_video_models: ClassVar[bool] = False
 
@@ -55,21 +58,22 @@ class TokenFlow(CrossFrame):
         self, z_0: Float[Tensor, "f c h w"], frames: Any, generator: torch.Generator | None
     ) -> TokenFlow:
         seeded = super().of_clip(z_0, frames, generator)
-        if self.keyframes == "random" or self.chosen:
+        if self.keyframes == "random" or self.groups:
             return seeded
         features = rearrange(z_0, "f c h w -> f (h w) c")
-        n = self.n_seen(len(z_0)) - len(z_0)
-        return replace(seeded, chosen=tuple(select_keyframes(features, n, self.keyframes)))
+        chosen = select_keyframes(features, self.n_seen(len(z_0)) - len(z_0), self.keyframes)
+        groups = served_frames(features, chosen) if self.redraws else [[frame] for frame in chosen]
+        return replace(seeded, groups=tuple(map(tuple, groups)))
 
     def n_seen(self, n_frames: int) -> int:
         return n_frames + -(-n_frames // self.batch)
 
     def at(self, t: int, n_frames: int, n_sites: int) -> Pivots:
-        keyframes, drawing = self.chosen, self.drawing(t if self.redraws else 0)
-        if not keyframes:
-            batches = [range(n_frames)[batch] for batch in chunks(n_frames, self.batch)]
-            drawn = (torch.randint(len(b), (), generator=drawing) for b in batches)
-            keyframes = tuple(b[int(i)] for b, i in zip(batches, drawn, strict=True))
+        is_drawn_once = self.redraws is False
+        drawing = self.drawing(0 if is_drawn_once else t)
+        groups = self.groups or [range(n_frames)[batch] for batch in chunks(n_frames, self.batch)]
+        drawn = (torch.randint(len(group), (), generator=drawing) for group in groups)
+        keyframes = sorted(group[int(i)] for group, i in zip(groups, drawn, strict=True))
         is_released = self.keyframes == "random" and self.mixing != "nearest"
         if is_released:
             shares = Shares.of_batches(n_frames, self.batch)

@@ -6,6 +6,7 @@ This is the loss when features of edited key frames are propagated to the other 
 """
 
 import math
+from collections.abc import Sequence
 from itertools import combinations, islice, permutations
 
 import torch
@@ -109,6 +110,17 @@ def cheapest_set(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], n: int
     """Find the optimal set where enumeration is quick, otherwise a local optimum."""
     few = math.comb(cost.shape[-1], n) * len(weight) <= 1 << 22
     return optimal_set(cost, weight, n) if few else local_set(cost, weight, n)
+
+
+def served_frames(features: Float[Tensor, "f n d"], keyframes: Sequence[int]) -> list[list[int]]:
+    """Part a clip among its key frames: a frame goes to the one in which its loss of D(S) is least.
+
+    Returns the numbers of the frames for each key frame, which is one of them itself.
+    """
+    losses = token_costs(unit_tokens(features))[:, :, list(keyframes)].mean(1)
+    losses[list(keyframes), range(len(keyframes))] = -1.0  # below every loss
+    nearest = losses.argmin(-1).tolist()
+    return [[f for f, k in enumerate(nearest) if k == i] for i in range(len(keyframes))]
 
 
 def uniform_frames(n_frames: int, n: int) -> list[int]:

@@ -8,7 +8,13 @@ from test_notebooks import run
 
 from vala_research.evaluation.verdicts import assert_claims
 from vala_research.experiments.vala import key_frames_in_token_flow as experiment
-from vala_research.experiments.vala.key_frames_in_token_flow import ONCE, RANDOM, VALA, Settings
+from vala_research.experiments.vala.key_frames_in_token_flow import (
+    ANEW,
+    ONCE,
+    RANDOM,
+    VALA,
+    Settings,
+)
 
 
 def test_notebook_of_the_key_frames(tmp_path, miniature):
@@ -25,15 +31,16 @@ def test_only_the_choice_of_key_frames_differs():
     ours, once, random = (settings[name].attention for name in (VALA, ONCE, RANDOM))
     assert (ours.keyframes, once.keyframes) == ("vala", "random")
     assert ours.batch == once.batch == 8 and once.mixing == "nearest" and not once.redraws
-    assert random == replace(once, redraws=True)
+    assert random == replace(once, redraws=None)
+    assert settings[ANEW].attention == replace(ours, redraws=True)
 
 
 def rows(gain: float) -> pd.DataFrame:
     """Ten clips; gain: PSNR by VALA's key frames, give or take."""
     lines = []
     for index in range(10):
-        for name in (RANDOM, ONCE, "uniform key frames", "released", VALA):
-            more = gain * (1 + index / 10) * {VALA: 1, RANDOM: 0.5}.get(name, 0)
+        for name in (RANDOM, ONCE, "uniform key frames", "released", VALA, ANEW):
+            more = gain * (1 + index / 10) * {VALA: 1, RANDOM: 0.5, ANEW: 2}.get(name, 0)
             line = {"setting": name, "motion": "usual", "kind": "several", "index": index}
             lines.append(line | {"psnr": 20 + index + more, "warp_error": 1.0 - more, "cost": 1.0})
     return pd.DataFrame(lines)

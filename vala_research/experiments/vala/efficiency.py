@@ -154,7 +154,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
 
 
 def growth_claims(rows: pd.DataFrame) -> list[Claim]:
-    """Live memory per frame does not grow with the clip; anchors add at most a tenth to its slope."""
+    """Live memory grows no faster than the frames; anchors add at most a tenth to its slope."""
     lines = rows.groupby("attention", sort=False)
     growth = {name: slopes(line.to_dict("records"), "live") for name, line in lines}
     claims = []
