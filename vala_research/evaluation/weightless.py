@@ -9,10 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, MotionAdapter
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -24,7 +22,7 @@ from vala_research.editing.extras import BARE
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.pipeline import VideoEditPipeline
 from vala_research.editing.source import Source
-from vala_research.evaluation.flops import STABLE_DIFFUSION_1_5, fused_attention, meta_unet
+from vala_research.evaluation.flops import STABLE_DIFFUSION_1_5, ShapesAlone, meta_unet
 from vala_research.evaluation.known_calls import KnownCalls
 from vala_research.evaluation.memory import PROMPTS, LiveTensors
 
@@ -106,15 +104,6 @@ class Weightless(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class FusedAttention(TorchFunctionMode):
-    """Make attention on the meta device one operation that keeps no scores, as real kernels do."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.scaled_dot_product_attention:
-            func = fused_attention
-        return func(*args, **(kwargs or {}))
-
-
 def counted_edit(
     pipe: VideoEditPipeline, fusion: Fusion | None, n_frames: int, size: int, steps: int,
     known: KnownCalls | None = None, **call: Any,
@@ -138,7 +127,7 @@ def counted_edit(
     with ExitStack() as modes, torch.no_grad():
         live = modes.enter_context(LiveTensors())
         counter = modes.enter_context(FlopCounterMode(display=False))
-        for mode in (Weightless(), FusedAttention()):
+        for mode in (Weightless(), ShapesAlone()):
             modes.enter_context(mode)
         for network in networks.values():
             modes.enter_context(patched(network, known.patch(counter, live)))

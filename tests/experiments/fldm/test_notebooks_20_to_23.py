@@ -16,6 +16,8 @@ from vala_research.experiments.fldm.settings import IMAGE, VIDEO
 from vala_research.sprites.render import render
 from vala_research.sprites.scene import random_scene, split_generator
 
+FEW = dict(n_frames=2, size=32)  # what is tested does not depend on them
+
 
 @pytest.fixture(scope="module")
 def motion(miniature) -> None:
@@ -27,7 +29,7 @@ def motion(miniature) -> None:
 
 def test_fusion_on_the_miniature(tmp_path, motion):
     out = tmp_path / "out"
-    seconds = run("20_fldm_fusion", tmp_path, size=32, steps=2, output=str(out))
+    seconds = run("20_fldm_fusion", tmp_path, **FEW, n_clips=1, steps=2, output=str(out))
     assert seconds < 240  # 20 on an idle machine
     rows = pd.read_csv(out / "rows.csv")
     assert set(rows.setting) == {"image only", "video only", "fused"} and {*METRICS} <= set(rows)
@@ -43,7 +45,7 @@ def test_fusion_on_the_miniature(tmp_path, motion):
 def test_ratios_on_the_miniature(tmp_path, motion):
     """The ends are asserted inside to be the single models."""
     out = tmp_path / "out"
-    seconds = run("21_fldm_alpha", tmp_path, size=32, n_frames=2, output=str(out))
+    seconds = run("21_fldm_alpha", tmp_path, **FEW, steps=1, output=str(out))
     assert seconds < 240  # 20 on an idle machine
     table = pd.read_csv(out / "fldm_alpha.csv")
     assert set(table.setting) == {IMAGE, VIDEO, "a = 0", "a = 0.5", "a = 1"}
@@ -52,7 +54,7 @@ def test_ratios_on_the_miniature(tmp_path, motion):
 
 def test_schedules_on_the_miniature(tmp_path, motion):
     out = tmp_path / "out"
-    seconds = run("22_fldm_schedules", tmp_path, size=32, output=str(out))
+    seconds = run("22_fldm_schedules", tmp_path, **FEW, output=str(out))
     assert seconds < 240  # 20 on an idle machine
     table = pd.read_csv(out / "fldm_schedules.csv")
     assert len(table) == 2 * 4 and set(table.kind) == {"shape", "colour"}
@@ -65,8 +67,7 @@ def test_schedules_on_the_miniature(tmp_path, motion):
 
 def test_latent_compatibility_on_the_miniature(tmp_path, motion):
     out = tmp_path / "out"
-    parameters = dict(output=str(out), n_frames=2, size=32, steps=2)
-    seconds = run("23_fldm_latent_compatibility", tmp_path, **parameters)
+    seconds = run("23_fldm_latent_compatibility", tmp_path, **FEW, steps=1, output=str(out))
     assert seconds < 240  # 30 on an idle machine
     for name in ("fldm_latent_compatibility", "fldm_foreign_spaces"):
         record = json.loads((out / f"{name}.json").read_text())

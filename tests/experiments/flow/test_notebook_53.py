@@ -55,12 +55,12 @@ def test_a_velocity_without_change_is_inverted_exactly():
 
 def test_notebook_of_errors_along_flows(tmp_path, miniature):
     out = tmp_path / "out"
-    fewer = dict(n_steps=2, n_iterations=1, trips="2,4")
+    fewer = dict(n_steps=2, n_iterations=1, mixture_steps=4, trips="2,4")
     assert run("53_flow_theory", tmp_path, output=str(out), **fewer) < 300
     rows = pd.read_csv(out / "rows.csv")
     growth = rows[rows.part == "growth"]
     sizes = growth.groupby(["model", "way", "start"]).size()
-    assert sizes.tolist() == [3] * 6 + [21] * 6 and len(table(rows)) == 4
+    assert sizes.tolist() == [3] * 6 + [5] * 6 and len(table(rows)) == 4
     assert set(growth[growth.is_local.astype(bool)].model) == {"network"}
     assert rows[rows.part == "bounds"].series.nunique() == 6
     assert len(figure(rows).axes) == 4 + 2
