@@ -14,7 +14,7 @@ half precision, or kernels that a device lacks. A generator of the device cannot
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -37,6 +37,9 @@ WAITS = {
     aten.equal.default, aten.is_nonzero.default, aten._unique2.default,
     aten.repeat_interleave.Tensor,
 }  # fmt: skip
+
+
+NUMBERS = {int, float, bool, type(None)}
 
 
 class GpuTensor(torch.Tensor):
@@ -122,8 +125,8 @@ class FakeGpu(TorchDispatchMode):
 
 def run(func, args, kwargs, watch: FakeGpu | None):
     """Run one operation, with CUDA's rules about devices."""
-    leaves = list(leaves_of((args, kwargs)))
-    on_gpu = [x for x in leaves if isinstance(x, GpuTensor)]
+    leaves = leaves_of((args, kwargs))
+    on_gpu = [x for x in leaves if type(x) is GpuTensor]
     asked = kwargs.get("device")
     target = None if asked is None else torch.device(asked)
     makes_gpu = bool(on_gpu) if target is None else target.type == NAME
@@ -132,7 +135,7 @@ def run(func, args, kwargs, watch: FakeGpu | None):
     # Run it on what is inside.
     if watch is not None:
         watch.see(func, args, on_gpu, makes_gpu)
-    inner_args, inner_kwargs = (mapped(GpuTensor, lambda x: x.inner, x) for x in (args, kwargs))
+    inner_args, inner_kwargs = mapped(inner_of, args), mapped(inner_of, kwargs)
     if target is not None and target.type == NAME:
         inner_kwargs = {**inner_kwargs, "device": torch.device("cpu")}
     out = func(*inner_args, **inner_kwargs)
@@ -142,38 +145,49 @@ def run(func, args, kwargs, watch: FakeGpu | None):
         return out
 
     # Label the result.
-    made = [x for x in leaves_of(out) if isinstance(x, torch.Tensor)]
+    made = [x for x in leaves_of((out,)) if isinstance(x, torch.Tensor)]
     if not (watch and watch.has_float64) and any(x.dtype == torch.float64 for x in made):
         raise TypeError(f"The device has no float64 ({func}).")
     if func is aten._to_copy.default and out is inner_args[0]:
         out = out.clone()
-    wrapped = mapped(torch.Tensor, GpuTensor, out)
+    wrapped = mapped(outer_of, out)
     if on_gpu and makes_aliases(func):
         return return_and_correct_aliasing(func, args, kwargs, wrapped)
     return wrapped
 
 
-# torch's own walk over trees takes most of the time of a small edit.
+# The walk of torch takes most of the time of a small edit, and so does isinstance of a tensor.
 
 
-def leaves_of(x: Any) -> Iterator:
-    """Yield what is in nested lists, tuples and dicts."""
-    if isinstance(x, list | tuple):
-        for part in x:
-            yield from leaves_of(part)
-    elif isinstance(x, dict):
-        yield from leaves_of(list(x.values()))
-    else:
-        yield x
+def leaves_of(x: Any) -> list:
+    """List what is in nested lists, tuples and dicts, but numbers."""
+    leaves = []
+    for part in x.values() if type(x) is dict else x:
+        if isinstance(part, (list, tuple, dict)):
+            leaves += leaves_of(part)
+        elif type(part) not in NUMBERS:
+            leaves.append(part)
+    return leaves
 
 
-def mapped(kind: type, f: Callable, x: Any) -> Any:
-    """Apply f to every leaf of a kind."""
-    if isinstance(x, list | tuple):
-        return type(x)([mapped(kind, f, part) for part in x])
-    if isinstance(x, dict):
-        return {name: mapped(kind, f, part) for name, part in x.items()}
-    return f(x) if isinstance(x, kind) else x
+def mapped(f: Callable, x: Any) -> Any:
+    """Apply f to every leaf but numbers."""
+    kind = type(x)
+    if kind in NUMBERS:
+        return x
+    if isinstance(x, (list, tuple)):
+        return kind([mapped(f, part) for part in x])
+    if kind is dict:
+        return {name: mapped(f, part) for name, part in x.items()}
+    return f(x)
+
+
+def inner_of(x: Any) -> Any:
+    return x.inner if type(x) is GpuTensor else x
+
+
+def outer_of(x: Any) -> Any:
+    return GpuTensor(x) if isinstance(x, torch.Tensor) else x
 
 
 @cache

@@ -18,10 +18,10 @@ from vala_research import InputError
 from vala_research.methods.prompt_tokens import PromptTokens, pooled_tokens
 
 SEED = 5  # the table's is 0
-ATTACKS = (alignment, weights_differ, attention_norm, combined)
+ATTACKS = (alignment, weights_differ, combined)
 CHECKS = (
-    *(partial(check, n_steps=100) for check in ATTACKS), partial(token_sufficiency, n_steps=400),
-    decomposition, lipschitz_constant,
+    *(partial(check, n_steps=60) for check in ATTACKS), partial(attention_norm, n_steps=100),
+    partial(token_sufficiency, n_steps=200), decomposition, lipschitz_constant,
 )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ CHECKS = (
 def found() -> dict[str, Verdict]:
     """Every verdict of the group, searched from another seed than the table's.
 
-    Half of the table's steps attain every bound, and see one that lacks a factor (below).
+    A third of the table's steps attain most bounds, and see one that lacks a factor (below).
     """
     return {v.statement: v for v in (check(seed=SEED) for check in CHECKS)}
 
@@ -84,8 +84,8 @@ def test_the_attack_sees_a_bound_that_lacks_a_factor():
         moved = moved + two(h.w_q @ h.w_k.mT) * fro(c.z - c.z_ideal)
         return fro(c.term_a) / (two(centred(c.z_ideal @ h.w_v)) * moved / 2)
 
-    assert search(as_drawn, without_queries, SEED, 100).value > 1.5
-    less = search(as_drawn, lambda c: fro(c.term_a) / (0.9 * c.bound_a()), SEED, 100)
+    assert search(as_drawn, without_queries, SEED, 60).value > 1.5
+    less = search(as_drawn, lambda c: fro(c.term_a) / (0.9 * c.bound_a()), SEED, 60)
     assert less.value > 1.05
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import sympy
@@ -37,8 +38,9 @@ from vala_research.diffusion.inversion import invert
 from vala_research.diffusion.schedule import Schedule, ddim_step, sample
 from vala_research.methods.bilateral import bias_bound, bilateral_filter, neighbour_mass
 
-CHECKS = {"C.6": expected_step, "C.8": one_step, "C.9": all_steps, "C.9-noise": noise,
-          "DDIM": denoising, "DDIM-inversion": inversion}  # fmt: skip
+CHECKS = {"C.6": partial(expected_step, n_steps=160), "C.8": partial(one_step, n_steps=160),
+          "C.9": all_steps, "C.9-noise": noise, "DDIM": denoising,
+          "DDIM-inversion": inversion}  # fmt: skip
 LEAST = {"C.6": 0.99, "C.8": 0.99, "C.9": 0.95, "C.9-noise": 0.7, "DDIM": 0.98,
          "DDIM-inversion": 0.99}  # fmt: skip
 SD = levels_of(stable_diffusion())
@@ -46,7 +48,7 @@ SD = levels_of(stable_diffusion())
 
 @pytest.fixture(scope="module")
 def verdicts():
-    """Attacked from other starts than the table's."""
+    """Attacked from other starts than the table's, in about half of its steps."""
     return {name: check(seed=11) for name, check in CHECKS.items()}
 
 

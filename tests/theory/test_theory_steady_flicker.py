@@ -25,7 +25,7 @@ from vala_research.methods.temporal import frame_similarity, temporal_consistenc
 
 @pytest.fixture(scope="module")
 def verdict():
-    return steady_flicker.steady_flicker(1, 32, 200)
+    return steady_flicker.steady_flicker(1, 32, 100)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -63,10 +63,10 @@ def test_it_vanishes_for_frames_of_one_direction_alone():
     scales = torch.tensor([0.1, 1.0, 5.0, 2.0]).double()
     assert temporal_consistency_loss(scales[:, None] * e, flicker_weight=1.0).item() < 1e-15
     still = random(4, 7)  # similarities made alike: the paper's loss cannot tell
-    for _ in range(3000):
+    for _ in range(800):
         x = still.clone().requires_grad_()
         (grad,) = torch.autograd.grad(temporal_consistency_loss(x), x)
-        still = still - 0.5 * grad
+        still = still - grad
     assert temporal_consistency_loss(still).item() < 1e-8
     assert temporal_consistency_loss(still, flicker_weight=1.0).item() > 0.1
 
@@ -112,10 +112,10 @@ def test_flicker_is_among_the_critical_points():
 @pytest.mark.parametrize("n_frames, d", [(4, 2), (6, 5)])
 def test_descent_from_next_to_flicker_ends_aligned(n_frames, d):
     start = flicker(n_frames, d) + 1e-3 * random(n_frames, d)
-    end = descend_repaired(start, 1.0)
+    end = descend_repaired(start, 1.0, 1200)
     assert frame_similarity(end).min() > 1 - 1e-6
     assert (end.norm(dim=1) >= start.norm(dim=1) - 1e-12).all()
-    assert frame_similarity(descend_repaired(start, 0.0)).max() < -0.99  # the paper's stays
+    assert frame_similarity(descend_repaired(start, 0.0, 1200)).max() < -0.99  # the paper's stays
 
 
 def test_the_vectorised_forms_are_the_librarys():

@@ -21,10 +21,10 @@ from vala_research import InputError
 from vala_research.methods.temporal import frame_similarity, temporal_consistency_loss
 
 STATEMENTS = {
-    "C.1": lambda: temporal_curvature.smoothness(1, 32, 300, (3, 4, 7)),
+    "C.1": lambda: temporal_curvature.smoothness(1, 32, 150, (3, 4, 7)),
     "C.2": lambda: temporal_loss.similarity_gradient(1, 900),
-    "C.3a": lambda: temporal_loss.gradient_bound(1, 32, 200, (3, 4, 5)),
-    "C.3b": lambda: temporal_curvature.gradient_chords(1, 128, 200),
+    "C.3a": lambda: temporal_loss.gradient_bound(1, 32, 100, (3, 4, 5)),
+    "C.3b": lambda: temporal_curvature.gradient_chords(1, 64, 150),
 }
 
 
