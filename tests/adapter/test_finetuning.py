@@ -298,7 +298,7 @@ def test_the_temporal_loss_falls(fresh, tmp_path):
     """Learning learns: a training that ascends, or does not move, fails."""
     pipe, adapter = fresh()
     s = replace(
-        QUICK, max_steps=40, warmup_steps=1, accumulation=1, batch_size=2, learning_rate=3e-2,
+        QUICK, max_steps=20, warmup_steps=1, accumulation=1, batch_size=2, learning_rate=3e-2,
         loss=LossSettings(lambda_diffusion=0.0, temporal_from=0.0), checkpoint_every=1000,
     )  # fmt: skip
     train(pipe, adapter, Clips(4), tmp_path, s)

@@ -1,6 +1,6 @@
 """Every mode of the pipeline on a pretended device: the CPU's result, few waits, no float64.
 
-Tiny random networks, 2 steps, 3 frames; about 25 seconds of one processor.
+Tiny random networks, 2 steps, 3 frames; about 20 seconds of one processor.
 """
 
 import copy

@@ -173,10 +173,11 @@ def test_words_pull_an_edit_towards_the_source(pipe):
     scene, _ = demo_scenes()
     clip, source = render(scene, 3, 64).frames, scene.caption
     known = pipe.encode(clip)
-    call = dict(source_prompt=source, inversion="exact", guidance_scale=1.0)
+    inverted = pipe.invert(clip, source, 2, "exact", return_inversion=True, attention="own")
+    call = dict(latents=inverted, source_prompt=source, guidance_scale=1.0)
     prompt = source.replace(scene.colour, "green")
     assert prompt != source
-    plain, full = (edit(pipe, clip, prompt, **call, injection=x) for x in (NONE, FULL))
+    plain, full = (edit(pipe, None, prompt, **call, injection=x) for x in (NONE, FULL))
     assert 0 < far(full, known) < far(plain, known)
 
 
