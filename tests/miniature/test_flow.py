@@ -1,4 +1,4 @@
-"""The miniature's flow model: its recipe, and what the committed weights can do. Costs 15 s of processor time."""
+"""The miniature's flow model: its recipe, and what the committed weights can do. Costs 15 s."""
 
 import json
 from pathlib import Path
