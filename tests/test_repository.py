@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from diffusers import StableDiffusionPipeline
 from packaging.requirements import Requirement
@@ -247,3 +248,26 @@ def test_no_machine_paths():
     text = {".py", ".toml", ".yml", ".yaml", ".md", ".txt", ".cff", ".ipynb", ".json"}
     files = [p for p in tracked() if p.suffix in text and p.stat().st_size < MEBIBYTE]
     assert not [p.name for p in files if home.search(p.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_shapes_are_checked_in_every_test(again):
+    """At its first calls, however often the function ran before, and then now and then."""
+    from jaxtyping import TypeCheckError
+
+    from vala_research.methods.anchors import unit_tokens
+
+    with pytest.raises(TypeCheckError):
+        unit_tokens([[1.0]])
+    right = torch.ones(1, 2, 3)
+    for _ in range(100):
+        unit_tokens(right)
+    caught = 0
+    for _ in range(100):
+        try:
+            unit_tokens(torch.ones(2, 3))
+        except TypeCheckError:
+            caught += 1
+        except InputError:
+            pass
+    assert 1 < caught < 10
