@@ -61,11 +61,12 @@ def test_a_run_that_is_none_is_refused(tmp_path):
 
 def test_the_table_of_runs():
     runs = {"a": KeptRun(notebook="20_fldm_fusion", preset="sprites", commit="0123456789abcdef",
-                         parameters={"kinds": ["shape", "colour"], "shown": ["fused, anchors"]}),
+                         parameters={"kinds": ["shape", "colour"], "shown": ["fused, anchors"],
+                                     "parts": []}),
             "b": KeptRun(command="make gpu", holds="a card")}  # fmt: skip
     assert written_runs(runs).splitlines()[2:] == [
-        '| `a.csv` | 20 | sprites | `-p kinds shape,colour` `-p shown "fused, anchors"` '
-        "| 0123456789 |  |",
+        "| `a.csv` | 20 | sprites | `-p kinds shape,colour` "
+        '`-p shown "fused, anchors"` `-p parts ""` | 0123456789 |  |',
         "| `b.csv` | `make gpu` |  |  |  | a card |",
     ]
 

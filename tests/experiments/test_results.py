@@ -36,7 +36,8 @@ RUNS = kept_runs()
 # Whose notebooks have claims of rows; 33 has claims of pictures.
 SILENT = {"02_default_search_combinations", "33_ge_activation_range"}
 RESULTS = [name for name, run in RUNS.items() if run.notebook and name not in SILENT]
-COMMANDS = ("gpu_correctness", "gpu_edits", "gpu_policies", "host_costs")  # not notebooks
+COMMANDS = ("gpu_correctness", "gpu_edits", "gpu_policies", "host_costs",
+            "bilateral_filter_speed")  # fmt: skip
 
 
 def rows_of(name: str) -> pd.DataFrame:

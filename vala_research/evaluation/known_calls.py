@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import FlopCounterMode
 
 from vala_research.diffusion.patching import Patch
+from vala_research.evaluation.flops import FlopCount
 from vala_research.evaluation.memory import LiveTensors
 
 
@@ -27,7 +27,7 @@ class KnownCalls:
     flops: int = 0
     _known: dict[tuple, tuple] = field(default_factory=dict)
 
-    def patch(self, counter: FlopCounterMode, live: LiveTensors) -> Patch:
+    def patch(self, counter: FlopCount, live: LiveTensors) -> Patch:
         """A patch of a whole network that remembers what `counter` and `live` say of its calls.
 
         The network returns one tensor, or one tensor in a tuple.
@@ -44,10 +44,10 @@ class KnownCalls:
                     return tree_map(_empty, out)
 
                 # Lower the peak for this call, so that it shows how far the call alone rises.
-                before, flops, at_start = live.peak, counter.get_total_flops(), live.now
+                before, flops, at_start = live.peak, counter.total, live.now
                 live.peak = at_start
                 out = forward(*args, **kwargs)
-                flops, rise = counter.get_total_flops() - flops, live.peak - at_start
+                flops, rise = counter.total - flops, live.peak - at_start
                 live.peak = max(before, live.peak)
 
                 # Network and processors are kept, for an id is unique among living objects only.

@@ -12,7 +12,6 @@ import torch
 from diffusers import AutoencoderKL, MotionAdapter
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vala_research import InputError
@@ -22,7 +21,12 @@ from vala_research.editing.extras import BARE
 from vala_research.editing.fusion import Fusion
 from vala_research.editing.pipeline import VideoEditPipeline
 from vala_research.editing.source import Source
-from vala_research.evaluation.flops import STABLE_DIFFUSION_1_5, ShapesAlone, meta_unet
+from vala_research.evaluation.flops import (
+    STABLE_DIFFUSION_1_5,
+    FlopCount,
+    ShapesAlone,
+    meta_unet,
+)
 from vala_research.evaluation.known_calls import KnownCalls
 from vala_research.evaluation.memory import PROMPTS, LiveTensors
 
@@ -126,7 +130,7 @@ def counted_edit(
     clip = torch.empty(n_frames, 3, size, size, device=pipe.device)
     with ExitStack() as modes, torch.no_grad():
         live = modes.enter_context(LiveTensors())
-        counter = modes.enter_context(FlopCounterMode(display=False))
+        counter = modes.enter_context(FlopCount())
         for mode in (Weightless(), ShapesAlone()):
             modes.enter_context(mode)
         for network in networks.values():
@@ -135,7 +139,7 @@ def counted_edit(
             clip, *PROMPTS, num_inference_steps=steps, fusion=fusion, output_type="pt",
             **{"attention": "own"} | call,
         )  # fmt: skip
-    return counter.get_total_flops() + known.flops - skipped, live.peak
+    return counter.total + known.flops - skipped, live.peak
 
 
 def stored_bytes(*modules: nn.Module) -> int:

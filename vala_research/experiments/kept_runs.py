@@ -78,4 +78,4 @@ def _written(value: Any) -> str:
         return str(value)
     texts = [str(v) for v in value]
     text = (";" if any("," in t for t in texts) else ",").join(texts)
-    return f'"{text}"' if " " in text or ";" in text else text
+    return f'"{text}"' if not text or " " in text or ";" in text else text

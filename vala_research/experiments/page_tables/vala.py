@@ -46,6 +46,7 @@ CHOICES = in_each_motion(
     ("random key frames", "random at every step"),
     ("random key frames, drawn once", "random, drawn once"), ("uniform key frames", "uniform"),
     ("k-means key frames", "k-means"), ("VALA key frames", "**VALA**"),
+    ("VALA key frames, drawn anew", "**VALA, drawn at every step**"),
     ("frame by frame", "none: frame by frame"),
 )  # fmt: skip
 
@@ -62,6 +63,10 @@ INVERSIONS = {
                           ("exact", "exact"))
     for n in (10, 25, 50)
 }  # fmt: skip
+GUIDED = {
+    words: f"method == '{method}'"
+    for method, words in (("ddim, guided", "DDIM"), ("null text, guided", "DDIM and null text"))
+}
 COSTS = {
     words: f"part in ('policies', 'curves') and policy == '{policy}'"
     for policy, words in CURVES.items()
@@ -80,6 +85,12 @@ TABLES = {
          Plain("reconstruction, dB: mean", "to_vae", 1),
          Plain("worst clip", "to_vae", 1, how="min")],
     ),
+    "guided inversions": PlainTable(
+        "11_vala_inversion_fidelity_guided", "guidance 2, 10 steps", GUIDED,
+        [Plain("evaluations", "evaluations", 0), Plain("backward passes", "backward", 0),
+         Plain("reconstruction, dB: mean", "to_vae", 1),
+         Plain("worst clip", "to_vae", 1, how="min")],
+    ),
     "costs of policies": PlainTable(
         "13_vala_efficiency", "a frame attends to", COSTS,
         [Plain(f"{n} frames", "ratio", where=f"frames == {n}") for n in (8, 32, 128)],
@@ -89,6 +100,14 @@ TABLES = {
         [Line("nothing (`own`)", "own"), *POLICIES],
         [Column("cost", "cost"), WARP, gain("reduced by", "warp_error"), JITTER,
          gain("reduced by", "jitter"), PSNR, gain("gain", "psnr"), PATH, RIGHT],
+    ),
+    "attention policies, bare": PageTable(
+        "12_vala_editing_quality_bare", "attends to, besides itself",
+        [Line("nothing (`own`)", "own"), *lines(
+            ("extended", "every frame (`extended`)"), "uniform 2 key frames",
+            ("VALA 2 site anchors", "**VALA 2 site anchors**"), "VALA 256 token anchors",
+            baseline="own")],
+        [Column("cost", "cost"), *STEADINESS],
     ),
     "attention policies, long": PageTable(
         "12_vala_editing_quality_long", "motion: attends to, besides itself", MOVING,
