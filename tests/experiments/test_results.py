@@ -10,8 +10,8 @@ import pytest
 from vala_research import InputError
 from vala_research.evaluation.figures import COLUMN, PAGE, Picture
 from vala_research.evaluation.gpu.modes import MODES
-from vala_research.evaluation.verdicts import assert_claims, stated
-from vala_research.experiments import page_cells
+from vala_research.evaluation.verdicts import Claim, assert_claims, stated
+from vala_research.experiments import page_cells, page_fields
 from vala_research.experiments.batches.inspection import experiment_of, find_notebook
 from vala_research.experiments.ge.attention_maps import token_figure
 from vala_research.experiments.kept_runs import kept_claims, kept_runs
@@ -129,7 +129,8 @@ PLANTED = pd.DataFrame(
 
 @pytest.fixture
 def planted(monkeypatch):
-    monkeypatch.setattr(page_cells, "rows_of", lambda file: PLANTED)
+    for module in (page_cells, page_fields):
+        monkeypatch.setattr(module, "rows_of", lambda file: PLANTED)
 
 
 def test_a_table_of_a_page_says_what_its_rows_say(planted):
@@ -166,6 +167,19 @@ def test_a_field_of_a_text_is_filled_from_the_rows(planted):
            "{{x | psnr | where index == 5 and setting == 'a, with'}}"  # fmt: skip
     assert filled(text) == "+2.0 dB [+2.0, +2.0], p = .031; 50%; 26.00"
     assert filled("{{x | psnr | a, with @kind=shape | 1}}") == "23.5"
+    for better, than, words in (("a, with", "a, without", "less"), ("a, without", "a, with", "more")):
+        found = filled(f"{{{{x | psnr | {better} > {than} | dB less}}}}")
+        assert found == f"1.00 dB {words} [1.00, 1.00], p = .031"
+
+
+def test_a_field_of_a_claim(monkeypatch):
+    """In the unit of its metric: E_warp in thousandths."""
+    claim = Claim("it flickers less", "E_warp", -0.002, -0.003, -0.001, 0.03125, 6)
+    monkeypatch.setattr(page_fields, "kept_claims", lambda file: [claim])
+    text = filled("{{claimed | claim | it flickers less, E_warp | lower | 1}}")
+    assert text == "2.0 higher [1.0, 3.0], p = .031"
+    with pytest.raises(InputError, match="No claim on the rows of claimed is 'it flickers'"):
+        filled("{{claimed | claim | it flickers}}")
 
 
 @pytest.mark.parametrize(
