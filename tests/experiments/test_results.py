@@ -167,8 +167,8 @@ def test_a_field_of_a_text_is_filled_from_the_rows(planted):
            "{{x | psnr | where index == 5 and setting == 'a, with'}}"  # fmt: skip
     assert filled(text) == "+2.0 dB [+2.0, +2.0], p = .031; 50%; 26.00"
     assert filled("{{x | psnr | a, with @kind=shape | 1}}") == "23.5"
-    for better, than, words in (("a, with", "a, without", "less"), ("a, without", "a, with", "more")):
-        found = filled(f"{{{{x | psnr | {better} > {than} | dB less}}}}")
+    for pair, words in (("a, with > a, without", "less"), ("a, without > a, with", "more")):
+        found = filled(f"{{{{x | psnr | {pair} | dB less}}}}")
         assert found == f"1.00 dB {words} [1.00, 1.00], p = .031"
 
 
