@@ -92,7 +92,7 @@ def meta_policy(
     if isinstance(editor, CrossFrame):
         z_0 = torch.zeros(n_frames, 1, height, width)
         if isinstance(editor, TokenFlow):
-            editor = replace(editor, chosen=tuple(range(0, n_frames, editor.batch)))
+            editor = replace(editor, groups=tuple((i,) for i in range(0, n_frames, editor.batch)))
         if isinstance(editor, TrajectoryAttention):
             editor = replace(editor, flow=torch.zeros(n_frames - 1, 2, height, width), valid=None)
         return editor.of_clip(z_0, None, torch.Generator())
