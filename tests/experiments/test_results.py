@@ -1,4 +1,4 @@
-"""The pages say what the committed rows say; no model, about 40 s of one busy core."""
+"""The pages say what the committed rows say; no model, about a minute of one core."""
 
 from pathlib import Path
 from types import ModuleType
