@@ -255,7 +255,7 @@ def test_shapes_are_checked_in_every_test(again):
     """At its first calls, however often the function ran before, and then now and then."""
     from jaxtyping import TypeCheckError
 
-    from vala_research.methods.anchors import unit_tokens
+    from vala_research.methods.keyframes import unit_tokens
 
     with pytest.raises(TypeCheckError):
         unit_tokens([[1.0]])

@@ -25,6 +25,7 @@ from vala_research.experiments.page_cells import (
     gain_text,
     number,
     p_text,
+    rows_of,
 )
 from vala_research.experiments.page_fields import filled
 from vala_research.experiments.pages import replaced, written_pages
@@ -38,10 +39,6 @@ SILENT = {"02_default_search_combinations", "33_ge_activation_range"}
 RESULTS = [name for name, run in RUNS.items() if run.notebook and name not in SILENT]
 COMMANDS = ("gpu_correctness", "gpu_edits", "gpu_policies", "host_costs",
             "bilateral_filter_speed")  # fmt: skip
-
-
-def rows_of(name: str) -> pd.DataFrame:
-    return pd.read_csv(NOTEBOOKS / "results" / f"{name}.csv", low_memory=False)
 
 
 def experiment_named(name: str) -> ModuleType:

@@ -3,21 +3,15 @@
 import json
 from pathlib import Path
 
-import pandas as pd
-
 from vala_research.evaluation.statistics import paired_gain
 from vala_research.experiments.contract import part_of
 from vala_research.experiments.fldm import cost
-from vala_research.experiments.page_cells import number, p_text
+from vala_research.experiments.page_cells import number, p_text, rows_of
 from vala_research.experiments.theory import attention
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = " ".join((ROOT / "notebooks" / "README.md").read_text("utf-8").split())
 PROOFS = " ".join((ROOT / "theory" / "README.md").read_text("utf-8").split())
-
-
-def rows_of(name: str) -> pd.DataFrame:
-    return pd.read_csv(ROOT / "notebooks" / "results" / f"{name}.csv", low_memory=False)
 
 
 def plain(value: float, digits: int) -> str:

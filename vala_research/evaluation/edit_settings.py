@@ -54,8 +54,9 @@ class EditSetting:
     guidance_interval: tuple[float, float] = ALWAYS
 
     def __post_init__(self):
-        is_other = self.fusion or isinstance(get_inversion(self.inversion), DifferenceEdit)
-        if is_other and self.guidance_interval != ALWAYS:
+        if self.guidance_interval == ALWAYS:
+            return
+        if self.fusion or isinstance(get_inversion(self.inversion), DifferenceEdit):
             raise InputError(
                 "guidance_interval: fused edits, and edits without inversion, are guided in all "
                 "steps. Leave it out."

@@ -117,7 +117,7 @@ def rows_of(file: str) -> pd.DataFrame:
     path = notebook_folder() / "results" / f"{file}.csv"
     if not path.is_file():
         raise InputError(f"{path} is missing: a table of the pages is made from it.")
-    return pd.read_csv(path)
+    return pd.read_csv(path, low_memory=False)
 
 
 def chosen(

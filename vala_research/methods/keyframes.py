@@ -7,7 +7,7 @@ This is the loss when features of edited key frames are propagated to the other 
 
 import math
 from collections.abc import Sequence
-from itertools import combinations, islice, permutations
+from itertools import combinations, islice, product
 
 import torch
 from jaxtyping import Float
@@ -39,12 +39,15 @@ def unit_tokens(features: Float[Tensor, "f n d"]) -> Float[Tensor, "f n d"]:
     return x / length
 
 
-def token_costs(u: Float[Tensor, "f n d"]) -> Float[Tensor, "f n s"]:
-    """Squared distance of every unit token to the nearest token of each frame s."""
-    f = len(u)
-    cost = u.new_zeros(f, u.shape[1], f)
-    for g, s in permutations(range(f), 2):
-        cost[g, :, s] = 2 - 2 * (u[g] @ u[s].T).amax(-1)
+def token_costs(
+    u: Float[Tensor, "f n d"], frames: Sequence[int] | None = None
+) -> Float[Tensor, "f n s"]:
+    """Squared distance of every unit token to the nearest token of each of these frames (all)."""
+    frames = range(len(u)) if frames is None else frames
+    cost = u.new_zeros(*u.shape[:2], len(frames))
+    for g, (i, s) in product(range(len(u)), enumerate(frames)):
+        if g != s:
+            cost[g, :, i] = 2 - 2 * (u[g] @ u[s].T).amax(-1)
     return cost.clamp_min_(0)
 
 
@@ -55,8 +58,8 @@ def set_cost(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], chosen: li
 
 def propagation_distortion(features: Float[Tensor, "f n d"], keyframes: list[int]) -> float:
     """D(S) of these key frames, in [0, 4]; smaller is better, 0 when every frame is a key frame."""
-    cost = token_costs(unit_tokens(features)).flatten(0, 1)
-    return set_cost(cost, torch.ones_like(cost[:, 0]), keyframes)
+    cost = token_costs(unit_tokens(features), keyframes).flatten(0, 1)
+    return set_cost(cost, torch.ones_like(cost[:, 0]), list(range(len(keyframes))))
 
 
 def optimal_set(cost: Float[Tensor, "m s"], weight: Float[Tensor, " m"], n: int) -> list[int]:
@@ -117,7 +120,7 @@ def served_frames(features: Float[Tensor, "f n d"], keyframes: Sequence[int]) ->
 
     Returns the numbers of the frames for each key frame, which is one of them itself.
     """
-    losses = token_costs(unit_tokens(features))[:, :, list(keyframes)].mean(1)
+    losses = token_costs(unit_tokens(features), keyframes).mean(1)
     losses[list(keyframes), range(len(keyframes))] = -1.0  # below every loss
     nearest = losses.argmin(-1).tolist()
     return [[f for f, k in enumerate(nearest) if k == i] for i in range(len(keyframes))]

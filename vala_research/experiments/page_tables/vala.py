@@ -67,6 +67,9 @@ GUIDED = {
     words: f"method == '{method}'"
     for method, words in (("ddim, guided", "DDIM"), ("null text, guided", "DDIM and null text"))
 }
+RECONSTRUCTION = (
+    Plain("reconstruction, dB: mean", "to_vae", 1), Plain("worst clip", "to_vae", 1, how="min"),
+)  # fmt: skip
 COSTS = {
     words: f"part in ('policies', 'curves') and policy == '{policy}'"
     for policy, words in CURVES.items()
@@ -81,15 +84,12 @@ TABLES = {
     ),
     "inversions": PlainTable(
         "11_vala_inversion_fidelity", "inversion", INVERSIONS,
-        [Plain("evaluations", "evaluations", 0),
-         Plain("reconstruction, dB: mean", "to_vae", 1),
-         Plain("worst clip", "to_vae", 1, how="min")],
+        [Plain("evaluations", "evaluations", 0), *RECONSTRUCTION],
     ),
     "guided inversions": PlainTable(
         "11_vala_inversion_fidelity_guided", "guidance 2, 10 steps", GUIDED,
         [Plain("evaluations", "evaluations", 0), Plain("backward passes", "backward", 0),
-         Plain("reconstruction, dB: mean", "to_vae", 1),
-         Plain("worst clip", "to_vae", 1, how="min")],
+         *RECONSTRUCTION],
     ),
     "costs of policies": PlainTable(
         "13_vala_efficiency", "a frame attends to", COSTS,
